@@ -1,0 +1,1 @@
+"""From the WAL to the sinks: batches, delivery, confirmation. Knows nothing of HTTP servers."""

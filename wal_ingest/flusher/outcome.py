@@ -1,0 +1,75 @@
+"""What a sink says of a write: a closed set of values, never an exception, a bool or a count.
+
+| outcome | the points are | the delivery loop |
+|---|---|---|
+| `Confirmed` | in the sink, durably as far as it promises | settles the batch |
+| `Rejected` | refused for good, some or all of them | bisects until the refused ones are alone; parks those |
+| `TooLarge` | too many at once for this sink | halves and writes again |
+| `Unavailable` | perhaps there, perhaps not | waits and writes the same batch again, without end |
+| `Misconfigured` | not there, and will not be until an operator acts | holds, keeps everything, alarms, retries slowly |
+
+Writing a batch again is harmless: every line carries its own time, and the same series at the same time
+overwrites itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The sink has every point of the batch.
+
+    `position` is what the sink wants to be remembered with its cursor, in the same transaction (the
+    archive: file and length), or None when it needs nothing.
+    """
+
+    position: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """At least one point of the batch will never be taken.
+
+    `reason` is the sink's own sentence, `status` its code (0 when it has none). `dropped` is how many points
+    it says it refused, None when it does not say; when that is the whole batch there is nothing to bisect.
+    """
+
+    reason: str
+    status: int = 0
+    dropped: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """The batch is larger than the sink takes in one write (HTTP 413)."""
+
+    reason: str
+    status: int = 413
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Come back later; what became of the write is unknown.
+
+    `retry_after_s` is the least wait in seconds that the sink asked for, None when it did not ask.
+    `suspect` says that the answer may be about this very batch rather than about the sink as a whole
+    (HTTP 500): such a batch is bisected when it fails again and again while its neighbours pass.
+    """
+
+    reason: str
+    status: int = 0
+    retry_after_s: float | None = None
+    suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Misconfigured:
+    """Token, permission, organisation, bucket or address is wrong (HTTP 401, 403, 404): an operator's error."""
+
+    reason: str
+    status: int = 0
+
+
+Outcome = Confirmed | Rejected | TooLarge | Unavailable | Misconfigured

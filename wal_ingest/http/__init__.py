@@ -1,0 +1,1 @@
+"""The front door: a bare ASGI callable for ingest, a Quart-Trio app for all else, both on Hypercorn."""

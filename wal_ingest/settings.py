@@ -1,0 +1,217 @@
+"""Every setting, in one typed table: its unit (the end of its name), its default, and why it is there.
+
+`wal_ingest.config` fills the table from a file, the environment and flags. Adding a field here is all it
+takes to add a setting: the sample configuration, `wal-ingest config` and the checks are made from it, and
+the docs test asks for its line in the README.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+def _why(description: str, **bounds: Any) -> Meta:
+    return Meta(description=description, **bounds)
+
+
+class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[server]: the listener and the limits at the front door."""
+
+    bind: Annotated[
+        str,
+        _why(
+            "Address and port to listen on, HOST:PORT. Port 0 takes a free one, and the ready line names it."
+        ),
+    ] = "127.0.0.1:8400"
+    data_dir: Annotated[
+        str, _why("Directory of the WAL, its state and the archive. One server at a time.")
+    ] = "./data"
+    body_bytes_max: Annotated[
+        int,
+        _why(
+            "Largest body of a request, counted after decompression; a larger one is answered 413.",
+            ge=KIB,
+            le=GIB,
+        ),
+    ] = 32 * MIB
+    header_bytes_max: Annotated[
+        int, _why("Largest request line and headers together; larger ones are answered 431.", ge=KIB, le=MIB)
+    ] = 16 * KIB
+    line_bytes_max: Annotated[
+        int,
+        _why(
+            "Longest single line of line protocol; a body with a longer one is answered 400.",
+            ge=KIB,
+            le=16 * MIB,
+        ),
+    ] = 64 * KIB
+    json_depth_max: Annotated[
+        int, _why("Deepest nesting of a JSON body, in levels; a deeper one is answered 400.", ge=3, le=100)
+    ] = 16
+    body_s_max: Annotated[
+        float, _why("Seconds a request's body may take to arrive; then it is answered 408.", gt=0)
+    ] = 30.0
+    bodies_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes of all bodies that are being read or checked at one time; past it requests are answered 503. "
+            "It bounds the memory of the front door.",
+            ge=MIB,
+        ),
+    ] = 256 * MIB
+    keep_alive_s: Annotated[
+        float, _why("Seconds an idle connection is kept; longer than most clients' pools keep theirs.", gt=0)
+    ] = 75.0
+    stop_s_max: Annotated[
+        float,
+        _why(
+            "Seconds from SIGTERM to the exit at the latest: requests under way are answered within them.",
+            gt=0,
+        ),
+    ] = 10.0
+
+
+class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[wal]: the write-ahead log."""
+
+    wal_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes the WAL may take on disk; at this size requests are answered 503 until a sink catches up.",
+            ge=MIB,
+        ),
+    ] = 50 * GIB
+    free_disk_bytes_min: Annotated[
+        int, _why("Bytes that must stay free on the disk; below them requests are answered 503.", ge=0)
+    ] = GIB
+    segment_bytes_max: Annotated[
+        int,
+        _why(
+            "Size at which a segment is sealed and the next one begun. Space comes back a segment at a time.",
+            ge=MIB,
+            le=4 * GIB,
+        ),
+    ] = 32 * MIB
+    segment_s_max: Annotated[
+        float,
+        _why(
+            "Age in seconds at which a segment that holds entries is sealed, so that a quiet node gives space back too.",
+            gt=0,
+        ),
+    ] = 60.0
+    commit_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes of lines that one commit takes at the most; what waits beyond them goes into the next.",
+            ge=64 * KIB,
+        ),
+    ] = 8 * MIB
+    append_queue_bytes_max: Annotated[
+        int, _why("Bytes of lines that may wait for a commit; past it requests are answered 503.", ge=MIB)
+    ] = 64 * MIB
+
+
+class FlusherSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[flusher]: delivery to the sinks."""
+
+    batch_points_max: Annotated[
+        int, _why("Points in one write to a sink, at the most.", ge=1, le=100_000)
+    ] = 1_000
+    batch_wait_s_max: Annotated[
+        float,
+        _why("Seconds the oldest entry waits for its batch to fill; then the batch goes as it is.", ge=0),
+    ] = 1.0
+    cursor_commit_s: Annotated[
+        float,
+        _why(
+            "Seconds between two durable moves of a cursor, at the least: what may be written twice after a crash.",
+            ge=0,
+        ),
+    ] = 0.5
+    retry_s_min: Annotated[
+        float, _why("First wait in seconds after a sink was unavailable; it doubles from there.", gt=0)
+    ] = 0.25
+    retry_s_max: Annotated[
+        float, _why("Longest wait in seconds between two tries. Tries never end.", gt=0)
+    ] = 30.0
+    hold_retry_s: Annotated[
+        float,
+        _why(
+            "Seconds between two tries while a sink is misconfigured (401, 403, 404) and everything is kept.",
+            gt=0,
+        ),
+    ] = 15.0
+
+
+class InfluxDBSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[influxdb]: the InfluxDB sink, for any server that speaks `POST /api/v2/write`. On when `url` is set."""
+
+    url: Annotated[str, _why("Base address, such as http://localhost:8086. Empty: this sink is off.")] = ""
+    token: Annotated[str, _why("API token. Masked wherever settings are shown.", extra={"secret": True})] = ""
+    org: Annotated[str, _why("Organisation, by name or id.")] = ""
+    bucket: Annotated[str, _why("Bucket that points are written to.")] = ""
+    destination: Annotated[
+        str,
+        _why(
+            'Whose organisation and bucket count: "settings" takes those above for every point; "request" takes the '
+            "sender's where it named them. With the latter one sender's wrong bucket holds everybody's delivery.",
+            pattern="^(settings|request)$",
+        ),
+    ] = "settings"
+    required: Annotated[bool, _why("Whether segments are kept until this sink has confirmed them.")] = True
+    in_flight_max: Annotated[
+        int,
+        _why(
+            "Writes under way at once; 1 keeps values of the same series and time in strict order.",
+            ge=1,
+            le=64,
+        ),
+    ] = 4
+    write_s_max: Annotated[
+        float, _why("Seconds a write may take; then its outcome is unknown and it is done again.", gt=0)
+    ] = 30.0
+
+
+class ArchiveSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[archive]: gzip files of line protocol, an hour each, below the data directory."""
+
+    enabled: Annotated[
+        str,
+        _why(
+            '"auto" turns the archive on when no other sink is; "on" and "off" say so.',
+            pattern="^(auto|on|off)$",
+        ),
+    ] = "auto"
+    required: Annotated[bool, _why("Whether segments are kept until this sink has confirmed them.")] = True
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[log]: what is said on standard error."""
+
+    level: Annotated[str, _why("Least severity that is logged.", pattern="^(debug|info|warning|error)$")] = (
+        "info"
+    )
+    format: Annotated[
+        str,
+        _why(
+            '"auto" is readable on a terminal and JSON elsewhere; "text" and "json" say so.',
+            pattern="^(auto|text|json)$",
+        ),
+    ] = "auto"
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings, by section."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    wal: WalSettings = field(default_factory=WalSettings)
+    flusher: FlusherSettings = field(default_factory=FlusherSettings)
+    influxdb: InfluxDBSettings = field(default_factory=InfluxDBSettings)
+    archive: ArchiveSettings = field(default_factory=ArchiveSettings)
+    log: LogSettings = field(default_factory=LogSettings)
