@@ -143,6 +143,19 @@ class UnknownFormatVersion(WalDamaged):
     """A file was written by a newer wal-ingest. It is refused by name and left exactly as it is."""
 
 
+class StorageFailed(OperatorNeeded):
+    """The operating system or LMDB failed an operation on a durable file: which file, and with what words.
+
+    Unlike `WalDamaged`, the bytes on disk may be perfectly fine (a full disk, a missing permission, an I/O
+    error). On the write path this is final for the process (see `WalBroken`).
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
 # -- fix the settings -----------------------------------------------------------------------------------
 
 

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 _GZIP_WBITS = 31  # RFC 1952 framing
 
 Buffer = bytes | bytearray | memoryview
 
-try:
-    from isal import isal_zlib as _isal
-except ImportError:  # pragma: no cover - covered by the fallback's own test through `_zlib_compress`
-    _isal = None
+
+def _igzip() -> Any:
+    try:
+        from isal import isal_zlib
+    except ImportError:  # a platform without a wheel
+        return None
+    return isal_zlib
 
 
-def _zlib_compress(data: Buffer) -> bytes:
-    return zlib.compress(data, 1, wbits=_GZIP_WBITS)
+_isal = _igzip()
+_zlib: Any = _isal or zlib
+# igzip's own error is no ValueError and no zlib.error.
+_ERRORS = (zlib.error, ValueError, OSError, _zlib.error)
+
+crc32: Callable[..., int] = _zlib.crc32
 
 
-def _isal_compress(data: Buffer) -> bytes:
-    compressed: bytes = _isal.compress(data, 1, wbits=_GZIP_WBITS)
-    return compressed
-
-
-compress: Callable[[Buffer], bytes] = _zlib_compress if _isal is None else _isal_compress
-crc32: Callable[..., int] = zlib.crc32 if _isal is None else _isal.crc32
+def compress(data: Buffer) -> bytes:
+    """The data as one gzip member, at level 1."""
+    member: bytes = _zlib.compress(data, 1, wbits=_GZIP_WBITS)
+    return member
 
 
 def decompress(data: Buffer, *, bytes_max: int) -> bytes:
@@ -42,17 +47,11 @@ def decompress(data: Buffer, *, bytes_max: int) -> bytes:
     left = bytes_max
     rest = bytes(data)
     while rest:
-        member = (
-            zlib.decompressobj(wbits=_GZIP_WBITS) if _isal is None else _isal.decompressobj(wbits=_GZIP_WBITS)
-        )
+        member = _zlib.decompressobj(wbits=_GZIP_WBITS)
         try:
             piece = member.decompress(rest, left + 1)
-        except (zlib.error, ValueError, OSError) as exc:
+        except _ERRORS as exc:
             raise ValueError(str(exc)) from exc
-        except Exception as exc:  # isal has an error type of its own, which is no ValueError
-            if _isal is not None and isinstance(exc, _isal.error):
-                raise ValueError(str(exc)) from exc
-            raise
         if len(piece) > left:
             raise ValueError(f"more than {bytes_max} bytes")
         if not member.eof:

@@ -1,0 +1,95 @@
+"""The data directory: one server at a time, and names that survive a power cut.
+
+A new file's name, a rename and a removal are durable only once the *directory* has been synced; syncing the
+file does not do it. Every step here that creates or removes a name ends with that sync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from wal_ingest.errors import ConfigError, DataDirLocked, StorageFailed
+
+LOCK_NAME = "LOCK"
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable. Raises `StorageFailed`, which is never to be tried again."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise StorageFailed(path, f"the directory could not be synced: {exc.strerror}") from exc
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and its missing parents, each name durable. Raises `ConfigError` where it cannot."""
+    if path.is_dir():
+        return
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
+    for directory in reversed(missing):
+        try:
+            directory.mkdir(mode=0o750, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(
+                f"{directory} cannot be made: {exc.strerror}",
+                hint="choose a directory that this user may write to, with --data-dir",
+            ) from exc
+        sync_directory(directory.parent)
+
+
+class DirectoryLock:
+    """Holds a data directory for this process until closed or dead.
+
+    An `flock` on `<data_dir>/LOCK`; the kernel lets go of it with the process, so a crash leaves nothing to clean up.
+    The file holds the owner's process id, for the message that the second server prints.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        """Raises `DataDirLocked` with the other's process id, `ConfigError` when the file cannot be opened."""
+        path = data_dir / LOCK_NAME
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as exc:
+            raise ConfigError(f"{path} cannot be opened: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            pid = _pid_in(self._fd)
+            os.close(self._fd)
+            raise DataDirLocked(data_dir, pid) from exc
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def holder_of(data_dir: Path) -> int | None:
+    """The process id of the server that has a data directory open, 0 when it cannot be told, None when none has."""
+    try:
+        fd = os.open(data_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _pid_in(fd)
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _pid_in(fd: int) -> int:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else 0

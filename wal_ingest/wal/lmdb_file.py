@@ -1,0 +1,173 @@
+"""One LMDB file: the only module that imports `lmdb`.
+
+How durable a write is: `write` runs begin, put and commit on the calling thread, in one call. LMDB writes the
+changed pages beside the old ones, syncs them (`fdatasync`), then writes the meta page that makes them the
+present state through a descriptor opened with `O_DSYNC`. When `write` has returned, both syncs have.
+py-lmdb must never see a transaction begun on one thread and committed on another: the commit would return
+silently and every later writer hang for ever. That is why no transaction leaves this module.
+
+Reads copy what they return and end their transaction before they return: a read transaction that is held
+keeps pages from being reused, and the file grows without bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import lmdb
+
+from wal_ingest.errors import StorageFailed, WalDamaged
+
+# 0.9.x, data format 1: what every LMDB tool can read.
+_LIB_VERSION = 0
+
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+    lmdb.CursorFullError,
+    lmdb.BadTxnError,
+)
+
+Item = tuple[bytes, bytes]
+
+
+class MapFull(StorageFailed):
+    """The transaction did not fit into the map and was aborted: nothing of it is in the file."""
+
+
+class LmdbFile:
+    """An LMDB environment in a single file, with its errors in our own words.
+
+    `map_bytes` is address space, reserved once and never resized; the file grows with what is written.
+    `lock=False` takes no lock file and is right only where nobody writes any more. Raises `WalDamaged` when the
+    file is no LMDB file, `StorageFailed` when it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, map_bytes: int, readonly: bool = False, lock: bool = True) -> None:
+        self.path = path
+        if path.exists():
+            _refuse_what_lmdb_would_trip_over(path)
+        try:
+            self._env = lmdb.open(
+                os.fspath(path),
+                map_size=map_bytes,
+                subdir=False,
+                readonly=readonly,
+                create=not readonly,
+                lock=lock,
+                max_dbs=0,
+                mode=0o640,
+                lib_version=_LIB_VERSION,
+            )
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def append(self, items: Sequence[Item]) -> None:
+        """Writes items whose keys rise above every key in the file, in one durable transaction."""
+        try:
+            with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+                cursor.putmulti(items, append=True)
+        except lmdb.MapFullError as exc:
+            raise MapFull(self.path, "the map is full") from exc
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def write(self, puts: Iterable[Item], deletes: Iterable[bytes] = ()) -> None:
+        """Puts and deletes in one durable transaction; all of it happens or none."""
+        try:
+            with self._env.begin(write=True) as txn:
+                for key in deletes:
+                    txn.delete(key)
+                for key, value in puts:
+                    txn.put(key, value)
+        except lmdb.MapFullError as exc:
+            raise MapFull(self.path, "the map is full") from exc
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def sync(self) -> None:
+        """Makes durable what a process that was killed may have left in the page cache only."""
+        try:
+            self._env.sync(True)
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under `key`, or None."""
+        try:
+            with self._env.begin() as txn:
+                return txn.get(key)
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def last(self) -> Item | None:
+        """The item with the highest key, or None when the file is empty."""
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                return cursor.item() if cursor.last() else None
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def read_from(self, key: bytes, *, bytes_max: int, items_max: int | None = None) -> list[Item]:
+        """Items with keys from `key` on, in order, until their values reach `bytes_max` bytes.
+
+        At least one item is returned when there is one, however large it is.
+        """
+        items: list[Item] = []
+        left = bytes_max
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                if not cursor.set_range(key):
+                    return items
+                for item in cursor.iternext():
+                    items.append(item)
+                    left -= len(item[1])
+                    if left <= 0 or len(items) == items_max:
+                        break
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+        return items
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the file that hold pages in use or once used: what it takes on disk."""
+        try:
+            return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def free_stale_readers(self) -> int:
+        """Frees the reader slots of processes that were killed while they read; returns how many."""
+        try:
+            return self._env.reader_check()
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+
+    def close(self) -> None:
+        """Unmaps the file. No read may be under way in another thread."""
+        self._env.close()
+
+    def _translated(self, exc: lmdb.Error) -> StorageFailed | WalDamaged:
+        if isinstance(exc, _DAMAGE):
+            return WalDamaged(self.path, str(exc))
+        return StorageFailed(self.path, str(exc))
+
+
+def lock_path(path: Path) -> Path:
+    """Where LMDB keeps the lock file of `path`."""
+    return path.with_name(path.name + "-lock")
+
+
+def _refuse_what_lmdb_would_trip_over(path: Path) -> None:
+    """LMDB takes an empty file for a new one and would write to it; a short one it reads past the end of."""
+    if path.stat().st_size < 2 * 4096:
+        raise WalDamaged(path, f"{path.stat().st_size} bytes are too few for an LMDB file")

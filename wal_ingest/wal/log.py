@@ -1,0 +1,336 @@
+"""The write-ahead log: segments in order, the last of them written to.
+
+Invariants:
+
+1. A seq is handed out once. The next one is above every seq in the segments *and* above every cursor, so that
+   nothing new can hide behind a cursor that has already passed.
+2. What `commit` has returned is on disk: data synced, then LMDB's meta page synced, then memory moved on,
+   then the caller told. `last_seq` never runs ahead of the disk.
+3. A segment is dropped only when the caller says that everything in it is confirmed, and the cursors that say so
+   are durable by then. The last segment is never dropped: it carries the numbering on.
+4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole.
+
+Opening: every sync that a killed process may have left undone is made up for first (a kill -9 leaves pages
+in the page cache that look committed; delivering those and moving a cursor past them, then losing
+power, would give their seqs out twice). Then the segments' headers and last entries are read, in order.
+
+Threads: `commit`, `seal_if_due` and `open` belong to the writer thread; `read`, `truncate` and `set_aside` may
+run on any; the list of segments has a lock of its own, held for list operations only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.settings import WalSettings
+from wal_ingest.wal.directory import make_directory, sync_directory
+from wal_ingest.wal.entry import Entry, NewEntry, encode
+from wal_ingest.wal.lmdb_file import Item, MapFull
+from wal_ingest.wal.segment import (
+    NEW_SUFFIX,
+    SUFFIX,
+    Segment,
+    SegmentHeader,
+    map_bytes_for,
+    segment_name,
+    set_aside,
+)
+
+DAMAGED_DIR = "damaged"
+
+# How far the numbering jumps when the end of a damaged last segment cannot be told: more than any segment can
+# hold, so that no seq in it is ever given out again.
+_SEQS_PER_SEGMENT_MAX = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append got: the seqs of its entries, both ends included. It is durable by then."""
+
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A damaged file that was moved out of the way: where it is now, and what was wrong with it."""
+
+    path: Path
+    reason: str
+
+
+class Wal:
+    """The log of one data directory. See the module's text for what holds at all times."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: WalSettings,
+        *,
+        wal_id: uuid.UUID,
+        segments: list[Segment],
+        found_damaged: Sequence[SetAside],
+        now_ns: Callable[[], int],
+    ) -> None:
+        """Use `Wal.open`."""
+        self.directory = directory
+        self.wal_id = wal_id
+        self.damaged: list[SetAside] = list(found_damaged)
+        self._settings = settings
+        self._segments = segments
+        self._segments_mutex = threading.Lock()
+        self._now_ns = now_ns
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        settings: WalSettings,
+        *,
+        wal_id: uuid.UUID,
+        above_seq: int,
+        points_above: int,
+        now_ns: Callable[[], int],
+    ) -> Wal:
+        """Recovers the log in `directory`, or begins one.
+
+        `above_seq` is the highest seq that any cursor has passed and `points_above` what it says of the points
+        up to there: the numbering goes on above both. Raises `UnknownFormatVersion` (nothing was changed),
+        `StorageFailed`, `ConfigError`.
+        """
+        make_directory(directory)
+        segments, damaged = _recover(directory, settings, wal_id)
+        # Behind a damaged file only the start of the next good one tells where its seqs ended.
+        good_seq = segments[-1].first_seq if segments else 0
+        ends = [_end_of(item.path) for item in damaged if _start_of(item.path) > good_seq]
+        floor_seq = max([above_seq, *ends])
+        wal = cls(directory, settings, wal_id=wal_id, segments=segments, found_damaged=damaged, now_ns=now_ns)
+        if not segments or segments[-1].last_seq < floor_seq:
+            points = max(points_above, segments[-1].points_after if segments else 0)
+            previous = segments[-1] if segments else None
+            wal._begin_segment(floor_seq + 1, points)
+            if previous is not None and not previous.sealed:
+                previous.seal()
+        return wal
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def commit(self, groups: Sequence[Sequence[NewEntry]]) -> list[Appended]:
+        """Makes all entries of all groups durable in one transaction; returns each group's seqs, in order.
+
+        Every group must hold an entry. Raises `StorageFailed` or `WalDamaged`; what became of the entries is
+        then unknown, and this log must not be written to again by this process.
+        """
+        self.seal_if_due()
+        segment = self._segments[-1]
+        items: list[Item] = []
+        appended: list[Appended] = []
+        seq = segment.last_seq + 1
+        points_before = segment.points_after
+        for group in groups:
+            first_seq = seq
+            for entry in group:
+                items.append((seq.to_bytes(8, "big"), encode(entry, seq=seq, points_before=points_before)))
+                points_before += entry.points
+                seq += 1
+            appended.append(Appended(first_seq, seq - 1))
+        points = points_before - segment.points_after
+        accepted_ns = groups[-1][-1].accepted_ns
+        try:
+            segment.append(items, points=points, accepted_ns=accepted_ns)
+        except MapFull:
+            # The transaction was aborted and nothing of it is in the file, so this is no retried sync: the
+            # same entries go into a new segment, under the seqs they were going to have.
+            segment = self._seal()
+            segment.append(items, points=points, accepted_ns=accepted_ns)
+        return appended
+
+    def seal_if_due(self) -> None:
+        """Seals the last segment and begins the next when its size or its age says so."""
+        segment = self._segments[-1]
+        if segment.last_seq < segment.first_seq:
+            return
+        age_s = (self._now_ns() - segment.header.created_ns) / 1e9
+        if segment.bytes >= self._settings.segment_bytes_max or age_s >= self._settings.segment_s_max:
+            self._seal()
+
+    def _seal(self) -> Segment:
+        last = self._segments[-1]
+        # The next segment is durable, name and all, before the last one stops taking entries.
+        begun = self._begin_segment(last.last_seq + 1, last.points_after)
+        last.seal()
+        return begun
+
+    def _begin_segment(self, first_seq: int, points_before: int) -> Segment:
+        header = SegmentHeader(self.wal_id, first_seq, points_before, self._now_ns())
+        segment = Segment.create(self.directory, header, segment_bytes_max=self._settings.segment_bytes_max)
+        with self._segments_mutex:
+            self._segments.append(segment)
+        return segment
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    @property
+    def last_seq(self) -> int:
+        """The highest committed seq; 0 before the first."""
+        return self._segments[-1].last_seq
+
+    @property
+    def points_total(self) -> int:
+        """Points of all entries ever committed."""
+        return self._segments[-1].points_after
+
+    @property
+    def first_seq(self) -> int:
+        """The lowest seq that is still kept, or the next one to come when none is."""
+        return self.segments()[0].first_seq
+
+    @property
+    def first_points_before(self) -> int:
+        """Points of all entries in front of `first_seq`."""
+        return self.segments()[0].header.points_before
+
+    @property
+    def bytes(self) -> int:
+        """What the segments take on disk."""
+        return sum(segment.bytes for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """The segments, oldest first: a copy of the list."""
+        with self._segments_mutex:
+            return list(self._segments)
+
+    def read(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
+        """Committed entries with a seq above `after_seq`, in order, up to about `bytes_max` stored bytes.
+
+        One segment's at a time; at least one entry where there is one. Raises `WalDamaged` with the segment's
+        path (see `set_aside`), `StorageFailed`.
+        """
+        for segment in self.segments():
+            if segment.last_seq <= after_seq or segment.last_seq < segment.first_seq:
+                continue
+            entries = segment.read(after_seq, bytes_max=bytes_max)
+            if entries:
+                return entries
+        return []
+
+    def rest_segments(self, before_seq: int) -> None:
+        """Unmaps sealed segments that end before a seq: every reader has passed them."""
+        for segment in self.segments():
+            if segment.last_seq < before_seq:
+                segment.rest()
+
+    # -- giving space back -----------------------------------------------------------------------------
+
+    def truncate(self, confirmed_seq: int) -> int:
+        """Drops the sealed segments that end at or before a seq; returns how many.
+
+        The caller's cursors up to `confirmed_seq` are durable. A crash half-way leaves fewer segments or more,
+        each whole; the next truncation goes on. Raises `StorageFailed`.
+        """
+        dropped = 0
+        for segment in self.segments()[:-1]:
+            if segment.last_seq > confirmed_seq:
+                break
+            try:
+                segment.drop()
+            except OSError as exc:
+                raise StorageFailed(segment.path, f"cannot be removed: {exc.strerror}") from exc
+            with self._segments_mutex:
+                self._segments.remove(segment)
+            dropped += 1
+        if dropped:
+            sync_directory(self.directory)
+        return dropped
+
+    def set_aside(self, path: Path, reason: str) -> SetAside | None:
+        """Moves a sealed segment that turned out damaged out of the way; reading goes on behind it.
+
+        None when the segment is not there any more (another reader did it). Raises `StorageFailed`, and
+        `WalDamaged` for the last segment, which is being written to: that one needs a restart.
+        """
+        with self._segments_mutex:
+            segment = next((segment for segment in self._segments if segment.path == path), None)
+            if segment is None:
+                return None
+            if segment is self._segments[-1]:
+                raise WalDamaged(path, f"{reason}; it is the segment that is being written to")
+            self._segments.remove(segment)
+        directory = self.directory / DAMAGED_DIR
+        make_directory(directory)
+        moved = SetAside(segment.set_aside(directory), reason)
+        _note_reason(moved)
+        sync_directory(self.directory)
+        self.damaged.append(moved)
+        return moved
+
+    def close(self) -> None:
+        """Unmaps every segment. No read or commit may be under way."""
+        for segment in self.segments():
+            segment.close()
+
+
+def _recover(
+    directory: Path, settings: WalSettings, wal_id: uuid.UUID
+) -> tuple[list[Segment], list[SetAside]]:
+    """Opens what is there, oldest first; the last one for writing. Sets aside what is not readable."""
+    for leftover in directory.glob(f"*{NEW_SUFFIX}"):
+        # Never had an entry: it gets its real name only after its header, and entries only after that.
+        leftover.unlink()
+    sync_directory(directory)
+    paths = sorted(directory.glob(f"*{SUFFIX}"))
+    segments: list[Segment] = []
+    damaged: list[SetAside] = []
+    for path in paths:
+        try:
+            segment = Segment(
+                path, map_bytes=map_bytes_for(settings.segment_bytes_max), sealed=path != paths[-1]
+            )
+            if segment.header.wal_id != wal_id:
+                segment.close()
+                raise WalDamaged(path, f"it belongs to another WAL ({segment.header.wal_id})")
+        except UnknownFormatVersion:
+            raise  # by name, and nothing was touched: a newer wal-ingest can read it
+        except WalDamaged as exc:
+            target = directory / DAMAGED_DIR
+            make_directory(target)
+            moved = SetAside(set_aside(path, target), exc.reason)
+            _note_reason(moved)
+            sync_directory(directory)
+            damaged.append(moved)
+        else:
+            segments.append(segment)
+    if segments and segments[-1].path == paths[-1]:
+        segments[-1].sync()
+    return segments, damaged
+
+
+def _start_of(path: Path) -> int:
+    """The first seq in a segment's file name; 0 when the name says none."""
+    digits = path.name[: len(segment_name(0)) - len(SUFFIX)]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _end_of(path: Path) -> int:
+    """A seq above every seq that a damaged file can hold, told by its name alone."""
+    start = _start_of(path)
+    return start + _SEQS_PER_SEGMENT_MAX if start else 0
+
+
+def _note_reason(moved: SetAside) -> None:
+    """Leaves the reason beside the file, durable: evidence for whoever looks at it later."""
+    note = moved.path.with_name(moved.path.name + ".reason.txt")
+    try:
+        with note.open("w") as file:
+            file.write(moved.reason + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise StorageFailed(note, f"cannot be written: {exc.strerror}") from exc
+    sync_directory(note.parent)

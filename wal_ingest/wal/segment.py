@@ -1,0 +1,251 @@
+"""One segment: a run of consecutive entries in one LMDB file, dropped together.
+
+Invariants:
+
+* The file `<first seq, 20 digits>.lmdb` appears under that name only with its header record in it, and the
+  name is durable before any seq in it is acknowledged.
+* Key 0 (no entry ever has it) holds the header record; keys from the first seq on hold entries, without gaps.
+* Only the last segment is written to. A sealed one is never changed again, so it is read without LMDB's lock file.
+
+What a crash leaves: before the rename, a file `….lmdb.new` that never held an entry; after it, a segment
+with no entries, which is as good as a full one.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.directory import sync_directory
+from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
+from wal_ingest.wal.gzip_codec import crc32
+from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path
+
+SUFFIX = ".lmdb"
+NEW_SUFFIX = ".lmdb.new"
+VERSION = 1
+MAGIC = b"walingst"
+
+_HEADER = struct.Struct(">8sHH16sQQQ")
+_HEADER_KEY = bytes(8)
+
+# Address space beyond the size at which a segment is sealed: the group that crosses the line must fit.
+_MAP_BYTES_SPARE = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """The record under key 0. `created_ns` is Unix time in nanoseconds; `points_before` counts all points of
+    the WAL in front of the segment's first entry."""
+
+    wal_id: uuid.UUID
+    first_seq: int
+    points_before: int
+    created_ns: int
+
+    def encode(self) -> bytes:
+        """The record's bytes, its CRC last."""
+        body = _HEADER.pack(
+            MAGIC, VERSION, 0, self.wal_id.bytes, self.first_seq, self.points_before, self.created_ns
+        )
+        return body + crc32(body).to_bytes(4, "big")
+
+    @classmethod
+    def decode(cls, value: bytes, path: Path) -> SegmentHeader:
+        """Raises `UnknownFormatVersion` for a version from the future, `WalDamaged` for anything else amiss."""
+        if len(value) < 10 or not value.startswith(MAGIC):
+            raise WalDamaged(path, "no segment of a wal-ingest WAL")
+        version = int.from_bytes(value[8:10], "big")
+        if version != VERSION:
+            raise UnknownFormatVersion(
+                path, f"segment format version {version} is not known to this program ({VERSION} is)"
+            )
+        body, crc = value[: _HEADER.size], value[_HEADER.size :]
+        if len(crc) != 4 or crc32(body) != int.from_bytes(crc, "big"):
+            raise WalDamaged(path, "the checksum of the segment's header record does not match")
+        _magic, _version, _reserved, wal_id, first_seq, points_before, created_ns = _HEADER.unpack(body)
+        return cls(uuid.UUID(bytes=wal_id), first_seq, points_before, created_ns)
+
+
+class Segment:
+    """A segment that is open. `last_seq` is `first_seq - 1` while it holds no entry.
+
+    Thread rules: `append` and `seal` on the writer thread only; `read` on any thread. A lock keeps `seal` and
+    `close` from unmapping the file under a read; `append` does not take it, so reads never hold a commit up.
+    """
+
+    def __init__(self, path: Path, *, map_bytes: int, sealed: bool) -> None:
+        """Opens an existing segment and reads its header and its last entry.
+
+        Raises `WalDamaged` (or `UnknownFormatVersion`), `StorageFailed`.
+        """
+        self.path = path
+        self.sealed = sealed
+        self._map_bytes = map_bytes
+        self._mutex = threading.Lock()
+        self._file: LmdbFile | None = self._open()
+        try:
+            self._read_ends()
+        except WalDamaged:
+            self.close()
+            raise
+        if sealed:
+            self.close()
+
+    @classmethod
+    def create(cls, directory: Path, header: SegmentHeader, *, segment_bytes_max: int) -> Segment:
+        """Makes a new segment, its name durable, ready to be appended to. Raises `StorageFailed`."""
+        path = directory / segment_name(header.first_seq)
+        new = path.with_suffix(NEW_SUFFIX)
+        map_bytes = map_bytes_for(segment_bytes_max)
+        # The header is committed (and synced) under a name that recovery does not read, so that no crash
+        # can leave a segment without one.
+        file = LmdbFile(new, map_bytes=map_bytes, lock=False)
+        try:
+            file.append([(_HEADER_KEY, header.encode())])
+        finally:
+            file.close()
+        new.rename(path)
+        sync_directory(directory)
+        return cls(path, map_bytes=map_bytes, sealed=False)
+
+    def _open(self) -> LmdbFile:
+        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=self.sealed, lock=not self.sealed)
+
+    def _read_ends(self) -> None:
+        file = self._file
+        assert file is not None
+        record = file.get(_HEADER_KEY)
+        if record is None:
+            raise WalDamaged(self.path, "the segment has no header record")
+        self.header = SegmentHeader.decode(record, self.path)
+        if segment_name(self.header.first_seq) != self.path.name:
+            raise WalDamaged(self.path, f"the header says that its first seq is {self.header.first_seq}")
+        self.last_seq = self.header.first_seq - 1
+        self.points_after = self.header.points_before
+        self.last_accepted_ns = self.header.created_ns
+        last = file.last()
+        if last is not None and last[0] != _HEADER_KEY:
+            entry = _decode(last, self.path)
+            self.last_seq = entry.seq
+            self.points_after = entry.points_before + entry.points
+            self.last_accepted_ns = entry.accepted_ns
+        self.bytes = file.used_bytes
+
+    @property
+    def first_seq(self) -> int:
+        """The seq of the first entry, whether it is there yet or not."""
+        return self.header.first_seq
+
+    @property
+    def points(self) -> int:
+        """Points of all entries in the segment."""
+        return self.points_after - self.header.points_before
+
+    def append(self, items: list[Item], *, points: int, accepted_ns: int) -> None:
+        """Stores items in one durable transaction, then moves the ends on. Writer thread only.
+
+        `points` is how many points the items hold together, `accepted_ns` the last one's time of acceptance. Raises
+        `MapFull` (nothing was stored), `StorageFailed`, `WalDamaged`.
+        """
+        file = self._file
+        assert file is not None
+        assert not self.sealed
+        file.append(items)
+        self.last_seq = int.from_bytes(items[-1][0], "big")
+        self.points_after += points
+        self.last_accepted_ns = accepted_ns
+        self.bytes = file.used_bytes
+
+    def read(self, after_seq: int, *, bytes_max: int) -> list[Entry] | None:
+        """Entries with a seq above `after_seq`, at least one where there is one, up to about `bytes_max` bytes.
+
+        None when the segment has been dropped meanwhile. Raises `WalDamaged` naming the entry, `StorageFailed`.
+        """
+        key = max(after_seq + 1, self.first_seq).to_bytes(8, "big")
+        with self._mutex:
+            if self._dropped:
+                return None
+            if self._file is None:
+                self._file = self._open()
+            items = self._file.read_from(key, bytes_max=bytes_max)
+        return [_decode(item, self.path) for item in items]
+
+    def sync(self) -> None:
+        """Makes durable what a killed process may have left in the page cache only."""
+        assert self._file is not None
+        self._file.sync()
+        self._file.free_stale_readers()
+
+    def seal(self) -> None:
+        """Ends the writing: from here on the segment is read-only. Writer thread only."""
+        with self._mutex:
+            self.sealed = True
+            self.close()
+            # Nobody writes any more, so nobody needs the lock file; it holds nothing durable.
+            lock_path(self.path).unlink(missing_ok=True)
+
+    def rest(self) -> None:
+        """Unmaps a sealed segment until it is read again: a mapped file counts as resident memory."""
+        with self._mutex:
+            if self.sealed:
+                self.close()
+
+    def drop(self) -> None:
+        """Removes the segment's files; the caller syncs the directory. Reads that come later get None."""
+        with self._mutex:
+            self._dropped = True
+            self.close()
+            lock_path(self.path).unlink(missing_ok=True)
+            self.path.unlink()
+
+    def set_aside(self, directory: Path) -> Path:
+        """Moves the file, whole and unchanged, to a directory for damaged ones; the caller syncs both."""
+        with self._mutex:
+            self._dropped = True
+            self.close()
+            lock_path(self.path).unlink(missing_ok=True)
+            return set_aside(self.path, directory)
+
+    def close(self) -> None:
+        """Unmaps the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    _dropped = False
+
+
+def segment_name(first_seq: int) -> str:
+    """The file name of the segment that begins with `first_seq`."""
+    return f"{first_seq:020d}{SUFFIX}"
+
+
+def map_bytes_for(segment_bytes_max: int) -> int:
+    """Address space to reserve for a segment."""
+    return segment_bytes_max + _MAP_BYTES_SPARE
+
+
+def set_aside(path: Path, directory: Path) -> Path:
+    """Moves a damaged file into `directory` under a name that is not taken yet, and returns where it is."""
+    target = directory / path.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory / f"{path.name}.{number}"
+    path.rename(target)
+    return target
+
+
+def _decode(item: Item, path: Path) -> Entry:
+    seq = int.from_bytes(item[0], "big")
+    try:
+        return decode(item[1], seq=seq)
+    except EntryVersionUnknown as exc:
+        raise UnknownFormatVersion(path, str(exc)) from exc
+    except EntryDamaged as exc:
+        raise WalDamaged(path, str(exc)) from exc

@@ -1,0 +1,205 @@
+"""`state.lmdb`: the node's identity, each sink's cursor, and the dead letters.
+
+Invariants:
+
+* A cursor and the dead letters it passes are written in one transaction: there is no moment at which a point
+  is neither ahead of the cursor nor parked.
+* A cursor never moves back. What `cursor` returns is on disk.
+
+| key | value (JSON) |
+|---|---|
+| `format` | the format's version, 1 |
+| `node` | `{"wal_id": uuid, "created_ns": n}` |
+| `cursor/<sink>` | a Cursor |
+| `letter/<sink>/<20-digit number>` | a DeadLetter |
+
+Losing this file loses no point: every sink starts again at the oldest entry kept, and what it had is written
+a second time, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.directory import sync_directory
+from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.lmdb_file import Item, LmdbFile
+
+STATE_NAME = "state.lmdb"
+_VERSION = 1
+_MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
+_READ_BYTES = 1 << 20
+
+_KEY_FORMAT = b"format"
+_KEY_NODE = b"node"
+_CURSOR = b"cursor/"
+_LETTER = b"letter/"
+
+
+class _Node(msgspec.Struct, frozen=True):
+    wal_id: uuid.UUID
+    created_ns: int
+
+
+class _StoredLetter(msgspec.Struct, frozen=True):
+    seq: int
+    line: str
+    reason: str
+    status: int
+    parked_ns: int
+    org: str
+    bucket: str
+
+
+class State:
+    """The state file of one data directory. `commit_cursor` may be called on any thread."""
+
+    def __init__(
+        self, data_dir: Path, *, now_ns: int, readonly: bool = False, adopt: uuid.UUID | None = None
+    ) -> None:
+        """Opens the file, or makes it: with the identity `adopt`, or a new one when that is None.
+
+        Raises `UnknownFormatVersion`, `WalDamaged` when it is no state file, `StorageFailed`.
+        """
+        self.path = data_dir / STATE_NAME
+        self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES, readonly=readonly)
+        self._mutex = threading.Lock()
+        try:
+            if not readonly:
+                self._file.sync()  # see the WAL's opening: a kill -9 may have left this undone
+                self._file.free_stale_readers()
+                sync_directory(data_dir)
+            self.wal_id = self._identity(now_ns, readonly, adopt)
+            self._cursors = dict(self._stored_cursors())
+            self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
+        except (WalDamaged, msgspec.DecodeError) as exc:
+            self._file.close()
+            if isinstance(exc, WalDamaged):
+                raise
+            raise WalDamaged(self.path, f"a record cannot be read: {exc}") from exc
+
+    def _identity(self, now_ns: int, readonly: bool, adopt: uuid.UUID | None) -> uuid.UUID:
+        version = self._file.get(_KEY_FORMAT)
+        stored = self._file.get(_KEY_NODE)
+        if version is not None and version != str(_VERSION).encode():
+            self._file.close()
+            raise UnknownFormatVersion(
+                self.path, f"state format version {version!r} is not known to this program ({_VERSION} is)"
+            )
+        if stored is not None:
+            return msgspec.json.decode(stored, type=_Node).wal_id
+        if readonly:
+            raise WalDamaged(self.path, "it holds no identity")
+        node = _Node(adopt or uuid.uuid4(), now_ns)
+        self._file.write([(_KEY_FORMAT, str(_VERSION).encode()), (_KEY_NODE, msgspec.json.encode(node))])
+        return node.wal_id
+
+    # -- cursors ---------------------------------------------------------------------------------------
+
+    def cursor(self, sink: str) -> Cursor | None:
+        """The sink's durable cursor, or None when it has never had one."""
+        return self._cursors.get(sink)
+
+    def cursors(self) -> dict[str, Cursor]:
+        """Every cursor by its sink's name, sinks that are off today among them."""
+        return dict(self._cursors)
+
+    def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
+        """Makes a cursor and the dead letters that it passes durable, together.
+
+        Raises `StorageFailed`: final for this process. ValueError when the cursor would move back.
+        """
+        with self._mutex:
+            present = self._cursors.get(sink)
+            if present is not None and cursor.seq < present.seq:
+                raise ValueError(f"the cursor of {sink} cannot move back from {present.seq} to {cursor.seq}")
+            number = self._letter_counts.get(sink, 0)
+            puts: list[Item] = [(_CURSOR + sink.encode(), msgspec.json.encode(cursor))]
+            puts += [
+                (_letter_key(sink, number + offset), _encode_letter(letter))
+                for offset, letter in enumerate(letters, 1)
+            ]
+            self._file.write(puts)
+            self._cursors[sink] = cursor
+            self._letter_counts[sink] = number + len(letters)
+
+    def _stored_cursors(self) -> Iterator[tuple[str, Cursor]]:
+        for key, value in self._file.read_from(_CURSOR, bytes_max=_READ_BYTES):
+            if not key.startswith(_CURSOR):
+                return
+            yield key.removeprefix(_CURSOR).decode(), msgspec.json.decode(value, type=Cursor)
+
+    # -- dead letters ----------------------------------------------------------------------------------
+
+    def dead_letters(self, sink: str) -> Iterator[DeadLetter]:
+        """The sink's dead letters, oldest first. Reads in short transactions, so it may run for long."""
+        prefix = _LETTER + sink.encode() + b"/"
+        key = prefix
+        while True:
+            items = self._file.read_from(key, bytes_max=_READ_BYTES)
+            for item_key, value in items:
+                if not item_key.startswith(prefix):
+                    return
+                yield _decode_letter(sink, value)
+            if not items:
+                return
+            key = items[-1][0] + b"\0"
+
+    def _last_letter(self, sink: str) -> int:
+        """The number of the sink's newest dead letter, or 0: a search by halves over the keys."""
+        low, high = 0, 1
+        while self._has_letter_from(sink, high):
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._has_letter_from(sink, middle):
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _has_letter_from(self, sink: str, number: int) -> bool:
+        items = self._file.read_from(_letter_key(sink, number), bytes_max=1, items_max=1)
+        return bool(items) and items[0][0].startswith(_LETTER + sink.encode() + b"/")
+
+    def close(self) -> None:
+        """Unmaps the file."""
+        self._file.close()
+
+
+def _letter_key(sink: str, number: int) -> bytes:
+    return _LETTER + sink.encode() + b"/%020d" % number
+
+
+def _encode_letter(letter: DeadLetter) -> bytes:
+    return msgspec.json.encode(
+        _StoredLetter(
+            letter.seq,
+            letter.line.decode(),
+            letter.reason,
+            letter.status,
+            letter.parked_ns,
+            letter.destination.org,
+            letter.destination.bucket,
+        )
+    )
+
+
+def _decode_letter(sink: str, value: bytes) -> DeadLetter:
+    stored = msgspec.json.decode(value, type=_StoredLetter)
+    return DeadLetter(
+        sink,
+        stored.seq,
+        stored.line.encode(),
+        stored.reason,
+        stored.status,
+        stored.parked_ns,
+        Destination(stored.org, stored.bucket),
+    )

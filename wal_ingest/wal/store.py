@@ -1,0 +1,73 @@
+"""Everything durable of one data directory, opened together: the lock, the state, the WAL.
+
+The order of opening: lock (nobody else may even look for what to mend), state, WAL; the WAL needs to know
+how far the cursors have come, so that no seq is given out twice.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from wal_ingest.errors import WalDamaged
+from wal_ingest.settings import WalSettings
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.directory import DirectoryLock, make_directory
+from wal_ingest.wal.log import Wal
+from wal_ingest.wal.segment import SUFFIX, Segment
+from wal_ingest.wal.state import STATE_NAME, State
+
+WAL_DIR = "wal"
+
+
+class Store:
+    """One data directory, held by this process alone: `state` and `wal` until `close`."""
+
+    def __init__(self, data_dir: Path, settings: WalSettings, *, now_ns: Callable[[], int]) -> None:
+        """Opens or begins a data directory.
+
+        Raises `DataDirLocked`, `ConfigError` (the directory cannot be made), `UnknownFormatVersion`,
+        `WalDamaged` (the state file), `StorageFailed`.
+        """
+        make_directory(data_dir)
+        self.data_dir = data_dir
+        self._lock = DirectoryLock(data_dir)
+        try:
+            wal_dir = data_dir / WAL_DIR
+            self.state_lost = not (data_dir / STATE_NAME).exists() and any(wal_dir.glob(f"*{SUFFIX}"))
+            adopt = _identity_in(wal_dir) if self.state_lost else None
+            self.state = State(data_dir, now_ns=now_ns(), adopt=adopt)
+            cursors = self.state.cursors().values()
+            self.wal = Wal.open(
+                wal_dir,
+                settings,
+                wal_id=self.state.wal_id,
+                above_seq=max((cursor.seq for cursor in cursors), default=0),
+                points_above=max((cursor.points for cursor in cursors), default=0),
+                now_ns=now_ns,
+            )
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def cursor(self, sink: str) -> Cursor:
+        """The sink's durable cursor; for a sink that never had one, the place before the oldest entry kept."""
+        cursor = self.state.cursor(sink)
+        return cursor or Cursor(self.wal.first_seq - 1, self.wal.first_points_before)
+
+    def close(self) -> None:
+        """Closes all of it and lets go of the directory. No read or commit may be under way."""
+        self.wal.close()
+        self.state.close()
+        self._lock.close()
+
+
+def _identity_in(wal_dir: Path) -> uuid.UUID | None:
+    """The identity that the oldest readable segment carries: what a lost state file is made again with."""
+    for path in sorted(wal_dir.glob(f"*{SUFFIX}")):
+        try:
+            return Segment(path, map_bytes=path.stat().st_size, sealed=True).header.wal_id
+        except WalDamaged:
+            continue
+    return None
