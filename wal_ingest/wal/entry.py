@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from wal_ingest.errors import BadRequest
 from wal_ingest.wal.gzip_codec import compress, crc32, decompress
 
 VERSION = 1
@@ -26,15 +27,24 @@ _HEADER = struct.Struct(">BBHIIIIQQHHHH")
 HEADER_BYTES = _HEADER.size
 _CRC_OFFSET = 4
 _AFTER_CRC = 8
+# Room for an address, or "database/retention policy"; it bounds what a sender can put into a header.
 NAME_BYTES_MAX = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the sender wanted its points: organisation and bucket, each empty when it did not say."""
+    """Where the sender wanted its points: organisation and bucket, each empty when it did not say.
+
+    Raises `BadRequest` when one of them has more than 1,024 bytes.
+    """
 
     org: str = ""
     bucket: str = ""
+
+    def __post_init__(self) -> None:
+        for what, name in (("organisation", self.org), ("bucket", self.bucket)):
+            if len(name) > NAME_BYTES_MAX // 4 and len(name.encode()) > NAME_BYTES_MAX:
+                raise BadRequest(f"the name of the {what} is longer than {NAME_BYTES_MAX} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +108,7 @@ class EntryVersionUnknown(EntryDamaged):
 
 
 def encode(entry: NewEntry, *, seq: int, points_before: int) -> bytes:
-    """The value that is stored under `seq`. Compresses; releases the GIL while it does.
-
-    Raises ValueError when a name is longer than 1,024 bytes of UTF-8.
-    """
+    """The value that is stored under `seq`. Compresses; releases the GIL while it does."""
     codec, payload = CODEC_RAW, entry.lines
     if len(payload) >= COMPRESS_BYTES_MIN:
         member = compress(payload)
@@ -111,8 +118,6 @@ def encode(entry: NewEntry, *, seq: int, points_before: int) -> bytes:
     org = entry.destination.org.encode()
     bucket = entry.destination.bucket.encode()
     names = source + org + bucket
-    if max(len(source), len(org), len(bucket)) > NAME_BYTES_MAX:
-        raise ValueError(f"source, organisation and bucket may have at most {NAME_BYTES_MAX} bytes each")
     header = _HEADER.pack(
         VERSION,
         codec,

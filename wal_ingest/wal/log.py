@@ -85,6 +85,8 @@ class Wal:
         self._settings = settings
         self._segments = segments
         self._segments_mutex = threading.Lock()
+        # A running sum: a WAL may have thousands of segments, and every commit asks for its size.
+        self._sealed_bytes = sum(segment.bytes for segment in segments[:-1])
         self._now_ns = now_ns
 
     @classmethod
@@ -171,6 +173,8 @@ class Wal:
         header = SegmentHeader(self.wal_id, first_seq, points_before, self._now_ns())
         segment = Segment.create(self.directory, header, segment_bytes_max=self._settings.segment_bytes_max)
         with self._segments_mutex:
+            if self._segments:
+                self._sealed_bytes += self._segments[-1].bytes
             self._segments.append(segment)
         return segment
 
@@ -199,7 +203,8 @@ class Wal:
     @property
     def bytes(self) -> int:
         """What the segments take on disk."""
-        return sum(segment.bytes for segment in self.segments())
+        with self._segments_mutex:
+            return self._sealed_bytes + self._segments[-1].bytes
 
     def segments(self) -> list[Segment]:
         """The segments, oldest first: a copy of the list."""
@@ -244,6 +249,7 @@ class Wal:
                 raise StorageFailed(segment.path, f"cannot be removed: {exc.strerror}") from exc
             with self._segments_mutex:
                 self._segments.remove(segment)
+                self._sealed_bytes -= segment.bytes
             dropped += 1
         if dropped:
             sync_directory(self.directory)
@@ -262,6 +268,7 @@ class Wal:
             if segment is self._segments[-1]:
                 raise WalDamaged(path, f"{reason}; it is the segment that is being written to")
             self._segments.remove(segment)
+            self._sealed_bytes -= segment.bytes
         directory = self.directory / DAMAGED_DIR
         make_directory(directory)
         moved = SetAside(segment.set_aside(directory), reason)

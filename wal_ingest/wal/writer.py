@@ -1,0 +1,233 @@
+"""Group commit: many appends, one thread, one durable sync for all that wait.
+
+Invariants:
+
+* An append returns only after the commit that holds its entries has returned: an acknowledgement is a value.
+* No timer gathers appends. While one sync is under way the next ones queue, and all of them share the next
+  commit, up to `commit_bytes_max`: the sync in progress is the gathering window. A lone append waits for nothing.
+* A failed commit is final. Everyone who waits gets `WalBroken`, so does everyone who comes after; `failed` is set,
+  and the service ends the process. Nothing is tried again, least of all a sync.
+
+Who waits for whom: appenders (Trio tasks) wait for the thread; the thread waits only for the disk. It wakes Trio
+once per commit, whatever the number of appends in it.
+
+Cancelling an append that waits takes nothing back: its entries may become durable all the same, which is no harm,
+because the sender was told nothing and will send them again.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import trio
+
+from wal_ingest.errors import (
+    AppendQueueFull,
+    ComeBackLater,
+    Stopping,
+    StorageFailed,
+    WalBroken,
+    WalDamaged,
+    WalFull,
+)
+from wal_ingest.settings import WalSettings
+from wal_ingest.wal.entry import NewEntry
+from wal_ingest.wal.log import Appended, Wal
+
+# What a sender is told to wait when the WAL is full: draining takes longer than a commit.
+_FULL_RETRY_AFTER_S = 10
+_BUSY_RETRY_AFTER_S = 1
+
+
+class _Ticket:
+    """One append that waits: its entries, and what it will be told."""
+
+    __slots__ = ("appended", "bytes", "done", "entries", "error")
+
+    def __init__(self, entries: Sequence[NewEntry], size_bytes: int) -> None:
+        self.entries = entries
+        self.bytes = size_bytes
+        self.done = trio.Event()
+        self.appended: Appended | None = None
+        self.error: ComeBackLater | None = None
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the disk that holds `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+class Writer:
+    """The one door through which entries reach the WAL.
+
+    `free_bytes` tells how much of the disk is free; an argument so that tests can fill a disk.
+    """
+
+    def __init__(
+        self, wal: Wal, settings: WalSettings, *, free_bytes: Callable[[Path], int] = free_disk_bytes
+    ) -> None:
+        self._wal = wal
+        self._settings = settings
+        self._free_bytes = free_bytes
+        # None ends the thread; an event asks it to seal what is due.
+        self._queue: queue.SimpleQueue[_Ticket | trio.Event | None] = queue.SimpleQueue()
+        self._queued_bytes = 0
+        self._appended = trio.lowlevel.ParkingLot()
+        self._stopping = False
+        self._full: str | None = None
+        self.failed = trio.Event()
+        self.failure: StorageFailed | WalDamaged | None = None
+        self.measure()
+
+    # -- the Trio side ---------------------------------------------------------------------------------
+
+    async def append(self, entries: Sequence[NewEntry]) -> Appended:
+        """Makes entries durable, all or none, and returns their seqs. At least one entry.
+
+        Raises `WalFull`, `AppendQueueFull`, `Stopping` (nothing was stored), `WalBroken` (unknown, see there).
+
+        **Cancellation:** the caller stops waiting; the entries may become durable nevertheless.
+        """
+        size = sum(len(entry.lines) for entry in entries)
+        self._admit(size)
+        ticket = _Ticket(entries, size)
+        self._queued_bytes += size
+        self._queue.put(ticket)
+        await ticket.done.wait()
+        if ticket.error is not None:
+            raise ticket.error
+        assert ticket.appended is not None
+        return ticket.appended
+
+    def refusal(self) -> ComeBackLater | None:
+        """Why nothing new is taken at this moment, or None."""
+        if self.failure is not None:
+            return WalBroken(f"the WAL failed: {self.failure}", retry_after_s=_FULL_RETRY_AFTER_S)
+        if self._stopping:
+            return Stopping("the server is shutting down", retry_after_s=_BUSY_RETRY_AFTER_S)
+        if self._full is not None:
+            return WalFull(self._full, retry_after_s=_FULL_RETRY_AFTER_S)
+        return None
+
+    def _admit(self, size: int) -> None:
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
+        # An empty queue takes anything, so that no limit can shut out one large request for good.
+        if self._queued_bytes and self._queued_bytes + size > self._settings.append_queue_bytes_max:
+            raise AppendQueueFull(
+                f"{self._queued_bytes} bytes already wait for the disk (wal.append_queue_bytes_max)",
+                retry_after_s=_BUSY_RETRY_AFTER_S,
+            )
+
+    async def wait_appended(self, after_seq: int) -> None:
+        """Returns as soon as an entry with a seq above `after_seq` is durable."""
+        while self._wal.last_seq <= after_seq:
+            await self._appended.park()
+        await trio.lowlevel.checkpoint()
+
+    async def seal_if_due(self) -> None:
+        """Has the thread seal the last segment when its age says so, and waits for it."""
+        done = trio.Event()
+        self._queue.put(done)
+        await done.wait()
+
+    def measure(self) -> None:
+        """Looks at the WAL's size and the free disk, and opens or shuts the door accordingly."""
+        self._full = None
+        size = self._wal.bytes
+        if size >= self._settings.wal_bytes_max:
+            self._full = (
+                f"the WAL has {size} bytes, its limit is {self._settings.wal_bytes_max} (wal.wal_bytes_max)"
+            )
+            return
+        free = self._free_bytes(self._wal.directory)
+        if free < self._settings.free_disk_bytes_min:
+            self._full = (
+                f"the disk has {free} bytes free, its floor is {self._settings.free_disk_bytes_min} "
+                "(wal.free_disk_bytes_min)"
+            )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs the thread until cancelled; then takes nothing new, commits what waits, and returns.
+
+        Returns early, without raising, after a failure: the waiters must get their 503 first, and it is for the
+        service (which watches `failed`) to end the process.
+        """
+        token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            limiter = trio.CapacityLimiter(1)
+            # The thread is not abandoned on cancellation: it ends by the None behind the last ticket.
+            nursery.start_soon(lambda: trio.to_thread.run_sync(self._thread, token, limiter=limiter))
+            task_status.started()
+            try:
+                await self.failed.wait()
+            finally:
+                self._stopping = True
+                self._queue.put(None)
+
+    def _settle(self, tickets: list[_Ticket | trio.Event], bytes_done: int) -> None:
+        """Runs in Trio, once per commit: wakes everyone whose entries are durable now."""
+        self._queued_bytes -= bytes_done
+        for ticket in tickets:
+            if isinstance(ticket, _Ticket):
+                ticket.done.set()
+            else:
+                ticket.set()
+        if self.failure is not None:
+            self.failed.set()
+        self._appended.unpark_all()
+
+    # -- the thread's side -----------------------------------------------------------------------------
+
+    def _thread(self, token: trio.lowlevel.TrioToken) -> None:
+        last = False
+        while not last:
+            tickets, seals, last = self._take()
+            self._commit(tickets, seal=bool(seals))
+            token.run_sync_soon(self._settle, [*tickets, *seals], sum(ticket.bytes for ticket in tickets))
+
+    def _take(self) -> tuple[list[_Ticket], list[trio.Event], bool]:
+        """Waits for the first ticket and takes those that wait behind it, up to `commit_bytes_max`."""
+        tickets: list[_Ticket] = []
+        seals: list[trio.Event] = []
+        size = 0
+        item = self._queue.get()
+        while True:
+            if item is None:
+                return tickets, seals, True
+            if isinstance(item, _Ticket):
+                tickets.append(item)
+                size += item.bytes
+            else:
+                seals.append(item)
+            if size >= self._settings.commit_bytes_max:
+                return tickets, seals, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return tickets, seals, False
+
+    def _commit(self, tickets: Sequence[_Ticket], *, seal: bool) -> None:
+        """One commit: durable, then told. After a failure nothing is written any more."""
+        if self.failure is None:
+            try:
+                if tickets:
+                    results = self._wal.commit([ticket.entries for ticket in tickets])
+                    for ticket, appended in zip(tickets, results, strict=True):
+                        ticket.appended = appended
+                if seal:
+                    self._wal.seal_if_due()
+                self.measure()
+                return
+            except (StorageFailed, WalDamaged) as exc:
+                self.failure = exc
+            except OSError as exc:
+                self.failure = StorageFailed(self._wal.directory, str(exc))
+        for ticket in tickets:
+            if ticket.appended is None:
+                ticket.error = WalBroken(f"the WAL failed: {self.failure}", retry_after_s=_FULL_RETRY_AFTER_S)
