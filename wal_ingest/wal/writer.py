@@ -189,7 +189,8 @@ class Writer:
         while not last:
             tickets, seals, last = self._take()
             self._commit(tickets, seal=bool(seals))
-            token.run_sync_soon(self._settle, [*tickets, *seals], sum(ticket.bytes for ticket in tickets))
+            waiting: list[_Ticket | trio.Event] = [*tickets, *seals]
+            token.run_sync_soon(self._settle, waiting, sum(ticket.bytes for ticket in tickets))
 
     def _take(self) -> tuple[list[_Ticket], list[trio.Event], bool]:
         """Waits for the first ticket and takes those that wait behind it, up to `commit_bytes_max`."""
