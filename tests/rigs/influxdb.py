@@ -32,6 +32,8 @@ bind-address = "127.0.0.1:{rpc_port}"
 [http]
   bind-address = "127.0.0.1:{port}"
   log-enabled = false
+[logging]
+  level = "warn"
 """
 
 _NGINX_CONF = """\

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from tests.rigs.account import account_victoria_metrics, samples_of
+from tests.rigs.fleet import EVERY_SHAPE, Plan, Shape, make_request
 from tests.rigs.influxdb import InfluxDB
+from tests.rigs.load import Load
+from tests.rigs.loop_image import mounted_image
+from tests.rigs.no_sync import no_sync_environment
 from tests.rigs.processes import wait_until
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
@@ -56,3 +64,55 @@ def test_influxdb_takes_the_newer_path_and_gives_back_types_and_nanoseconds(infl
         "s": "string",
         "b": "boolean",
     }
+
+
+@pytest.mark.needs("victoria-metrics")
+def test_an_account_finds_every_point_and_names_the_one_that_is_lost_changed_or_foreign(
+    victoria_metrics: VictoriaMetrics,
+) -> None:
+    now = time.time_ns() // 1_000_000 * 1_000_000
+    # Written straight into VictoriaMetrics, which would make a label of the database that v1 names.
+    shapes = (Shape("v2", gzip=True, timed=True), Shape("v2", gzip=False, timed=True))
+    plan = Plan("rigload", now, points=50, shapes=shapes, vary=True)
+    with Load(victoria_metrics.port, plan, clients=3, requests=8) as load:
+        load.wait(s_max=20)
+    sent = load.acked
+    assert len(sent) == 24
+    total = samples_of(sent)
+    wait_until(lambda: victoria_metrics.count(*plan.matches) >= total, "all samples are there", s_max=20)
+    found = victoria_metrics.values(*plan.matches)
+
+    account_victoria_metrics({series: dict(by_ms) for series, by_ms in found.items()}, sent).check()
+
+    first, *_, last = (by_ms for by_ms in found.values() if by_ms)
+    first.pop(next(iter(first)))
+    last[next(iter(last))] += 1
+    found["rigload_value"] = {1: 1.0}
+    with pytest.raises(AssertionError, match=r"1 lost.*1 changed.*1 never sent"):
+        account_victoria_metrics(found, sent).check()
+
+
+def test_a_plan_makes_the_same_request_again_and_no_point_twice() -> None:
+    plan = Plan("again", 1_700_000_000_000_000_000, points=10, shapes=EVERY_SHAPE, seed=7, vary=True)
+    requests = [make_request(plan, client, number) for client in range(2) for number in range(48)]
+
+    assert requests == [make_request(plan, client, number) for client in range(2) for number in range(48)]
+    points = [point for request in requests for point in request.points]
+    keys = {(point.measurement, point.tags, point.time_ns) for point in points}
+    assert len(keys) == len(points)
+    assert {request.shape for request in requests} == set(EVERY_SHAPE)
+
+
+@pytest.mark.needs("loop", "cc")
+def test_a_power_cut_keeps_what_was_synced_and_loses_what_was_not(tmp_path: Path) -> None:
+    """The disk itself, without wal-ingest: and the preloaded library takes a real sync away."""
+    write = "import os,sys; f=open(sys.argv[1],'wb'); f.write(b'x'*100_000); f.flush(); os.fsync(f.fileno())"
+    with mounted_image(tmp_path, bytes_max=64 * 1024 * 1024) as disk:
+        disk.settle()
+        subprocess.run([sys.executable, "-c", write, disk.path / "synced"], check=True)
+        unsynced = no_sync_environment(tmp_path)
+        subprocess.run([sys.executable, "-c", write, disk.path / "unsynced"], check=True, env=unsynced)
+        with disk.as_after_a_power_cut() as where:
+            left = {path.name: path.stat().st_size for path in where.iterdir() if path.is_file()}
+
+    assert left == {"synced": 100_000}

@@ -75,11 +75,11 @@ class VictoriaMetrics:
         with urllib.request.urlopen(f"{self.url}/write", data=lines, timeout=10) as answer:
             assert answer.status == 204
 
-    def samples(self, match: str) -> dict[Series, list[tuple[int, float]]]:
-        """Every sample of the series that `match` selects, as (milliseconds, value) in order of time."""
+    def samples(self, *matches: str) -> dict[Series, list[tuple[int, float]]]:
+        """Every sample of the series that `matches` select, as (milliseconds, value) in order of time."""
         with urllib.request.urlopen(f"{self.url}/internal/force_flush", timeout=30) as answer:
             answer.read()
-        query = urllib.parse.urlencode({"match[]": match, "start": "0", "reduce_mem_usage": "1"})
+        query = urllib.parse.urlencode([("start", "0"), *(("match[]", match) for match in matches)])
         found: dict[Series, list[tuple[int, float]]] = {}
         with urllib.request.urlopen(f"{self.url}/api/v1/export?{query}", timeout=60) as answer:
             for line in answer:
@@ -91,19 +91,19 @@ class VictoriaMetrics:
             samples.sort()
         return found
 
-    def values(self, match: str) -> dict[Series, dict[int, float]]:
+    def values(self, *matches: str) -> dict[Series, dict[int, float]]:
         """As `samples`, by milliseconds. A sample that was written twice counts once; two values for one
         millisecond are an error."""
         found: dict[Series, dict[int, float]] = {}
-        for series, samples in self.samples(match).items():
+        for series, samples in self.samples(*matches).items():
             by_ms = found.setdefault(series, {})
             for ms, value in samples:
                 assert by_ms.setdefault(ms, value) == value, f"{series} has two values at {ms}"
         return found
 
-    def count(self, match: str) -> int:
+    def count(self, *matches: str) -> int:
         """How many different samples (series and millisecond) there are."""
-        return sum(len(by_ms) for by_ms in self.values(match).values())
+        return sum(len(by_ms) for by_ms in self.values(*matches).values())
 
 
 def series_name(labels: dict[str, str]) -> Series:

@@ -1,0 +1,148 @@
+"""`wal-ingest serve` as a real process: started as a user starts it, ended as operators and power cuts do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.rigs.processes import Process, http_status, wait_until
+
+_READY = re.compile(r"ready on http://127\.0\.0\.1:(\d+)")
+_OURS = ("WAL_INGEST_", "INFLUXDB_", "DATABASE_URL")
+
+COMMAND = Path(sys.executable).with_name("wal-ingest")
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """This process's environment with no settings of its own but these, named "section.key"."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        env[f"WAL_INGEST_{section.upper()}__{key.upper()}"] = str(value)
+    return env
+
+
+def run_command(
+    *arguments: str | Path, settings: Mapping[str, object] | None = None, s_max: float = 30.0
+) -> subprocess.CompletedProcess[str]:
+    """Runs `wal-ingest` with arguments to its end."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=s_max,
+        env=environment(settings or {}),
+        stdin=subprocess.DEVNULL,
+    )
+
+
+class Service:
+    """One server over a data directory. It can be started again after an end of any kind.
+
+    `settings` are named "section.key". `under` is put in front of the command line (strace), `env` on top of
+    the environment (LD_PRELOAD).
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        logs: Path,
+        settings: Mapping[str, object] | None = None,
+        under: Sequence[str | Path] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.data_dir = data_dir
+        self.settings = dict(settings or {})
+        self._logs = logs
+        self._under = under
+        self._env = dict(env or {})
+        self._starts = 0
+        self._process: Process | None = None
+        self.port = 0
+        self.ready_line = ""
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.end()
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, s_max: float = 30.0) -> None:
+        """Starts it and waits for its ready line. Raises AssertionError when it ends before that."""
+        self._starts += 1
+        out = self._logs / f"serve-{self._starts}.out"
+        out.unlink(missing_ok=True)
+        self._process = Process(
+            f"wal-ingest (start {self._starts})",
+            [*self._under, COMMAND, "serve", "--data-dir", self.data_dir, "--bind", "127.0.0.1:0"],
+            log=self._logs / f"serve-{self._starts}.err",
+            stdout=out,
+            env=environment(self.settings) | self._env,
+            cwd=self._logs,
+        )
+        wait_until(
+            lambda: not self.process.running or out.read_text().endswith("\n"),
+            "the server prints its ready line",
+            s_max=s_max,
+            every_s=0.02,
+        )
+        self.ready_line = out.read_text()
+        match = _READY.search(self.ready_line)
+        assert match is not None, f"no ready line but {self.ready_line!r}\n{self.process.log_tail()}"
+        self.port = int(match[1])
+
+    def stop(self, *, s_max: float = 15.0) -> int:
+        return self.process.stop(s_max=s_max)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def ready(self) -> int:
+        """The status of `/readyz`."""
+        return http_status(f"{self.url}/readyz")
+
+    def status(self) -> dict[str, Any]:
+        """`wal-ingest wal status --json` over the data directory, whether the server runs or not."""
+        ran = run_command("wal", "status", "--json", "--data-dir", self.data_dir, settings=self.settings)
+        assert ran.returncode == 0, f"wal status: exit code {ran.returncode}: {ran.stderr}"
+        told: dict[str, Any] = json.loads(ran.stdout)
+        return told
+
+    def sink(self, name: str) -> dict[str, Any]:
+        """What `wal status` says of one sink."""
+        told: dict[str, Any] = self.status()["sinks"][name]
+        return told
+
+    def wait_drained(self, sink: str, *, s_max: float = 60.0) -> dict[str, Any]:
+        """Waits until nothing waits for a sink; gives the whole status then."""
+
+        def drained() -> dict[str, Any] | None:
+            assert self.process.running, f"the server ended\n{self.process.log_tail()}"
+            told = self.status()
+            return told if told["sinks"][sink]["lag_points"] == 0 else None
+
+        told = wait_until(drained, f"nothing waits for {sink}", s_max=s_max, every_s=0.2)
+        assert told is not None
+        return told
