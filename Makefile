@@ -1,0 +1,59 @@
+# Everything starts from nothing but Python 3.11 or newer: `make run` and `make test` make what they need.
+#   make test PYTHON=python3.13 VENV=.venv-3.13     for another interpreter
+#   make test PYTEST_ARGS="-k splitting"            for some of the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.ready-to-run
+TEST_READY := $(VENV)/.ready-to-test
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check proof bench clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./data
+	@exec $(BIN)/wal-ingest serve
+
+test: check ## Check style and types, and run every test that is not slow
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+check: $(TEST_READY) ## Check style and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+proof: $(TEST_READY) ## Run the slow proofs: the minute-long outage, more rounds
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: $(TEST_READY) ## Measure points/s, CPU per point and the latency of the 202
+	$(BIN)/python -m ops.bench.ingest
+
+clean: ## Remove what was built here; ./data stays
+	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"
+	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tests/clients/node_modules
+	@find wal_ingest ops tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed and $(PYTHON) is not: say PYTHON=python3.12 or the like" >&2; exit 1; }
+	@echo "making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make environments: on Debian install python3-venv" >&2; exit 1; }
+
+$(RUN_READY): pyproject.toml | $(BIN)/python
+	@echo "installing wal-ingest into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+# Dependency groups need pip 25.1; the one that a Python brings along may be older.
+$(TEST_READY): pyproject.toml | $(RUN_READY)
+	@echo "installing the tools for the tests into $(VENV)"
+	@$(PIP) install 'pip>=25.1'
+	@$(PIP) install --group dev
+	@touch $@
