@@ -78,13 +78,15 @@ class Segment:
     `close` from unmapping the file under a read; `append` does not take it, so reads never hold a commit up.
     """
 
-    def __init__(self, path: Path, *, map_bytes: int, sealed: bool) -> None:
+    def __init__(self, path: Path, *, map_bytes: int, sealed: bool, readonly: bool = False) -> None:
         """Opens an existing segment and reads its header and its last entry.
 
+        A sealed one is always read-only; `readonly` opens the last one so that another process may write to it.
         Raises `WalDamaged` (or `UnknownFormatVersion`), `StorageFailed`.
         """
         self.path = path
         self.sealed = sealed
+        self._readonly = readonly
         self._map_bytes = map_bytes
         self._mutex = threading.Lock()
         self._file: LmdbFile | None = self._open()
@@ -114,7 +116,8 @@ class Segment:
         return cls(path, map_bytes=map_bytes, sealed=False)
 
     def _open(self) -> LmdbFile:
-        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=self.sealed, lock=not self.sealed)
+        readonly = self.sealed or self._readonly
+        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=readonly, lock=not self.sealed)
 
     def _read_ends(self) -> None:
         file = self._file
