@@ -65,6 +65,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=MIB,
         ),
     ] = 256 * MIB
+    answer_s_max: Annotated[
+        float, _why("Seconds a client may take to read its answer; then its connection is dropped.", gt=0)
+    ] = 30.0
     keep_alive_s: Annotated[
         float, _why("Seconds an idle connection is kept; longer than most clients' pools keep theirs.", gt=0)
     ] = 75.0

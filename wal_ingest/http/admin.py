@@ -1,0 +1,94 @@
+"""The admin app: health for load balancers, supervisors and InfluxDB's own tools.
+
+It never sees a body (see `ingest._without_body`), takes no token, and answers from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from quart import Response, jsonify
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from wal_ingest import __version__
+
+# Why the node cannot take points now, a sentence each; nothing when it can.
+Readiness = Callable[[], Sequence[str]]
+
+RETRY_AFTER_S = 5
+
+# InfluxDB's tools ask for a version that begins like one of the 2.x line, whose write API this is.
+INFLUXDB_VERSION = f"v2.0.0-wal-ingest-{__version__}"
+_INFLUXDB_HEADERS = {"X-Influxdb-Version": INFLUXDB_VERSION, "X-Influxdb-Build": "wal-ingest"}
+
+
+def create_admin_app(*, readiness: Readiness, now: Callable[[], datetime]) -> QuartTrio:
+    """The Quart-Trio app with every route that is not a write route; `now` gives aware times."""
+    app = QuartTrio("wal_ingest.http.admin", static_folder=None)
+    started = now()
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return jsonify({"status": "alive"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        reasons = list(readiness())
+        if reasons:
+            return _not_ready({"status": "not ready", "reasons": reasons})
+        return jsonify({"status": "ready", "reasons": []})
+
+    @app.get("/health")
+    async def health() -> Response:
+        reasons = list(readiness())
+        said: dict[str, Any] = {
+            "name": "wal-ingest",
+            "message": "; ".join(reasons) or "ready for writes",
+            "status": "fail" if reasons else "pass",
+            "checks": [{"name": "wal", "status": "fail", "message": reason} for reason in reasons],
+            "version": INFLUXDB_VERSION,
+        }
+        return _not_ready(said) if reasons else jsonify(said)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        reasons = list(readiness())
+        if reasons:
+            return _not_ready({"code": "unavailable", "message": "; ".join(reasons)})
+        up = _go_duration(now() - started)
+        return jsonify({"status": "ready", "started": started.isoformat(), "up": up})
+
+    @app.get("/ping")
+    async def ping() -> Response:
+        return Response(status=204, headers=_INFLUXDB_HEADERS)
+
+    @app.errorhandler(HTTPException)
+    async def refuse(error: HTTPException) -> Response:
+        response = jsonify({"error": error.description or error.name})
+        response.status_code = error.code or 500
+        for name, value in error.get_headers():
+            if name.lower() not in ("content-type", "content-length"):
+                response.headers[name] = value
+        return response
+
+    return app
+
+
+def _not_ready(said: dict[str, Any]) -> Response:
+    response = jsonify(said)
+    response.status_code = 503
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def _go_duration(passed: timedelta) -> str:
+    """A duration as Go prints it, such as `14m45.911966s`, which is what InfluxDB's clients parse."""
+    minutes, seconds = divmod(max(passed.total_seconds(), 0.0), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f"{seconds:.6f}s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text

@@ -1,0 +1,288 @@
+"""Ingest: a bare ASGI callable in front of the admin app.
+
+Invariants:
+
+1. A 2xx is sent only after `append` returned: the points are durable.
+2. A request is stored whole or not at all: all its entries are handed over in one `append`.
+3. One time of acceptance for the whole request: it stamps lines without a time, and is on every entry.
+4. A request that fails, whatever way, is answered, and neither its connection's neighbours nor the server notice.
+
+The order of a request is that of `_read` and `_store`: limits, body, decode, validate, cut into entries, append. Points
+are checked where the request runs as long as the body is small, because the way into a thread and back costs
+more than the check does; larger bodies go to a thread, so that they do not hold up everybody else's.
+
+Cancellation leaves nothing half done: before `append` nothing is stored; what `append` leaves behind is its
+contract (all of it or nothing, and unknown to the sender, who sends again).
+
+Why not a route of the Quart app: there, chunked bodies have no early limit on newer versions, and each request
+costs half as much again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import structlog
+import trio
+
+from wal_ingest.errors import BadRequest, BodyTooLarge, ComeBackLater, RequestError
+from wal_ingest.http import answers
+from wal_ingest.http.answers import Answer, Problem
+from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, discard_body, read_body
+from wal_ingest.http.requests import (
+    Dialect,
+    Format,
+    Query,
+    read_content_type,
+    read_headers,
+    read_query,
+    sniff,
+)
+from wal_ingest.points import Lines, Precision, split_lines
+from wal_ingest.points.encoding import decode_body
+from wal_ingest.points.json_points import accept_json, accept_ndjson
+from wal_ingest.points.line_protocol import accept_line_protocol
+from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Scope = dict[str, Any]
+AsgiCallable = Callable[[Scope, Receive, Send], Awaitable[None]]
+T = TypeVar("T")
+
+# A body of up to this many bytes, after decompression, is checked without going to a thread.
+INLINE_BYTES_MAX = 256 * 1024
+
+# Bodies that are checked in threads at one time: each may take `body_bytes_max` more than the budget counts.
+CHECKING_THREADS_MAX = 2
+
+ROUTES = {
+    "/metrics": Dialect.NATIVE,
+    "/api/v2/write": Dialect.INFLUXDB_V2,
+    "/write": Dialect.INFLUXDB_V1,
+}
+
+_log = structlog.get_logger("wal_ingest.http")
+
+
+class Appended(Protocol):
+    """The receipt of an append: the seqs of its first and last entry."""
+
+    @property
+    def first_seq(self) -> int: ...
+
+    @property
+    def last_seq(self) -> int: ...
+
+
+class Appender(Protocol):
+    """The WAL, as far as the front door knows it."""
+
+    async def append(self, entries: Sequence[NewEntry]) -> Appended:
+        """Makes all entries durable, or none. Raises ComeBackLater."""
+        ...
+
+
+class ThreadDoor(Protocol):
+    """Runs a function in a thread and awaits it; tests use a twin that runs it on the spot."""
+
+    async def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
+def thread_door(threads_max: int = CHECKING_THREADS_MAX) -> ThreadDoor:
+    """The real way into a thread, for `threads_max` at one time.
+
+    Cancellation: the thread finishes by itself and its result is dropped; the work must be pure.
+    """
+    limiter = trio.CapacityLimiter(threads_max)
+
+    async def run(work: Callable[[], T], /) -> T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one request asks for: `written` is None when it does not say; `now_ns` is its time of acceptance."""
+
+    query: Query
+    encoding: str
+    written: Format | None
+    source: str
+    now_ns: int
+
+
+class Ingest:
+    """The ASGI application: the write routes itself, everything else by `fallback`."""
+
+    def __init__(
+        self,
+        *,
+        appender: Appender,
+        fallback: AsgiCallable,
+        settings: ServerSettings,
+        now_ns: Callable[[], int],
+        in_thread: ThreadDoor | None = None,
+    ) -> None:
+        self._appender = appender
+        self._fallback = fallback
+        self._settings = settings
+        self._now_ns = now_ns
+        self._in_thread = in_thread if in_thread is not None else thread_door()
+        self.budget = BodyBudget(settings.bodies_bytes_max)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI scope, answered.
+
+        Cancellation: before the append nothing is stored; during it the outcome is unknown to the sender.
+        """
+        if scope["type"] == "http":
+            dialect = ROUTES.get(scope["path"])
+            if dialect is not None:
+                await self._write_route(dialect, scope, receive, send)
+            else:
+                await self._fallback(scope, _without_body(receive), send)
+        elif scope["type"] == "websocket":
+            await _refuse_websocket(send)
+        else:
+            await self._fallback(scope, receive, send)
+
+    async def _write_route(self, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            problem = Problem(405, "points are written with POST")
+            await _answer_early(answers.refused(dialect, problem, closes=True, allow=b"POST"), receive, send)
+            return
+        hold = Hold(self.budget)
+        body_is_read = False
+        try:
+            asked, body = await self._read(dialect, scope, receive, hold)
+            body_is_read = True
+            answer = await self._store(dialect, asked, body, hold)
+        except ClientGone:
+            return
+        except (RequestError, ComeBackLater) as exc:
+            answer = answers.refused(dialect, answers.problem_of(exc), closes=not body_is_read)
+        except Exception:
+            # Whatever it was, it is this request's: say so, keep the trace, and serve the next one.
+            _log.exception("a write request failed", path=scope["path"])
+            answer = answers.refused(dialect, answers.unexpected(), closes=not body_is_read)
+        finally:
+            # Before the answer goes out: a client that never reads it must not hold the others' memory.
+            hold.release()
+        if answer.closes:
+            await _answer_early(answer, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            await send({"type": "http.response.body", "body": answer.body})
+
+    async def _read(
+        self, dialect: Dialect, scope: Scope, receive: Receive, hold: Hold
+    ) -> tuple[_Asked, bytes]:
+        """Limits, then the body. What is refused here is refused before the body is whole."""
+        settings = self._settings
+        query = read_query(dialect, scope["query_string"])
+        headers = read_headers(scope["headers"], bytes_max=settings.body_bytes_max)
+        written: Format | None = Format.LINE_PROTOCOL
+        if dialect is Dialect.NATIVE:
+            written = read_content_type(headers.content_type) if headers.content_type is not None else None
+        body = await read_body(
+            receive, hold, bytes_max=settings.body_bytes_max, body_s_max=settings.body_s_max
+        )
+        client = scope.get("client")
+        source = client[0] if client else ""
+        return _Asked(query, headers.encoding, written, source, self._now_ns()), body
+
+    async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> Answer:
+        """Decode, validate, cut into entries, append; then, and only then, the answer that says so."""
+        lines = await self._check(body, asked, hold)
+        if not lines.points:
+            if dialect is Dialect.NATIVE:
+                raise BadRequest("the body has no points")
+            return answers.NO_CONTENT
+        entries = [
+            NewEntry(piece.data, piece.points, asked.now_ns, asked.source, asked.query.destination)
+            for piece in split_lines(lines, ENTRY_POINTS_MAX)
+        ]
+        appended = await self._appender.append(entries)
+        return answers.accepted(dialect, points=lines.points, seq=appended.last_seq)
+
+    async def _check(self, body: bytes, asked: _Asked, hold: Hold) -> Lines:
+        """Decodes and validates: on the spot when the decoded body is small, else in a thread."""
+        bytes_max = self._settings.body_bytes_max
+        encoding = asked.encoding
+        if len(body) <= INLINE_BYTES_MAX:
+            if not encoding:
+                return self._validate(body, asked)
+            try:
+                decoded = decode_body(body, encoding, bytes_max=min(INLINE_BYTES_MAX, bytes_max))
+            except BodyTooLarge:
+                if bytes_max <= INLINE_BYTES_MAX:
+                    raise
+            else:
+                hold.take(len(decoded))
+                return self._validate(decoded, asked)
+        if encoding:
+            body = await self._in_thread(lambda: decode_body(body, encoding, bytes_max=bytes_max))
+            hold.take(len(body))
+        return await self._in_thread(lambda: self._validate(body, asked))
+
+    def _validate(self, body: bytes, asked: _Asked) -> Lines:
+        settings = self._settings
+        written = asked.written if asked.written is not None else sniff(body)
+        if written is Format.LINE_PROTOCOL:
+            return accept_line_protocol(
+                body,
+                precision=asked.query.precision or Precision.NS,
+                now_ns=asked.now_ns,
+                line_bytes_max=settings.line_bytes_max,
+            )
+        accept = accept_json if written is Format.JSON else accept_ndjson
+        return accept(
+            body,
+            now_ns=asked.now_ns,
+            precision=asked.query.precision or Precision.MS,
+            depth_max=settings.json_depth_max,
+        )
+
+
+async def _answer_early(answer: Answer, receive: Receive, send: Send) -> None:
+    """Answers while the body may still be coming, and takes it off the server's hands until it closes."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(discard_body, receive)
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
+
+def _without_body(receive: Receive) -> Receive:
+    """The same request with an empty body: nothing behind the write routes takes one.
+
+    The admin app would collect a body in memory before its route says a word; so it is shown none,
+    and what a client sends all the same is dropped as it comes.
+    """
+    shown = False
+
+    async def receive_without_body() -> dict[str, Any]:
+        nonlocal shown
+        if not shown:
+            shown = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+
+    return receive_without_body
+
+
+async def _refuse_websocket(send: Send) -> None:
+    body = b'{"error": "there is no WebSocket here"}\n'
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
