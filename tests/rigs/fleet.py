@@ -72,6 +72,11 @@ class Plan:
     rich: bool = False
 
     @property
+    def measurements(self) -> tuple[str, ...]:
+        """Every measurement of a rich run. JSON has one of its own: it knows no integers apart from floats."""
+        return (self.run, f"{self.run}_json", "server_metrics")
+
+    @property
     def matches(self) -> tuple[str, str]:
         """What selects every series of this run in VictoriaMetrics."""
         return (
@@ -133,7 +138,8 @@ def _point(plan: Plan, shape: Shape, client: int, number: int, unique: int, inde
     tags = (("client", str(client)), *own, ("shape", shape.label))
     if time_ns is not None and shape.form in ("lines", "v2"):
         time_ns += (unique * 7919) % MS  # the forms that carry nanoseconds
-    return Point(plan.run, tags, fields, time_ns)
+    measurement = f"{plan.run}_json" if plan.rich and shape.form in ("general", "ndjson") else plan.run
+    return Point(measurement, tags, fields, time_ns)
 
 
 def _line_value(value: Value) -> str:

@@ -146,3 +146,22 @@ class Service:
         told = wait_until(drained, f"nothing waits for {sink}", s_max=s_max, every_s=0.2)
         assert told is not None
         return told
+
+
+def to_influxdb(url: str, *, bucket: str = "any", **settings: object) -> dict[str, object]:
+    """Settings of a server that writes to an InfluxDB API at `url`, with waits short enough for a test.
+
+    More settings are named `section__key`.
+    """
+    return {
+        "influxdb.url": url,
+        "influxdb.org": "any",
+        "influxdb.bucket": bucket,
+        "influxdb.token": "any",
+        "wal.segment_s_max": 1,
+        "flusher.batch_wait_s_max": 0.2,
+        "flusher.cursor_commit_s": 0.2,
+        "flusher.retry_s_max": 2,
+        "log.level": "warning",
+        **{name.replace("__", ".", 1): value for name, value in settings.items()},
+    }
