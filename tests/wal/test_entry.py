@@ -1,0 +1,107 @@
+"""The entry codec: what goes in comes out, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wal_ingest.errors import BadRequest
+from wal_ingest.wal.entry import (
+    CODEC_GZIP,
+    CODEC_RAW,
+    HEADER_BYTES,
+    Destination,
+    EntryDamaged,
+    EntryVersionUnknown,
+    NewEntry,
+    decode,
+    encode,
+)
+
+SMALL = NewEntry(b"cpu v=1 1\n", 1, 7, "10.0.0.1", Destination("acme", "metrics"))
+LARGE = NewEntry(b"cpu,host=web-17 v=1 1763800000000000000\n" * 1000, 1000, 7, "10.0.0.1")
+
+names = st.text(max_size=40)
+
+
+@given(
+    lines=st.binary(max_size=3000),
+    points=st.integers(0, 1000),
+    accepted_ns=st.integers(0, 2**63),
+    source=names,
+    org=names,
+    bucket=names,
+    seq=st.integers(1, 2**64 - 1),
+    points_before=st.integers(0, 2**63),
+)
+def test_an_entry_comes_back_as_it_went_in(
+    lines: bytes,
+    points: int,
+    accepted_ns: int,
+    source: str,
+    org: str,
+    bucket: str,
+    seq: int,
+    points_before: int,
+) -> None:
+    new = NewEntry(lines, points, accepted_ns, source, Destination(org, bucket))
+    entry = decode(encode(new, seq=seq, points_before=points_before), seq=seq)
+    assert entry.lines() == lines
+    assert (entry.seq, entry.points, entry.points_before) == (seq, points, points_before)
+    assert (entry.accepted_ns, entry.source, entry.destination) == (
+        accepted_ns,
+        source,
+        Destination(org, bucket),
+    )
+    assert entry.raw_bytes == len(lines)
+
+
+def test_lines_are_stored_compressed_where_that_is_smaller() -> None:
+    assert decode(encode(LARGE, seq=1, points_before=0), seq=1).codec == CODEC_GZIP
+    assert decode(encode(SMALL, seq=1, points_before=0), seq=1).codec == CODEC_RAW
+
+
+@pytest.mark.parametrize("entry", [SMALL, LARGE], ids=["raw", "gzip"])
+def test_a_gzip_member_of_an_entry_holds_its_lines(entry: NewEntry) -> None:
+    import gzip
+
+    member = decode(encode(entry, seq=1, points_before=0), seq=1).gzip_member()
+    assert gzip.decompress(member) == entry.lines
+
+
+@pytest.mark.parametrize("entry", [SMALL, LARGE], ids=["raw", "gzip"])
+def test_any_flipped_bit_is_found(entry: NewEntry) -> None:
+    value = encode(entry, seq=1, points_before=0)
+    step = max(1, len(value) // 300)
+    for position in [*range(HEADER_BYTES), *range(HEADER_BYTES, len(value), step)]:
+        for bit in (0x01, 0x80):
+            damaged = bytearray(value)
+            damaged[position] ^= bit
+            with pytest.raises(EntryDamaged):
+                decode(bytes(damaged), seq=1)
+
+
+def test_any_shortened_value_is_found() -> None:
+    value = encode(SMALL, seq=1, points_before=0)
+    for length in range(len(value)):
+        with pytest.raises(EntryDamaged):
+            decode(value[:length], seq=1)
+
+
+def test_an_entry_under_anothers_key_is_found() -> None:
+    with pytest.raises(EntryDamaged, match="checksum"):
+        decode(encode(SMALL, seq=1, points_before=0), seq=2)
+
+
+def test_a_version_from_the_future_is_refused_by_name() -> None:
+    value = bytearray(encode(SMALL, seq=1, points_before=0))
+    value[0] = 9
+    with pytest.raises(EntryVersionUnknown, match="version 9"):
+        decode(bytes(value), seq=1)
+
+
+def test_a_name_longer_than_the_header_allows_is_the_senders_error() -> None:
+    Destination("o" * 1024, "b" * 1024)
+    with pytest.raises(BadRequest, match="bucket is longer than 1024 bytes"):
+        Destination("o", "é" * 513)

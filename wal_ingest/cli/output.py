@@ -1,0 +1,57 @@
+"""How the command line speaks: results on standard output, everything else on standard error.
+
+Exit codes: 0 done, 1 failed, 2 usage or settings, 3 the WAL needs an operator.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+OPERATOR_NEEDED = 3
+
+
+def print_json(value: object) -> None:
+    """One JSON document, indented, ended by a line feed."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_error(error: WalIngestError) -> int:
+    """Says what is wrong and what to try, and returns the exit code that goes with it."""
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"try: {error.hint}\n")
+    if isinstance(error, ConfigError):
+        return USAGE
+    if isinstance(error, OperatorNeeded):
+        return OPERATOR_NEEDED
+    return FAILED
+
+
+def bytes_text(size: int) -> str:
+    """A size for people: 31.4 MiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def age_text(age_s: float | None) -> str:
+    """An age for people: 4 s, 12 min, 3.5 h, 2.1 d; a dash for none."""
+    if age_s is None:
+        return "-"
+    if age_s < 120:
+        return f"{age_s:.0f} s"
+    if age_s < 7200:
+        return f"{age_s / 60:.0f} min"
+    if age_s < 172_800:
+        return f"{age_s / 3600:.1f} h"
+    return f"{age_s / 86_400:.1f} d"

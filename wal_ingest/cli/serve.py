@@ -1,0 +1,46 @@
+"""`wal-ingest serve`: run the node."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import wal_ingest
+from wal_ingest.cli.options import ConfigOption, DataDirOption, load_config
+
+
+def serve(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(
+            "--bind",
+            metavar="HOST:PORT",
+            help="Address to listen on.  [default: 127.0.0.1:8400]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run the node: take points over HTTP, make them durable, deliver them.
+
+    Prints one line when it is ready. SIGTERM or Ctrl-C stops it: requests under way are answered first.
+    """
+    settings = load_config(config, data_dir=data_dir, server__bind=bind).settings
+
+    import trio
+
+    from wal_ingest.service import Service
+    from wal_ingest.telemetry import configure_logging
+
+    configure_logging(settings.log)
+
+    def ready(address: str) -> None:
+        print(
+            f"wal-ingest {wal_ingest.__version__} ready on {address}, data in {settings.server.data_dir}",
+            flush=True,
+        )
+
+    sys.exit(trio.run(Service(settings, ready=ready).run))

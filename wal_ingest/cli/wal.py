@@ -1,0 +1,88 @@
+"""`wal-ingest wal`: look into the log. Works while the server runs; never changes a durable byte."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.output import age_text, bytes_text, print_json
+
+if TYPE_CHECKING:
+    from wal_ingest.wal.inspect import WalStatus
+
+app = typer.Typer(
+    help="Look into the write-ahead log, also while the server runs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Look into the write-ahead log, also while the server runs."""
+
+
+@app.command()
+def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+    """Segments, seqs, points and bytes; each sink's cursor, and what waits for it."""
+    from wal_ingest.wal.inspect import status as read_status
+
+    settings = load_config(config, data_dir=data_dir).settings
+    found = read_status(Path(settings.server.data_dir), now_ns=time.time_ns())
+    if json:
+        print_json(found)
+    else:
+        _print_status(found)
+
+
+def _print_status(found: WalStatus) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    server = "not running"
+    if found.server_pid is not None:
+        server = f"running, process {found.server_pid}" if found.server_pid else "running"
+    console.print(f"WAL in {found.data_dir} (server {server})")
+    console.print(
+        f"{found.points_accepted:,} points accepted, {found.points_kept:,} kept in seqs "
+        f"{found.first_seq:,} to {found.last_seq:,}, {bytes_text(found.bytes)}"
+    )
+    sinks = Table(box=None, pad_edge=False, header_style="bold")
+    sinks.add_column("sink")
+    for heading in ("cursor", "entries waiting", "points waiting", "oldest", "parked"):
+        sinks.add_column(heading, justify="right")
+    for name, sink in found.sinks.items():
+        sinks.add_row(
+            name,
+            f"{sink.cursor_seq:,}",
+            f"{sink.waiting_entries:,}",
+            f"{sink.waiting_points:,}",
+            age_text(sink.oldest_waiting_s),
+            f"{sink.parked:,}",
+        )
+    console.print()
+    console.print(sinks)
+    segments = Table(box=None, pad_edge=False, header_style="bold")
+    segments.add_column("segment")
+    for heading in ("first seq", "last seq", "points", "size"):
+        segments.add_column(heading, justify="right")
+    segments.add_column("")
+    for segment in found.segments:
+        empty = segment.last_seq < segment.first_seq
+        segments.add_row(
+            segment.file,
+            f"{segment.first_seq:,}",
+            "-" if empty else f"{segment.last_seq:,}",
+            f"{segment.points:,}",
+            bytes_text(segment.bytes),
+            segment.error or ("sealed" if segment.sealed else "written to"),
+        )
+    console.print()
+    console.print(segments)
+    for name in found.damaged:
+        console.print(f"set aside as damaged: {name}")
