@@ -1,0 +1,265 @@
+"""The exact parser: line by line, naming line, column and reason, and writing the canonical form.
+
+It follows the reference decoder step by step and shares no pattern with `grammar`, so that the property test
+of one against the other means something. It is the slow path (some µs a line): bodies that a fast pattern took
+never come here. Every pattern below is possessive, so it is linear on hostile input too.
+
+Differences from the reference decoder that are kept:
+
+* A line feed inside a quoted string is refused by name. Then lines are points, and any line feed is a place
+  where a body may be cut; both are what splitting, bisecting and counting rest on.
+* An even run of backslashes before a space, comma or equals sign outside a quoted string is refused by name
+  (see `grammar` for what InfluxDB makes of it).
+* Invalid UTF-8 is refused in comments too, and a tab in a comment is allowed, as the published grammar has it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from wal_ingest.errors import PointError
+from wal_ingest.points.lines import Lines
+
+TIME_NS_MIN = -9_223_372_036_854_775_806
+TIME_NS_MAX = 9_223_372_036_854_775_806
+"""The times that InfluxDB takes: two less than int64 at one end and one less at the other."""
+
+# Lines without a point, however many in a row: blank or a comment without control characters.
+SKIPPED_LINES = re.compile(rb"(?: *+(?:#[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r?+\n)++")
+_LAST_SKIPPED = re.compile(rb" *+(?:#[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r?+\Z")
+
+_SPACES = re.compile(rb" *+")
+_END_OF_LINE = re.compile(rb"\r?+(?:\n|\Z)")
+_MEASUREMENT = re.compile(rb"(?:[^\\, \x00-\x1f\x7f]|\\[, ]|\\)*+")
+_KEY = re.compile(rb"(?:[^\\,= \x00-\x1f\x7f]|\\[,= ]|\\)*+")
+_EVEN_RUN = re.compile(rb"(?<!\\)(?:\\\\)++[,= ]")
+_STRING = re.compile(rb'"(?:[^"\\\n]|\\[^\n])*+"')
+_WORD = re.compile(rb"[^, \r\n]*+")
+_TIME = re.compile(rb"-?[0-9]++")
+
+_INTEGER = re.compile(rb"-?[0-9]+i")
+_UNSIGNED = re.compile(rb"[0-9]+u")
+_FLOAT = re.compile(rb"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_BOOLEANS = frozenset({b"t", b"T", b"true", b"True", b"TRUE", b"f", b"F", b"false", b"False", b"FALSE"})
+_INT_DIGITS_MAX = 20
+
+
+def parse_lines(body: bytes, *, unit_ns: int, now_ns: int) -> Lines:
+    """The canonical lines of a body of valid UTF-8 whose times are in units of `unit_ns` nanoseconds.
+
+    Lines without a time get `now_ns`, rounded down to the unit. Raises PointError at the first bad line.
+    """
+    out = []
+    position = 0
+    while True:
+        line, position = parse_next(body, position, unit_ns=unit_ns, now_ns=now_ns)
+        if line is None:
+            return Lines(b"".join(out), len(out))
+        out.append(line)
+
+
+def parse_next(body: bytes, start: int, *, unit_ns: int, now_ns: int) -> tuple[bytes | None, int]:
+    """The first point from `start` on, which begins a line, as a canonical line, and where its own line ends.
+
+    None when there is no other point. Raises PointError as `parse_lines` does; line numbers count from the
+    beginning of the body.
+    """
+    scanner = _Scanner(body, start)
+    if not scanner.skip_to_point():
+        return None, len(body)
+    start = scanner.position
+    tags_end = scanner.take_measurement_and_tags()
+    fields_start, fields_end = scanner.take_fields()
+    time = scanner.take_time(unit_ns)
+    if time is None:
+        time = now_ns - now_ns % unit_ns
+    line = b"%b %b %d\n" % (body[start:tags_end], body[fields_start:fields_end], time)
+    return line, scanner.position
+
+
+def position_of(body: bytes, offset: int) -> tuple[int, int]:
+    """Line and column of a byte, both counted from 1, the column in bytes."""
+    return body.count(b"\n", 0, offset) + 1, offset - body.rfind(b"\n", 0, offset)
+
+
+class _Scanner:
+    """A position in a body, moved forward by what is taken; every `take` raises PointError on a mismatch."""
+
+    def __init__(self, body: bytes, position: int) -> None:
+        self._body = body
+        self.position = position
+
+    def skip_to_point(self) -> bool:
+        """Goes to the start of the next point, past blank lines and comments; False at the end of the body."""
+        skipped = SKIPPED_LINES.match(self._body, self.position)
+        if skipped:
+            self.position = skipped.end()
+        if _LAST_SKIPPED.match(self._body, self.position):
+            return False
+        self._skip(_SPACES)
+        return True
+
+    def take_measurement_and_tags(self) -> int:
+        """Returns the offset behind the last tag."""
+        if self._next() == b"#":
+            self._refuse_control_in_comment()
+        start = self.position
+        if self._take(_MEASUREMENT) == start:
+            self._refuse(f"{self._found()} where a measurement name should begin")
+        self._check_backslashes(start)
+        keys: set[bytes] = set()
+        while self._next() == b",":
+            self.position += 1
+            self._take_tag(keys)
+        if self._next() != b" ":
+            self._refuse(f"{self._found()} where a space and the fields should follow")
+        return self.position
+
+    def take_fields(self) -> tuple[int, int]:
+        """Returns the offsets of the first field and behind the last."""
+        self._skip(_SPACES)
+        start = self.position
+        self._take_field()
+        while self._next() == b",":
+            self.position += 1
+            self._take_field()
+        return start, self.position
+
+    def take_time(self, unit_ns: int) -> int | None:
+        """Takes the rest of the line; returns its time in nanoseconds, or None when it has none."""
+        end = self.position
+        self._skip(_SPACES)
+        if self._take_end_of_line():
+            return None
+        if self.position == end:
+            self._refuse(f"{self._found()} where the field value should end")
+        start = self.position
+        if self._take(_TIME) == start:
+            self._refuse(f"{self._found()} where a time should begin")
+        text = self._body[start : self.position]
+        end = self.position
+        self._skip(_SPACES)
+        if not self._take_end_of_line():
+            what = "within the time" if self.position == end else "behind the time"
+            self._refuse(f"{self._found()} {what}, where the line should end")
+        value = _integer_in_range(text, TIME_NS_MIN // unit_ns - 1, TIME_NS_MAX // unit_ns + 1)
+        if value is None or not TIME_NS_MIN <= value * unit_ns <= TIME_NS_MAX:
+            self._refuse("the time is out of range", at=start)
+        return value * unit_ns
+
+    def _take_tag(self, keys: set[bytes]) -> None:
+        start = self.position
+        if self._take(_KEY) == start:
+            self._refuse(f"{self._found()} where a tag key should begin")
+        self._check_backslashes(start)
+        key = self._body[start : self.position]
+        if self._next() != b"=":
+            self._refuse(f"{self._found()} where '=' should follow the tag key")
+        if key in keys:
+            self._refuse("the tag key stands twice in this line", at=start)
+        keys.add(key)
+        self.position += 1
+        start = self.position
+        if self._take(_KEY) == start:
+            self._refuse(f"{self._found()} where a tag value should begin (it cannot be empty)")
+        self._check_backslashes(start)
+
+    def _take_field(self) -> None:
+        start = self.position
+        if self._take(_KEY) == start:
+            self._refuse(f"{self._found()} where a field key should begin")
+        self._check_backslashes(start)
+        if self._next() != b"=":
+            self._refuse(f"{self._found()} where '=' should follow the field key")
+        self.position += 1
+        start = self.position
+        if self._next() == b'"':
+            if self._take(_STRING) == start:
+                self._refuse(self._why_unclosed(start))
+            return
+        self._take(_WORD)
+        reason = _reason_against(self._body[start : self.position])
+        if reason:
+            self._refuse(reason, at=start)
+
+    def _why_unclosed(self, start: int) -> str:
+        if self._body.find(b"\n", start) < 0:
+            return "the quoted string has no closing quote"
+        return "a line feed inside a quoted string is not supported, or the closing quote is missing"
+
+    def _check_backslashes(self, start: int) -> None:
+        run = _EVEN_RUN.search(self._body, start, self.position)
+        if run:
+            self._refuse(
+                "an even number of backslashes before a space, comma or '=' is not supported: "
+                "databases do not agree on what it means",
+                at=run.start(),
+            )
+
+    def _refuse_control_in_comment(self) -> NoReturn:
+        found = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]").search(self._body, self.position)
+        self._refuse("a control character in a comment", at=found.start() if found else None)
+
+    def _skip(self, pattern: re.Pattern[bytes]) -> None:
+        self._take(pattern)
+
+    def _take(self, pattern: re.Pattern[bytes]) -> int:
+        """Moves behind what matches here, if anything does; returns the new position."""
+        match = pattern.match(self._body, self.position)
+        if match:
+            self.position = match.end()
+        return self.position
+
+    def _take_end_of_line(self) -> bool:
+        match = _END_OF_LINE.match(self._body, self.position)
+        if match:
+            self.position = match.end()
+        return match is not None
+
+    def _next(self) -> bytes:
+        return self._body[self.position : self.position + 1]
+
+    def _found(self) -> str:
+        """What stands at the position, for a reason's first words."""
+        here = self._next()
+        if not here:
+            return "the end of the body"
+        if here == b"\n" or _END_OF_LINE.match(self._body, self.position):
+            return "the end of the line"
+        if here == b" ":
+            return "a space"
+        if here < b" " or here == b"\x7f":
+            return f"the control character 0x{here[0]:02x}"
+        # Part of a character beyond ASCII is shown whole: the body is valid UTF-8.
+        return repr(self._body[self.position : self.position + 4].decode("utf-8", "ignore")[:1])
+
+    def _refuse(self, reason: str, *, at: int | None = None) -> NoReturn:
+        line, column = position_of(self._body, self.position if at is None else at)
+        raise PointError(reason, line=line, column=column)
+
+
+def _reason_against(word: bytes) -> str:
+    """Why an unquoted field value is refused; empty when it is fine."""
+    if word in _BOOLEANS:
+        return ""
+    if not word:
+        return "the field value is missing"
+    if _FLOAT.fullmatch(word):
+        return "the float is out of range" if float(word) in (float("inf"), float("-inf")) else ""
+    if _INTEGER.fullmatch(word):
+        in_range = _integer_in_range(word[:-1], -(2**63), 2**63 - 1) is not None
+        return "" if in_range else "the integer is out of range"
+    if _UNSIGNED.fullmatch(word):
+        in_range = _integer_in_range(word[:-1], 0, 2**64 - 1) is not None
+        return "" if in_range else "the unsigned integer is out of range"
+    return "the field value is neither a number, nor a boolean, nor a quoted string"
+
+
+def _integer_in_range(text: bytes, least: int, most: int) -> int | None:
+    """The integer, or None when it is out of range; however many digits it has, this costs one pass."""
+    digits = text.lstrip(b"-").lstrip(b"0") or b"0"
+    if len(digits) > _INT_DIGITS_MAX:
+        return None
+    value = -int(digits) if text.startswith(b"-") else int(digits)
+    return value if least <= value <= most else None

@@ -1,0 +1,176 @@
+"""A body of line protocol in, canonical lines out: which path a body takes, and the stamping.
+
+The fast path works on whole bodies: one match says whether every line has a time (then the body is stored as it
+came), or none has (then one replacement stamps them all), or some have (then one substitution stamps the
+others). Blank lines, comments and `\\r\\n` are taken out in bulk and the rest is tried again. What no pattern takes
+goes to the exact parser, which either brings it to the canonical form or says what is wrong. The two agree to the
+byte wherever the fast path accepts; a property test over both engines says so.
+
+Plain functions of their arguments, but for the learned tag keys, which only ever decide the speed.
+"""
+
+from __future__ import annotations
+
+import re
+
+from wal_ingest.errors import PointError
+from wal_ingest.points.engine import ENGINES, Engine
+from wal_ingest.points.exact import (
+    SKIPPED_LINES,
+    TIME_NS_MAX,
+    TIME_NS_MIN,
+    parse_lines,
+    parse_next,
+    position_of,
+)
+from wal_ingest.points.grammar import ZEROS, Grammar, Shape
+from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.tag_keys import TagKeys, key_lists_of
+from wal_ingest.points.utf8 import first_invalid_byte
+
+# In lines that the grammar took, the text behind the last space is a time, or has the '=' of a field, or ends
+# with the quote of a string. (A space within a key stands before that key's '='.) So this finds exactly the
+# lines without a time.
+_UNTIMED_END = re.compile(rb'("|=[0-9A-Za-z.+-]++)\n')
+_TIMED_LINE_END = re.compile(rb" -?[0-9]++(?=\n)")
+_SKIPPED_STARTS = (b"\n", b"#", b" ")
+_SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
+
+
+def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+    """The canonical lines of a body whose times are in units of `precision`.
+
+    Lines without a time get `now_ns` (Unix time in nanoseconds, within what InfluxDB takes), rounded down to the
+    precision as the reference decoder does. A body without any point gives `Lines(b"", 0)`.
+
+    Raises PointError with line, column and reason for the first line that is malformed, is longer than
+    `line_bytes_max` bytes, has a number or a time out of range, or has a tag key twice.
+    """
+    return _ACCEPTOR.accept(body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
+
+
+class LineProtocol:
+    """`accept_line_protocol` over a given engine; any number of threads may call one object at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._any_keys = Grammar(engine, None)
+        self._tag_keys = TagKeys(engine)
+
+    def accept(self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+        """See `accept_line_protocol`."""
+        if not TIME_NS_MIN <= now_ns - now_ns % precision.value <= TIME_NS_MAX:
+            raise ValueError(f"now_ns is out of range: {now_ns}")
+        check_lines(body, line_bytes_max)
+        lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
+        if lines is not None:
+            return lines
+        if precision not in ZEROS:
+            return parse_lines(body, unit_ns=precision.value, now_ns=now_ns)
+        return self._accept_slowly(body, precision, now_ns)
+
+    def accept_fast(self, body: bytes, *, precision: Precision, now_ns: int) -> Lines | None:
+        """The canonical lines when bulk operations can make them, else None; the body must be valid UTF-8."""
+        if precision not in ZEROS:
+            return None
+        text = body if body.endswith(b"\n") else body + b"\n"
+        lines = self._take(text, precision, now_ns)
+        if lines is None:
+            plain = _without_skipped_lines(text)
+            if plain != text:
+                lines = self._take(plain, precision, now_ns) if plain else Lines(b"", 0)
+        return lines
+
+    def _accept_slowly(self, body: bytes, precision: Precision, now_ns: int) -> Lines:
+        """Leaps over good lines in bulk and gives only the others to the exact parser.
+
+        One odd or bad line among a thousand then costs little more than none.
+        """
+        grammar = self._tag_keys.grammar
+        pieces: list[Lines] = []
+        start = 0
+        while True:
+            end = grammar.end_of_good_lines(body, start, precision)
+            if end > start:
+                pieces.append(_stamped(body[start:end], Shape.MIXED, precision, now_ns))
+            line, start = parse_next(body, end, unit_ns=precision.value, now_ns=now_ns)
+            if line is None:
+                return Lines(b"".join(piece.data for piece in pieces), sum(piece.points for piece in pieces))
+            pieces.append(Lines(line, 1))
+
+    def _take(self, text: bytes, precision: Precision, now_ns: int) -> Lines | None:
+        grammar = self._tag_keys.grammar
+        # The end of the first line tells which shape to try first; when it misleads, only time is lost.
+        first_end = text.find(b"\n")
+        last_word = text[text.rfind(b" ", 0, first_end) + 1 : first_end]
+        shape = Shape.TIMED if last_word.lstrip(b"-").isdigit() else Shape.UNTIMED
+        if not grammar.matches(text, shape, precision):
+            shape = Shape.MIXED
+            if not grammar.matches(text, shape, precision) and not self._check_keys(text, precision):
+                return None
+        return _stamped(text, shape, precision, now_ns)
+
+    def _check_keys(self, text: bytes, precision: Precision) -> bool:
+        """Whether the lines are fine with tag keys that the grammar has not learned; then it hears of them."""
+        if not self._any_keys.matches(text, Shape.MIXED, precision):
+            return False
+        lists = key_lists_of(text)
+        if any(len(set(keys)) < len(keys) for keys in lists):
+            return False
+        self._tag_keys.learn(lists)
+        return True
+
+
+def check_lines(body: bytes, line_bytes_max: int) -> None:
+    """Raises PointError when a line is longer than `line_bytes_max` bytes, or the body is not UTF-8.
+
+    Long lines are looked for in leaps of the limit, so 32 MiB take some 500 steps.
+    """
+    start = 0
+    while len(body) - start > line_bytes_max:
+        line_end = body.rfind(b"\n", start, start + line_bytes_max + 1)
+        if line_end < 0:
+            reason = f"the line is longer than {line_bytes_max} bytes (server.line_bytes_max)"
+            raise PointError(reason, line=position_of(body, start)[0])
+        start = line_end + 1
+    offset = first_invalid_byte(body)
+    if offset is not None:
+        line, column = position_of(body, offset)
+        raise PointError("invalid UTF-8", line=line, column=column)
+
+
+def _without_skipped_lines(text: bytes) -> bytes:
+    """The body without blank lines, comments and carriage returns at the ends of lines.
+
+    Safe, because no point that is accepted spans lines: a body is fine if and only if each of its lines is blank,
+    a comment, or a whole point. Taking out lines of the first two kinds leaves all others as they were. A
+    carriage return before a line feed is within a quoted string only when that line feed is too, and then the
+    line is refused with or without it.
+    """
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n")
+    if text[:1] in _SKIPPED_STARTS or b"\n\n" in text or b"\n#" in text or b"\n " in text:
+        text = _SKIPPED_LINES_ANYWHERE.sub(b"", text)
+    return text
+
+
+def _stamped(text: bytes, shape: Shape, precision: Precision, now_ns: int) -> Lines:
+    """Gives every line its time in nanoseconds. `text` is what a pattern of that shape took."""
+    now_units = now_ns // precision.value
+    zeros = b"0" * ZEROS[precision]
+    if shape is Shape.UNTIMED:
+        text = text.replace(b"\n", b" %d\n" % (now_units * precision.value))
+    else:
+        if zeros:
+            text = _with_zeros(text, shape, zeros)
+        if shape is Shape.MIXED:
+            text = _UNTIMED_END.sub(rb"\g<1> %d\n" % (now_units * precision.value), text)
+    return Lines(text, text.count(b"\n"))
+
+
+def _with_zeros(text: bytes, shape: Shape, zeros: bytes) -> bytes:
+    if shape is Shape.TIMED:
+        return text.replace(b"\n", zeros + b"\n")
+    return _TIMED_LINE_END.sub(rb"\g<0>" + zeros, text)
+
+
+_ACCEPTOR = LineProtocol(ENGINES[0])
