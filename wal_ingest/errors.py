@@ -156,6 +156,19 @@ class StorageFailed(OperatorNeeded):
         self.reason = reason
 
 
+class ArchiveBroken(OperatorNeeded):
+    """A sync of the archive failed, or a failed append cannot be taken back; that is final for this process.
+
+    Like `WalBroken` it is never retried, and a restart recovers from what the disk holds; unlike it nothing
+    that was accepted is in doubt: the points are still in the WAL.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
 # -- fix the settings -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,270 @@
+"""One sink's delivery: read → batch → write, several at once → confirm in order → cursor, durable → tell.
+
+Invariants:
+
+* The durable cursor never passes a point that is not confirmed by the sink or parked in the same
+  transaction.
+* `confirmed` is called only after the cursor is on disk: what truncates on it drops nothing that is needed.
+* Memory is bounded by the window, whatever the sink does: see `window.Window.full`.
+* Sinks do not see each other: each has a `Delivery` of its own, and none holds another up.
+
+Who waits for whom: the reader waits for appended entries, for a batch to fill, and for room in the window;
+the workers (`sink.in_flight_max` of them) wait for batches and for the sink; the committer waits for
+progress and for its interval. None holds anything that another needs while it waits.
+
+What a stop or a cancellation leaves behind: writes under way have `grace_s` to learn their outcome, then the
+cursor is committed once more and the sink is closed. What a crash leaves behind: the durable cursor; what was
+written after it is written again, which is harmless (every line carries its own time).
+
+What ends it by raising: a failed commit, a damaged WAL, a sink that says an operator is needed. The cursor is
+not touched again then.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+import trio
+
+from wal_ingest.flusher.batches import Batch, Batcher
+from wal_ingest.flusher.log import Log, NowNs, RunSync, State
+from wal_ingest.flusher.sinks import Sink
+from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
+from wal_ingest.flusher.window import Slot, Window
+from wal_ingest.flusher.writing import Grace, SinkWriter
+from wal_ingest.settings import FlusherSettings
+
+log = logging.getLogger(__name__)
+
+# How far delivery runs ahead of the oldest unsettled batch. It is also what may be written twice after a crash.
+WINDOW_BATCHES_MAX = 64
+WINDOW_BYTES_MAX = 32 * 1024 * 1024
+# One read of the WAL: enough batches to make the trip to a thread cheap.
+READ_BYTES_MAX = 1024 * 1024
+
+
+class Delivery:
+    """Delivers one log to one sink. `run` is its life; `stop` ends it in an orderly way.
+
+    `confirmed` is called with the sink's name after each durable move of its cursor.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        log: Log,
+        state: State,
+        settings: FlusherSettings,
+        *,
+        run_sync: RunSync,
+        now_ns: NowNs,
+        rng: Random,
+        confirmed: Callable[[str], None] = lambda _name: None,
+        grace_s: float = 5.0,
+    ) -> None:
+        self._sink = sink
+        self._log = log
+        self._state = state
+        self._settings = settings
+        self._run_sync = run_sync
+        self._now_ns = now_ns
+        self._confirmed = confirmed
+        self._grace_s = grace_s
+        self._progress = Progress(now_ns())
+        self._grace = Grace(grace_s)
+        self._window = Window(
+            state.cursor(sink.name), batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX
+        )
+        self._batcher = Batcher(sink.group, points_max=settings.batch_points_max)
+        self._writer = SinkWriter(
+            sink,
+            points_max=settings.batch_points_max,
+            settings=settings,
+            progress=self._progress,
+            grace=self._grace,
+            run_sync=run_sync,
+            now_ns=now_ns,
+            rng=rng,
+            changed=self._refresh_state,
+        )
+        self._stopping = trio.Event()
+        self._settled = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._read_seq = self._window.durable.seq
+        self._read_points = self._window.durable.points
+
+    @property
+    def name(self) -> str:
+        """The sink's name: its cursor's key."""
+        return self._sink.name
+
+    def stop(self) -> None:
+        """Begins an orderly stop; `run` returns when it is done."""
+        self._stopping.set()
+
+    def status(self) -> SinkStatus:
+        """A snapshot; cheap, no I/O."""
+        progress = self._progress
+        return SinkStatus(
+            name=self._sink.name,
+            required=self._sink.required,
+            state=progress.state,
+            since_ns=progress.since_ns,
+            last_error=progress.last_error,
+            last_error_ns=progress.last_error_ns,
+            confirmed_points=progress.confirmed_points,
+            parked_points=progress.parked_points,
+            retried_writes=progress.retried_writes,
+            in_flight=progress.in_flight,
+            cursor=self._window.durable,
+        )
+
+    async def run(self) -> None:
+        """Opens the sink and delivers until `stop`.
+
+        Raises (in an ExceptionGroup) what ends it for good: WalDamaged, OperatorNeeded, ConfigError, and whatever a
+        commit of the cursor raises.
+
+        **Cancellation:** like `stop`: writes under way are finished within the grace, the cursor is committed, the
+        sink is closed.
+        """
+        try:
+            await self._sink.open(self._window.durable.position)
+            try:
+                await self._deliver()
+            except BaseException as exc:
+                if _is_cancellation(exc):
+                    await self._commit_last()
+                raise
+            await self._commit_last()
+        finally:
+            with trio.move_on_after(self._grace_s, shield=True):
+                await self._sink.aclose()
+
+    async def _deliver(self) -> None:
+        send, receive = trio.open_memory_channel[Slot](WINDOW_BATCHES_MAX)
+        async with send, receive, trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_stop, nursery.cancel_scope)
+            nursery.start_soon(self._read, send)
+            for _ in range(self._sink.in_flight_max):
+                nursery.start_soon(self._work, receive)
+            nursery.start_soon(self._commit_often)
+
+    async def _watch_stop(self, scope: trio.CancelScope) -> None:
+        """Ends everything on `stop`; on either way out starts the grace of the writes under way."""
+        try:
+            await self._stopping.wait()
+            scope.cancel()
+        finally:
+            self._grace.begin()
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    async def _read(self, send: trio.MemorySendChannel[Slot]) -> None:
+        while True:
+            flush = await self._wait_for_points()
+            for batch in await self._run_sync(self._next_batches, flush):
+                while self._window.full:
+                    await self._room.park()
+                send.send_nowait(self._window.add(batch))
+                self._refresh_state()
+
+    async def _wait_for_points(self) -> bool:
+        """Returns when a batch can be filled, or the oldest point waited long enough: then true, for a flush.
+
+        Entries that trickle in are left in the WAL meanwhile: one read for all of them is cheaper than one for each.
+        """
+        if self._fillable():
+            await trio.lowlevel.checkpoint()
+            return False
+        wait_s = self._settings.batch_wait_s_max
+        oldest_ns = self._batcher.oldest_accepted_ns
+        if oldest_ns is None:
+            await self._log.wait_appended(self._read_seq)
+        else:
+            # The clock may have been set back or forth: never longer than a whole wait, never negative.
+            wait_s = min(wait_s, max(0.0, wait_s - (self._now_ns() - oldest_ns) / 1e9))
+        with trio.move_on_after(wait_s):
+            while not self._fillable():
+                await self._log.wait_appended(max(self._log.last_seq, self._read_seq))
+            return False
+        return True
+
+    def _fillable(self) -> bool:
+        waiting = self._log.points_total - self._read_points + self._batcher.open_points
+        return self._log.last_seq > self._read_seq and waiting >= self._settings.batch_points_max
+
+    def _next_batches(self, flush: bool) -> list[Batch]:
+        """Runs in a thread, one at a time: only the reader calls it, and it waits for the answer."""
+        batches = []
+        last_seq, points_total = self._log.last_seq, self._log.points_total
+        if last_seq > self._read_seq:
+            entries = self._log.read(self._read_seq, bytes_max=READ_BYTES_MAX)
+            batches = self._batcher.add(entries)
+            if entries:
+                self._read_seq = entries[-1].seq
+                self._read_points = entries[-1].points_before + entries[-1].points
+            else:  # all that was there is damaged and set aside: what comes next is behind it
+                self._read_seq, self._read_points = last_seq, points_total
+        if flush and self._log.last_seq == self._read_seq:
+            batches += self._batcher.flush()
+        return batches
+
+    # -- writing and confirming -------------------------------------------------------------------------
+
+    async def _work(self, receive: trio.MemoryReceiveChannel[Slot]) -> None:
+        async for slot in receive:
+            assert slot.batch is not None
+            settled = await self._writer.settle(slot.batch)
+            if self._window.settle(slot, settled):
+                self._settled.unpark_all()
+                self._room.unpark_all()
+            self._refresh_state()
+
+    async def _commit_often(self) -> None:
+        while True:
+            while self._window.pending() is None:
+                await self._settled.park()
+            await self._commit()
+            await trio.sleep(self._settings.cursor_commit_s)
+
+    async def _commit_last(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """Cursor and letters to disk, then memory, then whoever truncates."""
+        pending = self._window.pending()
+        if pending is None:
+            return
+        cursor, letters = pending
+        await self._run_sync(self._state.commit_cursor, self._sink.name, cursor, letters)
+        self._window.committed(cursor, letters)
+        self._room.unpark_all()
+        self._confirmed(self._sink.name)
+
+    def _refresh_state(self) -> None:
+        if self._writer.holding:
+            state = SinkState.HOLDING
+        elif self._writer.waiting:
+            state = SinkState.RETRYING
+        elif self._window.unsettled:
+            state = SinkState.DELIVERING
+        else:
+            state = SinkState.IDLE
+        before = self._progress.state
+        if not self._progress.enter(state, self._now_ns()):
+            return
+        if state is SinkState.RETRYING:
+            log.warning("%s: unavailable, trying again: %s", self._sink.name, self._progress.last_error)
+        elif before in (SinkState.RETRYING, SinkState.HOLDING):
+            log.info("%s: %s again", self._sink.name, state.value)
+
+
+def _is_cancellation(exc: BaseException) -> bool:
+    """Whether nothing but cancellation ended a nursery."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_cancellation(inner) for inner in exc.exceptions)
+    return isinstance(exc, trio.Cancelled)

@@ -1,0 +1,190 @@
+"""The InfluxDB sink: any server that speaks `POST /api/v2/write`.
+
+The only importer of influxdb_client and urllib3, and that lazily: they take 0.3 s.
+
+Of the client this uses its configured connection pool and nothing above it. `WriteService.post_write` costs
+half as much CPU again for a batch that is compressed already, reads error bodies of any length, fails on
+those that are not UTF-8, and its own retries are of no use here (their deadline is that of the process).
+
+Every write happens in a thread of the sink's own limiter, so that a slow database takes no threads from the
+WAL. A write that is cancelled or overdue is abandoned: its thread ends with the socket's time-out, and what
+became of the points is unknown until they are written again.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+import trio
+
+from wal_ingest import __version__
+from wal_ingest.errors import ConfigError
+from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.log import NowNs, RunSync
+from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable
+from wal_ingest.flusher.sinks.influxdb_answers import REASON_CHARS_MAX, outcome_of
+from wal_ingest.settings import InfluxDBSettings
+from wal_ingest.wal.entry import Destination, Entry
+
+if TYPE_CHECKING:
+    import urllib3
+
+# Bytes of an error's body that are read; a longer one costs its connection.
+_ANSWER_BYTES_MAX = 64 * 1024
+# Prepared request lines, one for each destination; emptied when there are more.
+_PATHS_MAX = 1_024
+# A write may take this much longer than `write_s_max` in all: connecting and answering have time-outs of their own.
+_OVERDUE_FACTOR = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """The client (kept for its pools' sake), the pool for the one server, and what urllib3 calls its errors."""
+
+    client: Any
+    pool: urllib3.HTTPConnectionPool
+    timeout: urllib3.Timeout
+    errors: Any
+
+
+class InfluxDBSink:
+    """Writes batches as they lie. `run_sync` is the thread door, `now_ns` the wall clock (for Retry-After dates)."""
+
+    name = "influxdb"
+
+    def __init__(self, settings: InfluxDBSettings, *, run_sync: RunSync, now_ns: NowNs) -> None:
+        self.required = settings.required
+        self.in_flight_max = settings.in_flight_max
+        self._settings = settings
+        self._run_sync = run_sync
+        self._now_ns = now_ns
+        self._token = settings.token.encode(errors="replace")
+        self._limiter = trio.CapacityLimiter(settings.in_flight_max)
+        self._connection: _Connection | None = None
+        self._base_path = urlsplit(settings.url).path.rstrip("/")
+        self._paths: dict[Destination, str] = {}
+        self._own = Destination(settings.org, settings.bucket)
+        self._headers = {
+            "Content-Encoding": "gzip",
+            "Content-Type": "text/plain; charset=utf-8",
+            "Accept": "application/json",
+            "User-Agent": f"wal-ingest/{__version__}",
+        }
+        if settings.token:
+            self._headers["Authorization"] = f"Token {settings.token}"
+
+    def group(self, entry: Entry) -> Hashable:
+        """Entries share a batch when they go to the same bucket."""
+        return self._destination(entry.destination)
+
+    async def open(self, position: bytes | None) -> None:  # noqa: ARG002 - this sink remembers none
+        """Prepares the connections; contacts nobody. Raises ConfigError for an address that cannot be one."""
+        self._connection = await self._run_sync(_connect, self._settings)
+
+    async def write(self, batch: Batch) -> Outcome:
+        """One POST, no retries, no redirects.
+
+        **Cancellation:** the POST is abandoned; whether its points were taken is unknown.
+        """
+        path = self._path(self._destination(batch.destination))
+        with trio.move_on_after(self._settings.write_s_max * _OVERDUE_FACTOR):
+            return await self._run_sync(
+                self._post, path, batch.body, abandon_on_cancel=True, limiter=self._limiter
+            )
+        return Unavailable("the answer did not end in time", suspect=True)
+
+    async def aclose(self) -> None:
+        """Closes idle connections; one that is still in use ends with its time-out."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.client.close()
+
+    def _destination(self, asked: Destination) -> Destination:
+        if self._settings.destination == "settings":
+            return self._own
+        return Destination(asked.org or self._own.org, asked.bucket or self._own.bucket)
+
+    def _path(self, destination: Destination) -> str:
+        path = self._paths.get(destination)
+        if path is None:
+            if len(self._paths) >= _PATHS_MAX:
+                self._paths.clear()
+            query = urlencode({"org": destination.org, "bucket": destination.bucket, "precision": "ns"})
+            path = self._paths[destination] = f"{self._base_path}/api/v2/write?{query}"
+        return path
+
+    def _post(self, path: str, body: bytes) -> Outcome:
+        """Runs in a thread. Every foreign error becomes an outcome here."""
+        connection = self._connection
+        if connection is None:
+            return Unavailable("the sink is closed")
+        errors = connection.errors
+        try:
+            answer = connection.pool.urlopen(
+                "POST",
+                path,
+                body=body,
+                headers=self._headers,
+                retries=False,
+                redirect=False,
+                timeout=connection.timeout,
+                preload_content=False,
+                decode_content=True,
+            )
+            with answer:
+                said = answer.read(_ANSWER_BYTES_MAX)
+                if len(said) < _ANSWER_BYTES_MAX:
+                    answer.release_conn()
+        except errors.SSLError as exc:
+            if isinstance(exc.args[0] if exc.args else None, ssl.SSLCertVerificationError):
+                return Misconfigured(self._clean(f"{self._settings.url}: {exc}"))
+            return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
+        except (errors.NewConnectionError, errors.ConnectTimeoutError) as exc:
+            # Nothing was sent: it cannot have been about this batch.
+            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {exc}"))
+        except (errors.HTTPError, OSError) as exc:
+            return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
+        if self._token and self._token in said:  # a server that quotes the request back
+            said = said.replace(self._token, b"***")
+        return outcome_of(answer.status, answer.headers, said, now_ns=self._now_ns())
+
+    def _clean(self, message: str) -> str:
+        if self._settings.token:
+            message = message.replace(self._settings.token, "***")
+        return message[:REASON_CHARS_MAX]
+
+
+def _connect(settings: InfluxDBSettings) -> _Connection:
+    import urllib3
+    from influxdb_client.client.influxdb_client import InfluxDBClient
+
+    parts = urlsplit(settings.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"influxdb.url: {settings.url!r} is no http:// or https:// address",
+            hint="give it like http://localhost:8086",
+        )
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "influxdb.url holds a user and password, which would end up in logs",
+            hint="put them in influxdb.token, as USER:PASSWORD for InfluxDB 1.8",
+        )
+    if not (settings.token.isascii() and settings.token.isprintable()):
+        raise ConfigError("influxdb.token holds characters that no HTTP header may carry")
+    client = InfluxDBClient(
+        url=f"{parts.scheme}://{parts.netloc}",
+        token=settings.token,
+        org=settings.org,
+        connection_pool_maxsize=settings.in_flight_max,
+        retries=False,
+    )
+    try:
+        pool = client.api_client.rest_client.pool_manager.connection_from_url(settings.url)
+    except (urllib3.exceptions.HTTPError, ValueError) as exc:
+        raise ConfigError(f"influxdb.url: {settings.url!r}: {exc}") from exc
+    timeout = urllib3.Timeout(connect=min(10.0, settings.write_s_max), read=settings.write_s_max)
+    return _Connection(client, pool, timeout, urllib3.exceptions)

@@ -1,0 +1,67 @@
+"""What can be seen of a sink's delivery from outside: plain numbers, taken per batch."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from wal_ingest.wal.cursor import Cursor
+
+
+class SinkState(enum.Enum):
+    """What delivery to a sink is doing now; the value is the word that people are shown."""
+
+    IDLE = "idle"  # nothing waits
+    DELIVERING = "delivering"
+    RETRYING = "retrying"  # the sink is unavailable for some write at least; it mends itself
+    HOLDING = "holding"  # the sink is misconfigured; an operator must act
+
+
+@dataclass(frozen=True, slots=True)
+class SinkStatus:
+    """A moment of a sink's delivery.
+
+    `since_ns` is Unix time in nanoseconds at which `state` began. `last_error` is the sink's latest refusal in
+    words, empty when there was none since the start; `last_error_ns` is when, 0 for never.
+    `confirmed_points`, `parked_points` and `retried_writes` count since the start of this process, as the
+    sink answered; `cursor` is the durable one.
+    """
+
+    name: str
+    required: bool
+    state: SinkState
+    since_ns: int
+    last_error: str
+    last_error_ns: int
+    confirmed_points: int
+    parked_points: int
+    retried_writes: int
+    in_flight: int
+    cursor: Cursor
+
+
+class Progress:
+    """The live numbers of one sink, changed next to the act by the tasks that deliver."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.confirmed_points = 0
+        self.parked_points = 0
+        self.retried_writes = 0
+        self.in_flight = 0
+        self.last_error = ""
+        self.last_error_ns = 0
+        self.state = SinkState.IDLE
+        self.since_ns = now_ns
+
+    def error(self, reason: str, now_ns: int) -> None:
+        """Remembers the sink's latest refusal."""
+        self.last_error = reason
+        self.last_error_ns = now_ns
+
+    def enter(self, state: SinkState, now_ns: int) -> bool:
+        """Changes the state; true when it was another one before."""
+        if state is self.state:
+            return False
+        self.state = state
+        self.since_ns = now_ns
+        return True
