@@ -162,6 +162,12 @@ class Wal:
         if segment.bytes >= self._settings.segment_bytes_max or age_s >= self._settings.segment_s_max:
             self._seal()
 
+    def seal(self) -> None:
+        """Seals the last segment and begins the next, unless it holds no entry yet."""
+        segment = self._segments[-1]
+        if segment.last_seq >= segment.first_seq:
+            self._seal()
+
     def _seal(self) -> Segment:
         last = self._segments[-1]
         # The next segment is durable, name and all, before the last one stops taking entries.

@@ -7,12 +7,12 @@ how far the cursors have come, so that no seq is given out twice.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wal_ingest.errors import WalDamaged
 from wal_ingest.settings import WalSettings
-from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, make_directory
 from wal_ingest.wal.log import Wal
 from wal_ingest.wal.segment import SUFFIX, Segment
@@ -55,6 +55,10 @@ class Store:
         """The sink's durable cursor; for a sink that never had one, the place before the oldest entry kept."""
         cursor = self.state.cursor(sink)
         return cursor or Cursor(self.wal.first_seq - 1, self.wal.first_points_before)
+
+    def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
+        """Moves a cursor and parks dead letters: `State.commit_cursor`."""
+        self.state.commit_cursor(sink, cursor, letters)
 
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""

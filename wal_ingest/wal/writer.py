@@ -55,6 +55,16 @@ class _Ticket:
         self.error: ComeBackLater | None = None
 
 
+class _SealRequest:
+    """A wish to have the last segment sealed: when it is due, or in any case."""
+
+    __slots__ = ("done", "even_when_not_due")
+
+    def __init__(self, even_when_not_due: bool) -> None:
+        self.done = trio.Event()
+        self.even_when_not_due = even_when_not_due
+
+
 def free_disk_bytes(path: Path) -> int:
     """Bytes that this user may still write on the disk that holds `path`."""
     stat = os.statvfs(path)
@@ -73,8 +83,8 @@ class Writer:
         self._wal = wal
         self._settings = settings
         self._free_bytes = free_bytes
-        # None ends the thread; an event asks it to seal what is due.
-        self._queue: queue.SimpleQueue[_Ticket | trio.Event | None] = queue.SimpleQueue()
+        # None ends the thread.
+        self._queue: queue.SimpleQueue[_Ticket | _SealRequest | None] = queue.SimpleQueue()
         self._queued_bytes = 0
         self._appended = trio.lowlevel.ParkingLot()
         self._stopping = False
@@ -132,25 +142,39 @@ class Writer:
 
     async def seal_if_due(self) -> None:
         """Has the thread seal the last segment when its age says so, and waits for it."""
-        done = trio.Event()
-        self._queue.put(done)
-        await done.wait()
+        await self._seal(even_when_not_due=False)
+
+    async def seal(self) -> None:
+        """Has the thread seal the last segment now, if it holds an entry, and waits for it."""
+        await self._seal(even_when_not_due=True)
+
+    async def _seal(self, *, even_when_not_due: bool) -> None:
+        if self.refusal_is_final():
+            await trio.lowlevel.checkpoint()
+            return
+        request = _SealRequest(even_when_not_due)
+        self._queue.put(request)
+        await request.done.wait()
+
+    def refusal_is_final(self) -> bool:
+        """Whether the thread has ended, or is about to: nothing is written any more."""
+        return self._stopping or self.failure is not None
 
     def measure(self) -> None:
         """Looks at the WAL's size and the free disk, and opens or shuts the door accordingly."""
-        self._full = None
+        self._full = self._why_full()
+
+    def _why_full(self) -> str | None:
         size = self._wal.bytes
         if size >= self._settings.wal_bytes_max:
-            self._full = (
+            return (
                 f"the WAL has {size} bytes, its limit is {self._settings.wal_bytes_max} (wal.wal_bytes_max)"
             )
-            return
         free = self._free_bytes(self._wal.directory)
-        if free < self._settings.free_disk_bytes_min:
-            self._full = (
-                f"the disk has {free} bytes free, its floor is {self._settings.free_disk_bytes_min} "
-                "(wal.free_disk_bytes_min)"
-            )
+        floor = self._settings.free_disk_bytes_min
+        if free < floor:
+            return f"the disk has {free} bytes free, its floor is {floor} (wal.free_disk_bytes_min)"
+        return None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs the thread until cancelled; then takes nothing new, commits what waits, and returns.
@@ -170,14 +194,11 @@ class Writer:
                 self._stopping = True
                 self._queue.put(None)
 
-    def _settle(self, tickets: list[_Ticket | trio.Event], bytes_done: int) -> None:
+    def _settle(self, waiting: list[_Ticket | _SealRequest], bytes_done: int) -> None:
         """Runs in Trio, once per commit: wakes everyone whose entries are durable now."""
         self._queued_bytes -= bytes_done
-        for ticket in tickets:
-            if isinstance(ticket, _Ticket):
-                ticket.done.set()
-            else:
-                ticket.set()
+        for ticket in waiting:
+            ticket.done.set()
         if self.failure is not None:
             self.failed.set()
         self._appended.unpark_all()
@@ -188,14 +209,14 @@ class Writer:
         last = False
         while not last:
             tickets, seals, last = self._take()
-            self._commit(tickets, seal=bool(seals))
-            waiting: list[_Ticket | trio.Event] = [*tickets, *seals]
+            self._commit(tickets, seals)
+            waiting: list[_Ticket | _SealRequest] = [*tickets, *seals]
             token.run_sync_soon(self._settle, waiting, sum(ticket.bytes for ticket in tickets))
 
-    def _take(self) -> tuple[list[_Ticket], list[trio.Event], bool]:
+    def _take(self) -> tuple[list[_Ticket], list[_SealRequest], bool]:
         """Waits for the first ticket and takes those that wait behind it, up to `commit_bytes_max`."""
         tickets: list[_Ticket] = []
-        seals: list[trio.Event] = []
+        seals: list[_SealRequest] = []
         size = 0
         item = self._queue.get()
         while True:
@@ -213,7 +234,7 @@ class Writer:
             except queue.Empty:
                 return tickets, seals, False
 
-    def _commit(self, tickets: Sequence[_Ticket], *, seal: bool) -> None:
+    def _commit(self, tickets: Sequence[_Ticket], seals: Sequence[_SealRequest]) -> None:
         """One commit: durable, then told. After a failure nothing is written any more."""
         if self.failure is None:
             try:
@@ -221,7 +242,9 @@ class Writer:
                     results = self._wal.commit([ticket.entries for ticket in tickets])
                     for ticket, appended in zip(tickets, results, strict=True):
                         ticket.appended = appended
-                if seal:
+                if any(request.even_when_not_due for request in seals):
+                    self._wal.seal()
+                elif seals:
                     self._wal.seal_if_due()
                 self.measure()
                 return
