@@ -272,8 +272,9 @@ def _leave_at_once() -> None:
 
 
 def _our_own(error: BaseException) -> BaseException:
-    """The first of our own errors in a group of groups; the group itself when there is none."""
-    ours = error.subgroup(WalIngestError) if isinstance(error, BaseExceptionGroup) else None
-    while isinstance(ours, BaseExceptionGroup):
-        error = ours = ours.exceptions[0]
+    """The first of our own errors in a group of groups; what was given when there is none."""
+    if isinstance(error, BaseExceptionGroup):
+        ours = error.subgroup(WalIngestError)
+        if ours is not None:
+            return _our_own(ours.exceptions[0])
     return error

@@ -1,0 +1,95 @@
+"""The state file: cursors and dead letters, together or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.state import State
+
+
+def letter(number: int, sink: str = "influxdb") -> DeadLetter:
+    """A dead letter that says its number."""
+    return DeadLetter(
+        sink, number, b"m v=%d 1\n" % number, f"reason {number}", 400, 99, Destination("o", "b")
+    )
+
+
+def test_a_cursor_and_its_dead_letters_come_back_after_reopening(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    assert state.cursor("influxdb") is None
+    state.commit_cursor("influxdb", Cursor(5, 50, 2, b"\x00\xff"), [letter(1), letter(2)])
+    state.commit_cursor("influxdb", Cursor(6, 60, 3, None), [letter(3)])
+    state.commit_cursor("archive", Cursor(1, 1), [letter(9, "archive")])
+    wal_id = state.wal_id
+    state.close()
+    state = State(tmp_path, now_ns=2)
+    assert state.wal_id == wal_id
+    assert state.cursors() == {"influxdb": Cursor(6, 60, 3, None), "archive": Cursor(1, 1)}
+    assert list(state.dead_letters("influxdb")) == [letter(1), letter(2), letter(3)]
+    state.commit_cursor("influxdb", Cursor(7, 70, 4), [letter(4)])
+    assert [item.seq for item in state.dead_letters("influxdb")] == [1, 2, 3, 4]
+    state.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 64, 65])
+def test_new_dead_letters_never_overwrite_old_ones(tmp_path: Path, count: int) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(1, 1, count), [letter(number) for number in range(count)])
+    state.close()
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(2, 2, count + 1), [letter(count)])
+    assert [item.seq for item in state.dead_letters("influxdb")] == list(range(count + 1))
+    state.close()
+
+
+def test_sinks_whose_names_begin_alike_keep_apart(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influx", Cursor(1, 1), [letter(1, "influx")])
+    state.commit_cursor("influxdb", Cursor(2, 2), [letter(2)])
+    assert [item.seq for item in state.dead_letters("influx")] == [1]
+    assert [item.seq for item in state.dead_letters("influxdb")] == [2]
+    assert list(state.dead_letters("nobody")) == []
+    state.close()
+
+
+def test_a_cursor_never_moves_back(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50))
+    with pytest.raises(ValueError, match="cannot move back from 5 to 4"):
+        state.commit_cursor("influxdb", Cursor(4, 40), [letter(1)])
+    assert state.cursor("influxdb") == Cursor(5, 50)
+    assert list(state.dead_letters("influxdb")) == []
+    state.close()
+
+
+def test_a_state_file_from_the_future_is_refused_by_name(tmp_path: Path) -> None:
+    State(tmp_path, now_ns=1).close()
+    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
+    file.write([(b"format", b"2")])
+    file.close()
+    with pytest.raises(UnknownFormatVersion, match="version b'2'"):
+        State(tmp_path, now_ns=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100_000], ids=["empty", "foreign"])
+def test_what_is_no_state_file_is_an_operators_matter_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.lmdb"
+    path.write_bytes(content)
+    with pytest.raises(WalDamaged, match=r"state\.lmdb"):
+        State(tmp_path, now_ns=1)
+    assert path.read_bytes() == content
+
+
+def test_a_record_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    State(tmp_path, now_ns=1).close()
+    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
+    file.write([(b"cursor/influxdb", b"{not json")])
+    file.close()
+    with pytest.raises(WalDamaged, match="a record cannot be read"):
+        State(tmp_path, now_ns=1)
