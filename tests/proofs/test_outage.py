@@ -28,8 +28,7 @@ def _an_outage_loses_nothing(database: VictoriaMetrics, tmp_path: Path, *, down_
             at_the_stop = load.acked_so_far
             threading.Event().wait(down_s)  # the outage itself: the one thing here that takes its time
             load.wait_for_acks(at_the_stop + 100)
-            waiting = service.sink("influxdb")["lag_points"]
-            assert waiting > 0
+            assert service.waiting_points("influxdb") > 0
             database.start()
             load.wait_for_acks(load.acked_so_far + 100)
         assert all(one.acked for one in load.sent)
@@ -41,7 +40,7 @@ def _an_outage_loses_nothing(database: VictoriaMetrics, tmp_path: Path, *, down_
     assert len(set(seqs)) == len(seqs)
     assert told["last_seq"] == len(load.sent)
     assert told["sinks"]["influxdb"]["cursor_seq"] == len(load.sent)
-    assert told["sinks"]["influxdb"]["cursor_points"] == points_of(load.sent)
+    assert told["points_accepted"] == points_of(load.sent)
     assert told["sinks"]["influxdb"]["parked"] == 0
     expected = samples_of(load.sent)
     wait_until(lambda: database.count(*plan.matches) >= expected, f"{expected} samples", every_s=1)
@@ -77,7 +76,7 @@ def test_a_database_that_hangs_delays_points_and_loses_none(tmp_path: Path) -> N
             load.wait_for_acks(30)
             database.process.pause()
             load.wait_for_acks(load.acked_so_far + 300)
-            wait_until(lambda: service.sink("influxdb")["lag_points"] > 1000, "points wait for the database")
+            wait_until(lambda: service.waiting_points("influxdb") > 1000, "points wait for the database")
             database.process.resume()
         service.wait_drained("influxdb")
         expected = samples_of(load.sent)

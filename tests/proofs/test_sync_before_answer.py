@@ -21,7 +21,19 @@ CLIENTS = 4
 
 def _trace(tmp_path: Path, env: Mapping[str, str]) -> Verdict:
     trace = tmp_path / "trace"
-    strace = ["strace", "-f", "-y", "-s", "64", "-e", f"trace={TRACED}", "-e", "signal=none", "-o", trace]
+    strace: list[str | Path] = [
+        "strace",
+        "-f",
+        "-y",
+        "-s",
+        "64",
+        "-e",
+        f"trace={TRACED}",
+        "-e",
+        "signal=none",
+        "-o",
+        trace,
+    ]
     if env:
         strace += [f"--env={name}={value}" for name, value in env.items()]
     plan = Plan("traced", time.time_ns() // MS * MS, points=5, shapes=SHAPES)

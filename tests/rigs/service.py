@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,11 @@ class Service:
         self.port = int(match[1])
 
     def stop(self, *, s_max: float = 15.0) -> int:
+        """SIGTERM to the server (not to what it runs under), and its exit code."""
+        if self._under:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGTERM)
+            wait_until(lambda: not self.process.running, "the server stops", s_max=s_max)
         return self.process.stop(s_max=s_max)
 
     def kill(self) -> None:
@@ -130,10 +136,9 @@ class Service:
         told: dict[str, Any] = json.loads(ran.stdout)
         return told
 
-    def sink(self, name: str) -> dict[str, Any]:
-        """What `wal status` says of one sink."""
-        told: dict[str, Any] = self.status()["sinks"][name]
-        return told
+    def waiting_points(self, sink: str) -> int:
+        """How many points wait for a sink; all that are kept as long as it has no cursor yet."""
+        return _waiting(self.status(), sink)
 
     def wait_drained(self, sink: str, *, s_max: float = 60.0) -> dict[str, Any]:
         """Waits until nothing waits for a sink; gives the whole status then."""
@@ -141,11 +146,16 @@ class Service:
         def drained() -> dict[str, Any] | None:
             assert self.process.running, f"the server ended\n{self.process.log_tail()}"
             told = self.status()
-            return told if told["sinks"][sink]["lag_points"] == 0 else None
+            return told if _waiting(told, sink) == 0 else None
 
         told = wait_until(drained, f"nothing waits for {sink}", s_max=s_max, every_s=0.2)
         assert told is not None
         return told
+
+
+def _waiting(told: dict[str, Any], sink: str) -> int:
+    waiting: int = told["sinks"][sink]["waiting_points"] if sink in told["sinks"] else told["points_kept"]
+    return waiting
 
 
 def to_influxdb(url: str, *, bucket: str = "any", **settings: object) -> dict[str, object]:
