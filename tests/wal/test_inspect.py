@@ -1,0 +1,80 @@
+"""A look from outside: true while the server writes, and it changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.wal.factories import Clock, new_entry, open_store
+from wal_ingest.errors import OperatorNeeded
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.inspect import status
+
+START_NS = Clock().now_ns
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every durable file and its bytes; lock files hold nothing durable."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.endswith("-lock")
+    }
+
+
+def fill(directory: Path) -> None:
+    """Two sealed segments of two entries each, and one entry in the last; the sink has confirmed three."""
+    clock = Clock()
+    store = open_store(directory, clock)
+    for number in range(1, 6):
+        store.wal.commit([[new_entry(number, points=10, accepted_ns=START_NS + number)]])
+        if number % 2 == 0:
+            store.wal.seal()
+    store.state.commit_cursor("influxdb", Cursor(3, 30, parked=1))
+    store.close()
+
+
+def test_a_status_counts_what_is_kept_and_what_waits(tmp_path: Path) -> None:
+    fill(tmp_path)
+    before = files(tmp_path)
+    found = status(tmp_path, now_ns=START_NS + 5_000_000_004)
+    assert (found.first_seq, found.last_seq) == (1, 5)
+    assert (found.points_accepted, found.points_kept) == (50, 50)
+    assert [(row.first_seq, row.last_seq, row.points, row.sealed) for row in found.segments] == [
+        (1, 2, 20, True),
+        (3, 4, 20, True),
+        (5, 5, 10, False),
+    ]
+    assert found.bytes == sum(row.bytes for row in found.segments)
+    sink = found.sinks["influxdb"]
+    assert (sink.cursor_seq, sink.waiting_entries, sink.waiting_points, sink.parked) == (3, 2, 20, 1)
+    assert sink.oldest_waiting_s == 5.0
+    assert found.server_pid is None
+    assert files(tmp_path) == before
+
+
+def test_nothing_waits_for_a_sink_that_has_everything(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)]])
+    store.state.commit_cursor("archive", Cursor(1, 1))
+    store.close()
+    sink = status(tmp_path, now_ns=START_NS).sinks["archive"]
+    assert (sink.waiting_entries, sink.waiting_points, sink.oldest_waiting_s) == (0, 0, None)
+
+
+def test_a_damaged_segment_is_shown_and_hides_nothing_else(tmp_path: Path) -> None:
+    fill(tmp_path)
+    first = sorted((tmp_path / "wal").glob("*.lmdb"))[0]
+    first.write_bytes(b"foreign" * 5000)
+    found = status(tmp_path, now_ns=START_NS)
+    assert [bool(row.error) for row in found.segments] == [True, False, False]
+    assert found.points_kept == 30
+    open_store(tmp_path).close()
+    assert status(tmp_path, now_ns=START_NS).damaged == [first.name]
+
+
+def test_where_there_is_no_wal_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OperatorNeeded, match="there is no WAL in") as caught:
+        status(tmp_path / "nowhere", now_ns=START_NS)
+    assert "--data-dir" in caught.value.hint
