@@ -52,10 +52,14 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value and where it came from: a file's path, a variable's name, a flag, or "default"."""
+    """A value and where it came from: a file's path, a variable's name, or the command line.
+
+    `typed` says that the value had a type of its own where it was written (a file), as text has not.
+    """
 
     value: Any
     origin: str
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +161,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Value]]:
             name = f"{section}.{key}"
             if name not in FIELDS:
                 raise ConfigError(f"{path}: unknown setting {name}", hint=_nearest(name, FIELDS))
-            yield name, Value(value, str(path))
+            yield name, Value(value, str(path), typed=True)
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Value]]:
@@ -183,7 +187,7 @@ def env_name(field: Field) -> str:
 def _converted(field: Field, given: Value) -> Any:
     try:
         # A variable and a flag are text; in a file, "8" for 8 is a mistake to be told of.
-        return msgspec.convert(given.value, field.type, strict=not isinstance(given.value, str))
+        return msgspec.convert(given.value, field.type, strict=given.typed)
     except msgspec.ValidationError as exc:
         shown = MASK if field.secret else repr(given.value)
         raise ConfigError(f"{field.name} = {shown} ({given.origin}): {exc}", hint=field.why) from exc

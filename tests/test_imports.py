@@ -1,0 +1,70 @@
+"""One direction: http → points → wal → flusher → sinks, and one importer per foreign library."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import wal_ingest
+
+PACKAGE = Path(wal_ingest.__file__).parent
+
+# What each room may import from the others.
+MAY_IMPORT = {
+    "points": set(),
+    "wal": set(),
+    "flusher": {"wal"},
+    "http": {"points", "wal"},
+}
+SHARED = {"errors", "settings"}
+
+# The one module, or the few of one room, that may import a foreign library.
+IMPORTERS = {
+    "lmdb": {"wal/lmdb_file.py"},
+    "influxdb_client": {"flusher/sinks/influxdb.py"},
+    "urllib3": {"flusher/sinks/influxdb.py"},
+    "hypercorn": {"http/hypercorn_mends.py"},
+    "h11": {"http/hypercorn_mends.py"},
+    "quart": {"http/admin.py"},
+    "quart_trio": {"http/admin.py"},
+    "re2": {"points/engine.py"},
+    "zstandard": {"points/encoding.py"},
+    "typer": {"cli/__init__.py", "cli/config.py", "cli/options.py", "cli/serve.py", "cli/wal.py"},
+    "trio_websocket": set(),
+}
+
+
+def imports() -> list[tuple[str, str]]:
+    """Every import in the package: the file, relative to it, and the module's full name."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                names = [node.module or ""]
+            found += [(path.relative_to(PACKAGE).as_posix(), name) for name in names]
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_lies_behind_it(room: str) -> None:
+    allowed = MAY_IMPORT[room] | SHARED | {room}
+    for file, name in imports():
+        if file.startswith(f"{room}/") and name.startswith("wal_ingest."):
+            assert name.split(".")[1] in allowed, f"{file} imports {name}"
+
+
+def test_only_the_service_knows_both_halves() -> None:
+    for file, name in imports():
+        halves = {"http", "flusher"} & {name.split(".")[1] if name.startswith("wal_ingest.") else ""}
+        if halves and "/" not in file:
+            assert file == "service.py", f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_a_foreign_library_has_one_importer(library: str) -> None:
+    importers = {file for file, name in imports() if name.split(".")[0] == library}
+    assert importers <= IMPORTERS[library]
