@@ -40,7 +40,7 @@ class Pattern(Protocol):
 
 
 # RE2 forgets its DFA states and, when that happens too often, falls back to a slow automaton once a pattern
-# and its states outgrow this. It is a limit, not a reservation: a pattern of 256 tag-key lists takes a few MiB.
+# and its states outgrow this. It is a limit, not a reservation: a pattern of 128 tag-key lists takes a few MiB.
 _RE2_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -72,7 +72,7 @@ def _compile_with_re2(pattern: bytes) -> Pattern:
 
 
 STDLIB = Engine("re", "+", 16, _compile_with_re)
-RE2 = Engine("re2", "", 256, _compile_with_re2) if _re2 is not None else None
+RE2 = Engine("re2", "", 128, _compile_with_re2) if _re2 is not None else None
 
 ENGINES: tuple[Engine, ...] = (STDLIB,) if RE2 is None else (RE2, STDLIB)
 """The engines of this platform, the best one first."""

@@ -50,7 +50,7 @@ def parse_lines(body: bytes, *, unit_ns: int, now_ns: int) -> Lines:
 
     Lines without a time get `now_ns`, rounded down to the unit. Raises PointError at the first bad line.
     """
-    out = []
+    out: list[bytes] = []
     position = 0
     while True:
         line, position = parse_next(body, position, unit_ns=unit_ns, now_ns=now_ns)

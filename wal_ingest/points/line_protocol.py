@@ -121,21 +121,29 @@ class LineProtocol:
 
 
 def check_lines(body: bytes, line_bytes_max: int) -> None:
-    """Raises PointError when a line is longer than `line_bytes_max` bytes, or the body is not UTF-8.
+    """Raises PointError when a line is longer than `line_bytes_max` bytes, or the body is not UTF-8."""
+    start = start_of_long_line(body, line_bytes_max)
+    if start is not None:
+        reason = f"the line is longer than {line_bytes_max} bytes (server.line_bytes_max)"
+        raise PointError(reason, line=position_of(body, start)[0])
+    offset = first_invalid_byte(body)
+    if offset is not None:
+        line, column = position_of(body, offset)
+        raise PointError("invalid UTF-8", line=line, column=column)
 
-    Long lines are looked for in leaps of the limit, so 32 MiB take some 500 steps.
+
+def start_of_long_line(body: bytes, line_bytes_max: int) -> int | None:
+    """Where the first line begins that is longer than the limit, its line feed not counted; None without one.
+
+    It goes in leaps of the limit, so 32 MiB take some 500 steps.
     """
     start = 0
     while len(body) - start > line_bytes_max:
         line_end = body.rfind(b"\n", start, start + line_bytes_max + 1)
         if line_end < 0:
-            reason = f"the line is longer than {line_bytes_max} bytes (server.line_bytes_max)"
-            raise PointError(reason, line=position_of(body, start)[0])
+            return start
         start = line_end + 1
-    offset = first_invalid_byte(body)
-    if offset is not None:
-        line, column = position_of(body, offset)
-        raise PointError("invalid UTF-8", line=line, column=column)
+    return None
 
 
 def _without_skipped_lines(text: bytes) -> bytes:

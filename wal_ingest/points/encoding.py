@@ -1,0 +1,172 @@
+"""A request's body as it was before its Content-Encoding: identity, gzip, deflate and zstd.
+
+A few kilobytes can unpack to gigabytes. Every decoder here is asked for a bounded piece at a time, and stops as
+soon as the pieces together pass the limit: a body costs at most the limit, one piece, and the decoder's own
+window (32 KiB for gzip and deflate, 8 MiB for zstd). Decoders are made per call: sharing one between threads
+crashes zstandard.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from typing import Protocol
+
+import zstandard
+
+from wal_ingest.errors import BadRequest, BodyTooLarge, UnsupportedMedia
+
+
+class _Inflater(Protocol):
+    """What zlib and isal give for one stream."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        """At most `max_length` bytes of output; what input is left is in `unconsumed_tail`."""
+
+
+_new_inflater: Callable[[int], _Inflater]
+_broken: tuple[type[Exception], ...]
+try:
+    from isal import isal_zlib
+except ImportError:  # pragma: no cover - no wheel: zlib does the same, slower
+    _new_inflater, _broken = zlib.decompressobj, (zlib.error,)
+else:
+    _new_inflater, _broken = isal_zlib.decompressobj, (zlib.error, isal_zlib.error)
+
+SPOKEN = ("identity", "gzip", "x-gzip", "deflate", "zstd")
+
+_PIECE_BYTES = 256 * 1024
+# What is fed at a time. A decoder copies what it leaves over, so a body of tiny gzip members fed whole would
+# cost the square of its length.
+_FED_BYTES = 16 * 1024
+_MEMBERS_MAX = 10_000
+"""Members of one gzip body or frames of one zstd body; beyond this a body is a way to burn time."""
+_ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
+"""What RFC 8878 tells every decoder to support."""
+
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's names for the three framings
+
+
+def decode_body(body: bytes, encoding: str, *, bytes_max: int) -> bytes:
+    """The body without its encoding, at most `bytes_max` bytes of it.
+
+    `encoding` is the header's value; empty means identity. Several gzip members or zstd frames in a row are one
+    body, as their specifications have it. Raises BadRequest when the body is broken, cut short, or followed by
+    something else; BodyTooLarge when it would take more than `bytes_max`; UnsupportedMedia for an encoding that is
+    not spoken here.
+    """
+    match encoding.strip().lower():
+        case "" | "identity":
+            if len(body) > bytes_max:
+                raise _too_large(bytes_max)
+            return body
+        case "gzip" | "x-gzip":
+            return _inflate(body, _GZIP, "gzip", bytes_max)
+        case "deflate":
+            return _deflate(body, bytes_max)
+        case "zstd":
+            return _unzstd(body, bytes_max)
+    raise UnsupportedMedia(
+        f"Content-Encoding {encoding!r} is not spoken here; these are: {', '.join(SPOKEN)}"
+    )
+
+
+class _Gathered:
+    """Decoded pieces under a limit. One growing buffer: joining a list would take the room twice."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._buffer = io.BytesIO()
+        self._bytes_max = bytes_max
+
+    def add(self, piece: bytes) -> None:
+        if self._buffer.tell() + len(piece) > self._bytes_max:
+            raise _too_large(self._bytes_max)
+        self._buffer.write(piece)
+
+    def value(self) -> bytes:
+        return self._buffer.getvalue()
+
+
+def _too_large(bytes_max: int) -> BodyTooLarge:
+    return BodyTooLarge("the body", limit_bytes=bytes_max, setting="server.body_bytes_max")
+
+
+def _deflate(body: bytes, bytes_max: int) -> bytes:
+    """HTTP's `deflate` is a zlib stream, but many send the bare one. The first two bytes usually tell."""
+    looks_like_zlib = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    if looks_like_zlib:
+        try:
+            return _inflate(body, _ZLIB, "deflate", bytes_max)
+        except BadRequest as exc:
+            try:
+                return _inflate(body, _RAW, "deflate", bytes_max)
+            except BadRequest:
+                raise exc from None
+    return _inflate(body, _RAW, "deflate", bytes_max)
+
+
+def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
+    """All members when `wbits` says gzip, else the one stream."""
+    out = _Gathered(bytes_max)
+    rest = b""
+    fed = 0
+    for _ in range(_MEMBERS_MAX if wbits == _GZIP else 1):
+        inflater = _new_inflater(wbits)
+        while not inflater.eof:
+            if not rest:
+                rest = body[fed : fed + _FED_BYTES]
+                fed += len(rest)
+                if not rest:
+                    raise BadRequest(f"the {name} body is cut short")
+            try:
+                out.add(inflater.decompress(rest, _PIECE_BYTES))
+            except _broken as exc:
+                raise BadRequest(f"the {name} body is broken: {exc}") from exc
+            rest = inflater.unconsumed_tail
+        rest = inflater.unused_data
+        if not rest and fed == len(body):
+            return out.value()
+    what = f"more than {_MEMBERS_MAX} members" if wbits == _GZIP else "something behind its end"
+    raise BadRequest(f"the {name} body has {what}")
+
+
+def _unzstd(body: bytes, bytes_max: int) -> bytes:
+    try:
+        declared = zstandard.get_frame_parameters(body).content_size
+        if (
+            declared not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
+            and declared > bytes_max
+        ):
+            # Before anything is decoded: the decoder would make room for what the frame declares.
+            raise _too_large(bytes_max)
+        out = _Gathered(bytes_max)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
+        with decompressor.stream_reader(body, read_across_frames=True) as reader:
+            while piece := reader.read(_PIECE_BYTES):
+                out.add(piece)
+        _check_zstd_is_whole(body)
+    except zstandard.ZstdError as exc:
+        raise BadRequest(f"the zstd body is broken: {exc}") from exc
+    return out.value()
+
+
+def _check_zstd_is_whole(body: bytes) -> None:
+    """Raises BadRequest when the last frame is cut short, which the stream reader does not tell.
+
+    Decodes once more and drops the output, of which the caller has found out that it keeps to the limit.
+    """
+    rest = body
+    for _ in range(_MEMBERS_MAX):
+        decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX).decompressobj()
+        decoder.decompress(rest)
+        if not decoder.eof:
+            raise BadRequest("the zstd body is cut short")
+        rest = decoder.unused_data
+        if not rest:
+            return
+    raise BadRequest(f"the zstd body has more than {_MEMBERS_MAX} frames")

@@ -1,0 +1,195 @@
+"""The two shapes of a JSON point, and how they are written as lines.
+
+The fleet's shape, `{"serverId": "web-17", "cpu": 0.42, "ram": 0.61, "timestamp": 1763800000000}`, becomes the
+measurement `server_metrics` with the tag `server_id` and the float fields `cpu` and `ram`. The general shape is
+`{"measurement": "m", "tags": {"k": "v"}, "fields": {"f": 1.5}, "timestamp": 1763800000000}`.
+
+JSON has one type of number, so every number becomes a float: were 1 an integer field, the 1.5 that follows it
+would conflict with it in the database. What a line cannot carry is refused by name rather than changed:
+empty names and tag values, control characters in them, a backslash where it would escape what follows, a line
+feed anywhere. (Lines are points; see the package's docstring.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from wal_ingest.errors import PointError
+from wal_ingest.points.exact import TIME_NS_MAX, TIME_NS_MIN
+from wal_ingest.points.grammar import ZEROS
+from wal_ingest.points.lines import Precision
+
+MEASUREMENT = "server_metrics"
+SERVER_TAG = "server_id"
+
+
+class FleetPoint(Struct, forbid_unknown_fields=True, gc=False):
+    """The fleet's shape, for bodies that hold nothing else."""
+
+    server_id: str = msgspec.field(name="serverId")
+    cpu: float
+    ram: float
+    timestamp: int | None = None
+
+
+class AnyPoint(Struct, forbid_unknown_fields=True):
+    """Either shape; `line_of` tells which."""
+
+    server_id: str | UnsetType = msgspec.field(default=UNSET, name="serverId")
+    cpu: float | UnsetType = UNSET
+    ram: float | UnsetType = UNSET
+    measurement: str | UnsetType = UNSET
+    tags: dict[str, str] | UnsetType = UNSET
+    fields: dict[str, float | str | bool] | UnsetType = UNSET
+    timestamp: int | None = None
+
+
+# -- the fleet's shape in bulk ----------------------------------------------------------------------------
+
+# Server ids without anything that a line or JSON would escape, joined by line feeds.
+_PLAIN = r"[^\x00-\x20\x7f,=\\\"]"
+_PLAIN_IDS = re.compile(rf"(?:{_PLAIN}++\n)*+{_PLAIN}++")
+_encode = msgspec.json.Encoder().encode
+
+
+def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) -> bytes | None:
+    """All points as lines by replacing the keys in their JSON, or None when some need a closer look.
+
+    The encoder writes keys in order and without spaces, every plain id as it is and every float in a form that
+    is also line protocol's, so the text between two values is always the same. As a plain id holds neither
+    quotes nor commas, no replacement can hit one. This is twice as fast as formatting line by line.
+    """
+    ids = "\n".join([point.server_id for point in points])
+    if not _PLAIN_IDS.fullmatch(ids) or ids.count("\n") != len(points) - 1:
+        return None
+    times = [point.timestamp for point in points if point.timestamp is not None]
+    if times and not (
+        precision in ZEROS
+        and 0 not in times  # in milliseconds it would come out as 0000000
+        and min(times) * precision.value >= TIME_NS_MIN
+        and max(times) * precision.value <= TIME_NS_MAX
+    ):
+        return None
+    zeros = b"0" * ZEROS.get(precision, 0)
+    text = _encode(points)
+    return (
+        (text[1:-1] + b",")
+        .replace(b'{"serverId":"', f"{MEASUREMENT},{SERVER_TAG}=".encode())
+        .replace(b'","cpu":', b" cpu=")
+        .replace(b',"ram":', b",ram=")
+        .replace(b',"timestamp":null},', b" %d\n" % now_ns)
+        .replace(b',"timestamp":', b" ")
+        .replace(b"},", zeros + b"\n")
+    )
+
+
+# -- either shape, point by point -------------------------------------------------------------------------
+
+_SPECIAL = re.compile(r"[\x00-\x20\x7f,=\\#]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BACKSLASH_ESCAPES = re.compile(r"\\(?:[ ,=]|\Z)")
+_IN_MEASUREMENT = re.compile(r"([ ,])")
+_IN_KEY = re.compile(r"([ ,=])")
+_IN_STRING = re.compile(r'(["\\])')
+
+
+class LineWriter:
+    """Writes points of one body as lines; remembers the names it has checked, which repeat from point to point."""
+
+    def __init__(self, *, precision: Precision, now_ns: int) -> None:
+        self._unit_ns = precision.value
+        self._now_ns = now_ns
+        self._measurements: dict[str, str] = {}
+        self._tag_keys: dict[str, str] = {}
+        self._field_keys: dict[str, str] = {}
+
+    def lines(self, points: Iterable[AnyPoint | FleetPoint]) -> bytes:
+        """All points as lines. Raises PointError with the index of the first that a line cannot carry."""
+        out = []
+        for index, point in enumerate(points):
+            try:
+                out.append(self._line(point))
+            except ValueError as exc:
+                raise PointError(str(exc), index=index) from None
+        return "".join(out).encode()
+
+    def _line(self, point: AnyPoint | FleetPoint) -> str:
+        time = self._time(point.timestamp)
+        if isinstance(point, AnyPoint):
+            if point.measurement is not UNSET or point.fields is not UNSET or point.tags is not UNSET:
+                return f"{self._general(point)} {time}\n"
+            point = _as_fleet_point(point)
+        server = _name(point.server_id, "serverId", _IN_KEY)
+        return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={point.cpu!r},ram={point.ram!r} {time}\n"
+
+    def _general(self, point: AnyPoint) -> str:
+        if point.server_id is not UNSET or point.cpu is not UNSET or point.ram is not UNSET:
+            raise ValueError(
+                "keys of both shapes: serverId, cpu and ram do not go with measurement, tags and fields"
+            )
+        if point.measurement is UNSET:
+            raise ValueError("missing: measurement")
+        if not point.fields:
+            raise ValueError("no fields")
+        head = [self._checked(self._measurements, point.measurement, "measurement", _IN_MEASUREMENT)]
+        if point.tags:
+            for key, value in point.tags.items():
+                name = self._checked(self._tag_keys, key, "tag key", _IN_KEY)
+                head.append(f"{name}={_name(value, 'tag value', _IN_KEY)}")
+        fields = [
+            f"{self._checked(self._field_keys, key, 'field key', _IN_KEY)}={_field_value(value)}"
+            for key, value in point.fields.items()
+        ]
+        return f"{','.join(head)} {','.join(fields)}"
+
+    def _time(self, timestamp: int | None) -> int:
+        if timestamp is None:
+            return self._now_ns
+        time = timestamp * self._unit_ns
+        if not TIME_NS_MIN <= time <= TIME_NS_MAX:
+            raise ValueError("the timestamp is out of range")
+        return time
+
+    def _checked(self, known: dict[str, str], name: str, what: str, escaped: re.Pattern[str]) -> str:
+        written = known.get(name)
+        if written is None:
+            written = known[name] = _name(name, what, escaped)
+        return written
+
+
+def _as_fleet_point(point: AnyPoint) -> FleetPoint:
+    if point.server_id is UNSET or point.cpu is UNSET or point.ram is UNSET:
+        values = {"serverId": point.server_id, "cpu": point.cpu, "ram": point.ram}
+        raise ValueError(f"missing: {', '.join(key for key, value in values.items() if value is UNSET)}")
+    return FleetPoint(point.server_id, point.cpu, point.ram)
+
+
+def _name(name: str, what: str, escaped: re.Pattern[str]) -> str:
+    """A name or tag value as it stands in a line; ValueError when a line cannot carry it."""
+    if not _SPECIAL.search(name) and name:
+        return name
+    if not name:
+        raise ValueError(f"an empty {what}")
+    if _CONTROL.search(name):
+        raise ValueError(f"a line feed or another control character in the {what}")
+    if _BACKSLASH_ESCAPES.search(name):
+        raise ValueError(
+            f"a backslash before a space, comma or '=', or at the end, of the {what}: line protocol cannot carry it"
+        )
+    if escaped is _IN_MEASUREMENT and name.startswith("#"):
+        raise ValueError("a measurement that begins with '#': line protocol takes it for a comment")
+    return escaped.sub(r"\\\1", name)
+
+
+def _field_value(value: float | str | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    if "\n" in value:
+        raise ValueError("a line feed inside a string field is not supported")
+    return '"' + _IN_STRING.sub(r"\\\1", value) + '"'
