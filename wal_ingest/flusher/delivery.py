@@ -248,7 +248,7 @@ class Delivery:
     def _refresh_state(self) -> None:
         if self._writer.holding:
             state = SinkState.HOLDING
-        elif self._writer.waiting:
+        elif self._writer.retrying:
             state = SinkState.RETRYING
         elif self._window.unsettled:
             state = SinkState.DELIVERING

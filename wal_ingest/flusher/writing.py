@@ -126,7 +126,12 @@ class SinkWriter:
         self._confirmed_writes = 0
         self._controls: OrderedDict[Hashable, _Control] = OrderedDict()
         self._recovered = trio.lowlevel.ParkingLot()
-        self.waiting = 0  # tasks that back off now
+        self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
+
+    @property
+    def retrying(self) -> bool:
+        """Whether the sink was unavailable for some write that is still to be done."""
+        return bool(self._unavailable)
 
     @property
     def holding(self) -> bool:
@@ -144,7 +149,7 @@ class SinkWriter:
         while pieces:
             piece = pieces.popleft()
             oversize = piece.batch.points > self._points_max
-            verdict = _Split() if oversize else await self._conclude(piece)
+            verdict = _Split() if oversize else await self._decide(piece)
             if isinstance(verdict, Confirmed):
                 self._progress.confirmed_points += piece.batch.points
                 position = position if verdict.position is None else verdict.position
@@ -158,6 +163,14 @@ class SinkWriter:
         if letters:
             log.warning("%s: parked %d points: %s", self._sink.name, len(letters), letters[0].reason)
         return Settled(position, tuple(letters))
+
+    async def _decide(self, piece: _Piece) -> _Verdict:
+        try:
+            return await self._conclude(piece)
+        finally:
+            if id(piece) in self._unavailable:
+                self._unavailable.discard(id(piece))
+                self._changed()
 
     async def _conclude(self, piece: _Piece) -> _Verdict:
         """Writes one piece again and again until its outcome decides what becomes of it."""
@@ -179,6 +192,8 @@ class SinkWriter:
                 return _Split() if piece.batch.points > 1 else _Park(outcome.reason, outcome.status)
             if isinstance(outcome, Rejected):
                 return _refusal(outcome, piece.batch.points)
+            self._unavailable.add(id(piece))
+            self._changed()
             piece.suspicion.failed(suspect=outcome.suspect, last_pass=self._last_pass(piece))
             if outcome.suspect and piece.suspicion.proven(points=piece.batch.points):
                 if piece.batch.points > 1:
@@ -252,34 +267,17 @@ class SinkWriter:
     async def _back_off(self, outcome: Unavailable, suspicion: Suspicion) -> None:
         """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect."""
         settings, passed = self._settings, self._confirmed_writes
-        self.waiting += 1
-        self._changed()
-        try:
-            if outcome.retry_after_s is not None:
-                await trio.sleep(
-                    retry_after_s(
-                        outcome.retry_after_s,
-                        retry_s_min=settings.retry_s_min,
-                        retry_s_max=settings.retry_s_max,
-                        rng=self._rng,
-                    )
-                )
-                return
-            delay_s = back_off_s(
-                suspicion.failures,
-                retry_s_min=settings.retry_s_min,
-                retry_s_max=settings.retry_s_max,
-                rng=self._rng,
-            )
-            # The least wait keeps a sink that answers every other write from being asked in a tight loop.
-            certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
-            await trio.sleep(certain_s)
-            if self._confirmed_writes == passed:
-                with trio.move_on_after(delay_s - certain_s):
-                    await self._recovered.park()
-        finally:
-            self.waiting -= 1
-            self._changed()
+        limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
+        if outcome.retry_after_s is not None:
+            await trio.sleep(retry_after_s(outcome.retry_after_s, rng=self._rng, **limits))
+            return
+        delay_s = back_off_s(suspicion.failures, rng=self._rng, **limits)
+        # The least wait keeps a sink that answers every other write from being asked in a tight loop.
+        certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
+        await trio.sleep(certain_s)
+        if self._confirmed_writes == passed:
+            with trio.move_on_after(delay_s - certain_s):
+                await self._recovered.park()
 
     # -- suspects and dead letters ----------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ writing goes on at the end of the files. Points that were written before a lost 
 in the archive twice. An operator may move finished files away at any time.
 
 A full disk: what was appended in part is cut off again (those bytes were never confirmed nor synced) and the
-batch is `Unavailable`. A file that cannot be opened is `Misconfigured`. A failed sync, or a cut that fails, raises `ArchiveBroken`: final for this process.
+batch is `Unavailable`. A file that cannot be opened is `Misconfigured`. A failed sync, or a cut that fails,
+raises `ArchiveBroken`: final for this process.
 """
 
 from __future__ import annotations

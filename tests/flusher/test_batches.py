@@ -1,0 +1,98 @@
+"""Entries become batches, and batches are halved, without losing, doubling or reordering a line."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.flusher.twins import MemoryLog, lines_of
+from wal_ingest.flusher.batches import Batch, Batcher, halve
+from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
+
+
+def entries_of(sizes: list[int], *, destinations: list[str] | None = None) -> list[Entry]:
+    log = MemoryLog()
+    for number, points in enumerate(sizes):
+        bucket = destinations[number % len(destinations)] if destinations else ""
+        log.append(points, destination=Destination("", bucket))
+    return log.entries
+
+
+def batches_of(entries: list[Entry], points_max: int) -> list[Batch]:
+    batcher = Batcher(lambda entry: entry.destination, points_max=points_max)
+    return batcher.add(entries) + batcher.flush()
+
+
+def members_of(body: bytes) -> int:
+    members = 0
+    while body:
+        member = zlib.decompressobj(wbits=31)
+        member.decompress(body)
+        body = member.unused_data
+        members += 1
+    return members
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=30),
+    buckets=st.lists(st.sampled_from("ab"), min_size=1, max_size=5),
+    points_max=st.integers(1, 20),
+)
+def test_batches_hold_every_line_once_and_in_order(
+    sizes: list[int], buckets: list[str], points_max: int
+) -> None:
+    entries = entries_of(sizes, destinations=buckets)
+    batches = batches_of(entries, points_max)
+    assert b"".join(batch.lines() for batch in batches) == b"".join(entry.lines() for entry in entries)
+    assert [batch.first_seq for batch in batches[1:]] == [batch.last_seq + 1 for batch in batches[:-1]]
+    total = 0
+    for batch in batches:
+        total += batch.points
+        assert batch.points <= points_max or batch.first_seq == batch.last_seq
+        assert batch.points == batch.lines().count(b"\n") == sum(part.points for part in batch.parts)
+        assert batch.points_after == total
+        assert {part.destination for part in batch.parts} == {batch.destination}
+
+
+def test_a_full_batch_is_given_at_once_and_the_rest_waits() -> None:
+    batcher = Batcher(lambda _entry: None, points_max=10)
+    full = batcher.add(entries_of([4, 4, 4, 10, 3]))
+    assert [batch.points for batch in full] == [8, 4, 10]
+    assert batcher.open_points == 3
+    assert batcher.oldest_accepted_ns is not None
+    assert [batch.points for batch in batcher.flush()] == [3]
+    assert batcher.flush() == []
+    assert batcher.oldest_accepted_ns is None
+
+
+def test_members_are_concatenated_as_they_lie_and_runs_of_tiny_entries_share_one() -> None:
+    entries = entries_of([1, 1, 1, 40, 1, 1, 40, 40])
+    assert [entry.codec for entry in entries[2:5]] == [CODEC_RAW, CODEC_GZIP, CODEC_RAW]
+    (batch,) = batches_of(entries, 1000)
+    assert entries[3].payload in batch.body
+    assert entries[6].payload + entries[7].payload in batch.body
+    assert members_of(batch.body) == 5
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9))
+def test_halving_down_to_single_lines_keeps_each_with_its_seq(sizes: list[int]) -> None:
+    (batch,) = batches_of(entries_of(sizes), 1000)
+    pieces = [batch]
+    while any(piece.points > 1 for piece in pieces):
+        pieces = [half for piece in pieces for half in (halve(piece) if piece.points > 1 else (piece,))]
+    expected = [
+        (seq, line)
+        for seq, points in enumerate(sizes, start=1)
+        for line in lines_of(seq, points).splitlines(keepends=True)
+    ]
+    assert [(piece.parts[0].seq, piece.lines()) for piece in pieces] == expected
+    assert {piece.last_seq for piece in pieces} == {batch.last_seq}
+
+
+def test_one_line_cannot_be_halved() -> None:
+    (batch,) = batches_of(entries_of([1]), 10)
+    with pytest.raises(ValueError, match="one line"):
+        halve(batch)
