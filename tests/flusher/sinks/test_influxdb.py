@@ -1,0 +1,268 @@
+"""The InfluxDB sink against a server that fails on purpose: each answer becomes its row of the outcome table."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import trio
+
+from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, fake_influxdb
+from tests.flusher.sinks.test_archive import batch_of
+from tests.flusher.twins import START_NS, MemoryLog, lines_of
+from wal_ingest.errors import ConfigError
+from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Rejected, TooLarge, Unavailable
+from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
+from wal_ingest.flusher.sinks.influxdb_answers import REASON_CHARS_MAX, outcome_of, parse_retry_after
+from wal_ingest.settings import InfluxDBSettings
+from wal_ingest.wal.entry import Destination
+
+TOKEN = "s3cret-t0ken"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeInfluxDB]:
+    with fake_influxdb() as server:
+        yield server
+
+
+@asynccontextmanager
+async def opened(url: str, **settings: Any) -> AsyncIterator[InfluxDBSink]:
+    sink = InfluxDBSink(
+        InfluxDBSettings(url=url, **{"token": TOKEN, "org": "o", "bucket": "b", **settings}),
+        run_sync=trio.to_thread.run_sync,
+        now_ns=lambda: START_NS,
+    )
+    await sink.open(None)
+    try:
+        yield sink
+    finally:
+        await sink.aclose()
+
+
+async def outcome_for(fake: FakeInfluxDB, answer: Answer) -> Outcome:
+    fake.answer = lambda _request: answer
+    async with opened(fake.url) as sink:
+        return await sink.write(batch_of(1))
+
+
+async def test_a_batch_goes_out_as_it_lies_to_the_bucket_of_the_settings(fake: FakeInfluxDB) -> None:
+    async with opened(fake.url + "/base/", org="acme & co", bucket="b/1") as sink:
+        assert await sink.write(batch_of(1)) == Confirmed()
+    (request,) = fake.requests
+    assert request.lines == lines_of(1, 20)
+    assert urlsplit(request.path).path == "/base/api/v2/write"
+    assert parse_qs(urlsplit(request.path).query) == {
+        "org": ["acme & co"],
+        "bucket": ["b/1"],
+        "precision": ["ns"],
+    }
+    assert request.headers["authorization"] == f"Token {TOKEN}"
+    assert request.headers["content-encoding"] == "gzip"
+
+
+async def test_connections_are_reused(fake: FakeInfluxDB) -> None:
+    async with opened(fake.url) as sink:
+        for seq in range(1, 6):
+            await sink.write(batch_of(seq))
+        fake.answer = lambda _request: Answer(400, b"bad")
+        await sink.write(batch_of(6))
+        await sink.write(batch_of(7))
+    assert len(fake.requests) == 7
+    assert fake.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer(204), Confirmed()),
+        (Answer(200), Confirmed()),
+        (
+            Answer(200, b"<html>log in</html>", {"Content-Type": "text/html"}),
+            Misconfigured("HTTP 200 with an HTML page: this is not an InfluxDB server", 200),
+        ),
+        (
+            Answer(400, b'{"code":"invalid","message":"unable to parse \'m\': missing fields"}'),
+            Rejected("HTTP 400: unable to parse 'm': missing fields", 400),
+        ),
+        (
+            Answer(400, b'{"error":"partial write: field type conflict: input field \\"v\\" dropped=3"}'),
+            Rejected('HTTP 400: partial write: field type conflict: input field "v" dropped=3', 400, 3),
+        ),
+        (
+            Answer(
+                422, b'{"code":"unprocessable entity","message":"partial write: beyond retention dropped=20"}'
+            ),
+            Rejected("HTTP 422: partial write: beyond retention dropped=20", 422, 20),
+        ),
+        (
+            Answer(400, b'{"error":"database is required"}'),
+            Misconfigured("HTTP 400: database is required", 400),
+        ),
+        (Answer(413, b"too big"), TooLarge("HTTP 413: too big", 413)),
+        (
+            Answer(401, b'{"message":"unauthorized access"}'),
+            Misconfigured("HTTP 401: unauthorized access", 401),
+        ),
+        (Answer(403), Misconfigured("HTTP 403", 403)),
+        (
+            Answer(404, b'{"error":"database not found: \\"b\\""}'),
+            Misconfigured('HTTP 404: database not found: "b"', 404),
+        ),
+        (
+            Answer(429, b"slow", {"Retry-After": "7"}),
+            Unavailable("HTTP 429: slow", 429, retry_after_s=7.0),
+        ),
+        (Answer(503), Unavailable("HTTP 503", 503)),
+        (
+            Answer(503, b"", {"Retry-After": "Sat, 22 Nov 2025 08:27:20 GMT"}),
+            Unavailable("HTTP 503", 503, retry_after_s=START_NS // 10**9 * -1.0 + 1763800040.0),
+        ),
+        (Answer(500, b"boom"), Unavailable("HTTP 500: boom", 500, suspect=True)),
+        (Answer(502, b"\xff\xfe"), Unavailable("HTTP 502: ��", 502, suspect=True)),
+        (Answer(504), Unavailable("HTTP 504", 504, suspect=True)),
+        (Answer(418, b"teapot"), Misconfigured("HTTP 418: teapot", 418)),
+        (
+            Answer(307, b"", {"Location": "https://elsewhere/"}),
+            Misconfigured(
+                "HTTP 307: redirected to https://elsewhere/; set the address that answers itself", 307
+            ),
+        ),
+    ],
+    ids=lambda value: str(value.status) if isinstance(value, Answer) else "",
+)
+async def test_every_answer_has_its_outcome(fake: FakeInfluxDB, answer: Answer, expected: Outcome) -> None:
+    assert await outcome_for(fake, answer) == expected
+    assert len(fake.requests) == 1  # no retries and no redirects of the client's own
+
+
+async def test_a_connection_closed_without_an_answer_is_unavailable_and_suspect(fake: FakeInfluxDB) -> None:
+    outcome = await outcome_for(fake, Answer(body=None))
+    assert isinstance(outcome, Unavailable)
+    assert outcome.suspect
+
+
+async def test_a_server_that_is_away_is_unavailable_without_suspicion() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with opened(f"http://127.0.0.1:{port}") as sink:
+        outcome = await sink.write(batch_of(1))
+    assert isinstance(outcome, Unavailable)
+    assert not outcome.suspect
+    assert "cannot be reached" in outcome.reason
+
+
+async def test_a_server_that_does_not_answer_in_time_is_unavailable(fake: FakeInfluxDB) -> None:
+    go_on = threading.Event()
+
+    def late(_request: object) -> Answer:
+        go_on.wait(10)
+        return Answer()
+
+    fake.answer = late
+    async with opened(fake.url, write_s_max=0.05) as sink:
+        outcome = await sink.write(batch_of(1))
+    go_on.set()
+    assert isinstance(outcome, Unavailable)
+    assert "imeout" in outcome.reason or "timed out" in outcome.reason or "in time" in outcome.reason
+
+
+async def test_a_cancelled_write_is_abandoned_at_once(fake: FakeInfluxDB) -> None:
+    go_on, began = threading.Event(), threading.Event()
+
+    def late(_request: object) -> Answer:
+        began.set()
+        go_on.wait(10)
+        return Answer()
+
+    fake.answer = late
+    async with opened(fake.url) as sink:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sink.write, batch_of(1))
+                await trio.to_thread.run_sync(began.wait)
+                scope.cancel()
+        assert scope.cancelled_caught
+    go_on.set()
+    assert len(fake.requests) == 1
+
+
+async def test_the_token_is_never_in_a_reason(fake: FakeInfluxDB) -> None:
+    fake.answer = lambda request: Answer(400, b"you sent: " + request.headers["authorization"].encode())
+    async with opened(fake.url) as sink:
+        outcome = await sink.write(batch_of(1))
+    assert outcome == Rejected("HTTP 400: you sent: Token ***", 400)
+
+
+async def test_reasons_are_bounded_however_much_the_server_says(fake: FakeInfluxDB) -> None:
+    outcome = await outcome_for(fake, Answer(400, b"line\n" * 1_000_000))
+    assert isinstance(outcome, Rejected)
+    assert len(outcome.reason) <= REASON_CHARS_MAX + 20
+    assert "\n" not in outcome.reason
+
+
+def test_a_senders_own_words_cannot_make_a_refusal_look_like_a_misconfiguration() -> None:
+    body = b'{"message":"partial write: field type conflict: measurement \\"\\ndatabase is required\\" dropped=1"}'
+    assert isinstance(outcome_of(400, {}, body, now_ns=0), Rejected)
+
+
+async def test_batches_go_where_their_sender_said_when_the_settings_say_so(fake: FakeInfluxDB) -> None:
+    entry = MemoryLog().append(20, destination=Destination("", "theirs"))
+    async with opened(fake.url, destination="request") as sink:
+        assert sink.group(entry) == Destination("o", "theirs")
+    async with opened(fake.url) as sink:
+        assert sink.group(entry) == Destination("o", "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"url": "ftp://h"}, "no http"),
+        ({"url": "http://"}, "no http"),
+        ({"url": "localhost:8086"}, "no http"),
+        ({"url": "http://h:99999"}, "influxdb.url"),
+        ({"url": "http://user:pw@h"}, "user and password"),
+        ({"url": "http://h", "token": "a\r\nb"}, "token"),
+    ],
+)
+async def test_an_address_or_token_that_cannot_work_is_refused_at_the_start(
+    settings: dict[str, str], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        async with opened(**settings):
+            pass
+    assert "pw@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("0", 0.0),
+        (" 120 ", 120.0),
+        ("Sat, 22 Nov 2025 08:26:45 GMT", 5.0),
+        ("Sat, 22 Nov 2025 08:00:00 GMT", 0.0),
+        ("soon", None),
+        ("-5", None),
+        ("1" * 50, None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(value: str | None, expected: float | None) -> None:
+    assert parse_retry_after(value, START_NS) == expected
+
+
+def test_the_client_library_is_imported_only_when_the_sink_is_opened() -> None:
+    code = (
+        "import sys, wal_ingest.flusher.sinks.influxdb as _;"
+        "print('urllib3' in sys.modules, 'influxdb_client' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "False"]
