@@ -1,44 +1,34 @@
 """A request's body as it was before its Content-Encoding: identity, gzip, deflate and zstd.
 
 A few kilobytes can unpack to gigabytes. Every decoder here is asked for a bounded piece at a time, and stops as
-soon as the pieces together pass the limit: a body costs at most the limit, one piece, and the decoder's own
-window (32 KiB for gzip and deflate, 8 MiB for zstd). Decoders are made per call: sharing one between threads
-crashes zstandard.
+soon as the pieces together pass the limit: a bomb costs at most the limit, one piece, and the decoder's own window
+(32 KiB for gzip and deflate, 8 MiB for zstd). A zstd body that keeps to the limit may cost twice its size for a
+moment, where it is decoded a second time to see that it is whole. Decoders are made per call: sharing one between
+threads crashes zstandard.
 """
 
 from __future__ import annotations
 
 import io
-import zlib
-from collections.abc import Callable
-from typing import Protocol
-
-import zstandard
+from typing import Any
 
 from wal_ingest.errors import BadRequest, BodyTooLarge, UnsupportedMedia
 
-
-class _Inflater(Protocol):
-    """What zlib and isal give for one stream."""
-
-    eof: bool
-    unused_data: bytes
-    unconsumed_tail: bytes
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        """At most `max_length` bytes of output; what input is left is in `unconsumed_tail`."""
-
-
-_new_inflater: Callable[[int], _Inflater]
-_broken: tuple[type[Exception], ...]
 try:
-    from isal import isal_zlib
+    from isal import isal_zlib as _zlib
 except ImportError:  # pragma: no cover - no wheel: zlib does the same, slower
-    _new_inflater, _broken = zlib.decompressobj, (zlib.error,)
-else:
-    _new_inflater, _broken = isal_zlib.decompressobj, (zlib.error, isal_zlib.error)
+    import zlib as _zlib  # type: ignore[no-redef]
 
-SPOKEN = ("identity", "gzip", "x-gzip", "deflate", "zstd")
+try:
+    import zstandard
+except ImportError:  # pragma: no cover - no wheel: then this node does not speak zstd
+    _SPEAKS_ZSTD = False
+else:
+    _SPEAKS_ZSTD = True
+
+_ZLIB_ERROR: Any = _zlib.error
+
+SPOKEN = ("identity", "gzip", "x-gzip", "deflate", *(("zstd",) if _SPEAKS_ZSTD else ()))
 
 _PIECE_BYTES = 256 * 1024
 # What is fed at a time. A decoder copies what it leaves over, so a body of tiny gzip members fed whole would
@@ -69,7 +59,7 @@ def decode_body(body: bytes, encoding: str, *, bytes_max: int) -> bytes:
             return _inflate(body, _GZIP, "gzip", bytes_max)
         case "deflate":
             return _deflate(body, bytes_max)
-        case "zstd":
+        case "zstd" if _SPEAKS_ZSTD:
             return _unzstd(body, bytes_max)
     raise UnsupportedMedia(
         f"Content-Encoding {encoding!r} is not spoken here; these are: {', '.join(SPOKEN)}"
@@ -116,7 +106,7 @@ def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
     rest = b""
     fed = 0
     for _ in range(_MEMBERS_MAX if wbits == _GZIP else 1):
-        inflater = _new_inflater(wbits)
+        inflater = _zlib.decompressobj(wbits)
         while not inflater.eof:
             if not rest:
                 rest = body[fed : fed + _FED_BYTES]
@@ -125,7 +115,7 @@ def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
                     raise BadRequest(f"the {name} body is cut short")
             try:
                 out.add(inflater.decompress(rest, _PIECE_BYTES))
-            except _broken as exc:
+            except _ZLIB_ERROR as exc:
                 raise BadRequest(f"the {name} body is broken: {exc}") from exc
             rest = inflater.unconsumed_tail
         rest = inflater.unused_data
@@ -137,21 +127,28 @@ def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
 
 def _unzstd(body: bytes, bytes_max: int) -> bytes:
     try:
-        declared = zstandard.get_frame_parameters(body).content_size
-        if (
-            declared not in (zstandard.CONTENTSIZE_UNKNOWN, zstandard.CONTENTSIZE_ERROR)
-            and declared > bytes_max
-        ):
-            # Before anything is decoded: the decoder would make room for what the frame declares.
+        declared = zstandard.frame_content_size(body)
+        if declared > bytes_max:
+            # Before anything is decoded: the decoder makes room for what the frame declares.
             raise _too_large(bytes_max)
-        out = _Gathered(bytes_max)
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
-        with decompressor.stream_reader(body, read_across_frames=True) as reader:
-            while piece := reader.read(_PIECE_BYTES):
-                out.add(piece)
-        _check_zstd_is_whole(body)
+        if declared > 0:
+            try:  # one frame that says how large it is: what every client sends that compresses in one go
+                return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+            except zstandard.ZstdError:
+                pass  # broken, or followed by another frame: the stream reader tells
+        return _unzstd_stream(body, bytes_max)
     except zstandard.ZstdError as exc:
         raise BadRequest(f"the zstd body is broken: {exc}") from exc
+
+
+def _unzstd_stream(body: bytes, bytes_max: int) -> bytes:
+    """All frames, whatever they declare."""
+    out = _Gathered(bytes_max)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
+    with decompressor.stream_reader(body, read_across_frames=True) as reader:
+        while piece := reader.read(_PIECE_BYTES):
+            out.add(piece)
+    _check_zstd_is_whole(body)
     return out.value()
 
 
@@ -160,13 +157,19 @@ def _check_zstd_is_whole(body: bytes) -> None:
 
     Decodes once more and drops the output, of which the caller has found out that it keeps to the limit.
     """
-    rest = body
+    rest = b""
+    fed = 0
     for _ in range(_MEMBERS_MAX):
         decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX).decompressobj()
-        decoder.decompress(rest)
-        if not decoder.eof:
-            raise BadRequest("the zstd body is cut short")
+        while not decoder.eof:
+            if not rest:
+                rest = body[fed : fed + _FED_BYTES]
+                fed += len(rest)
+                if not rest:
+                    raise BadRequest("the zstd body is cut short")
+            decoder.decompress(rest)
+            rest = b""
         rest = decoder.unused_data
-        if not rest:
+        if not rest and fed == len(body):
             return
     raise BadRequest(f"the zstd body has more than {_MEMBERS_MAX} frames")

@@ -101,22 +101,18 @@ def _lines(
     line_bytes_max: int,
 ) -> Lines:
     """Decodes and writes: the fleet's shape in bulk, whatever else point by point."""
-    points: list[FleetPoint] | list[AnyPoint]
-    data = None
     try:
-        points = fleet = decode_fleet(body)
-        if not fleet:
-            return Lines(b"", 0)
-        data = fleet_lines(fleet, precision=precision, now_ns=now_ns)
+        fleet = decode_fleet(body)
     except msgspec.ValidationError:
         points = decode_any(body)
-    if data is None:
         data = LineWriter(precision=precision, now_ns=now_ns).lines(points)
+    else:
+        data = fleet_lines(fleet, precision=precision, now_ns=now_ns) if fleet else b""
     long_line = start_of_long_line(data, line_bytes_max)
     if long_line is not None:
         reason = f"the point takes more than {line_bytes_max} bytes as a line (server.line_bytes_max)"
         raise PointError(reason, index=data.count(b"\n", 0, long_line))
-    return Lines(data, len(points))
+    return Lines(data, data.count(b"\n"))
 
 
 def _first_character(body: bytes) -> bytes:

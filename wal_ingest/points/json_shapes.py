@@ -20,11 +20,12 @@ from msgspec import UNSET, Struct, UnsetType
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.exact import TIME_NS_MAX, TIME_NS_MIN
-from wal_ingest.points.grammar import ZEROS
 from wal_ingest.points.lines import Precision
 
 MEASUREMENT = "server_metrics"
 SERVER_TAG = "server_id"
+
+_OUT_OF_RANGE = "the timestamp is out of range"
 
 
 class FleetPoint(Struct, forbid_unknown_fields=True, gc=False):
@@ -50,41 +51,49 @@ class AnyPoint(Struct, forbid_unknown_fields=True):
 
 # -- the fleet's shape in bulk ----------------------------------------------------------------------------
 
-# Server ids without anything that a line or JSON would escape, joined by line feeds.
-_PLAIN = r"[^\x00-\x20\x7f,=\\\"]"
+_PLAIN = r"[^\x00-\x20\x7f,=\\]"
 _PLAIN_IDS = re.compile(rf"(?:{_PLAIN}++\n)*+{_PLAIN}++")
 _encode = msgspec.json.Encoder().encode
 
 
-def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) -> bytes | None:
-    """All points as lines by replacing the keys in their JSON, or None when some need a closer look.
+def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) -> bytes:
+    """All points as lines, column by column: a quarter of the time that formatting them one by one takes.
 
-    The encoder writes keys in order and without spaces, every plain id as it is and every float in a form that
-    is also line protocol's, so the text between two values is always the same. As a plain id holds neither
-    quotes nor commas, no replacement can hit one. This is twice as fast as formatting line by line.
+    The JSON encoder writes a whole column of numbers at once, and every float in a form that is line protocol's
+    too. Raises PointError with the index of the first point that a line cannot carry.
     """
-    ids = "\n".join([point.server_id for point in points])
-    if not _PLAIN_IDS.fullmatch(ids) or ids.count("\n") != len(points) - 1:
-        return None
-    times = [point.timestamp for point in points if point.timestamp is not None]
-    if times and not (
-        precision in ZEROS
-        and 0 not in times  # in milliseconds it would come out as 0000000
-        and min(times) * precision.value >= TIME_NS_MIN
-        and max(times) * precision.value <= TIME_NS_MAX
-    ):
-        return None
-    zeros = b"0" * ZEROS.get(precision, 0)
-    text = _encode(points)
-    return (
-        (text[1:-1] + b",")
-        .replace(b'{"serverId":"', f"{MEASUREMENT},{SERVER_TAG}=".encode())
-        .replace(b'","cpu":', b" cpu=")
-        .replace(b',"ram":', b",ram=")
-        .replace(b',"timestamp":null},', b" %d\n" % now_ns)
-        .replace(b',"timestamp":', b" ")
-        .replace(b"},", zeros + b"\n")
-    )
+    ids = _server_ids(points)
+    times = [now_ns if p.timestamp is None else p.timestamp * precision.value for p in points]
+    if min(times) < TIME_NS_MIN or max(times) > TIME_NS_MAX:
+        index = next(i for i, time in enumerate(times) if not TIME_NS_MIN <= time <= TIME_NS_MAX)
+        raise PointError(_OUT_OF_RANGE, index=index)
+    begin = f"{MEASUREMENT},{SERVER_TAG}="
+    parts = ["", " cpu=", "", ",ram=", "", " ", "", "\n" + begin] * len(points)
+    parts[0::8] = ids
+    parts[2::8] = _number_texts([point.cpu for point in points])
+    parts[4::8] = _number_texts([point.ram for point in points])
+    parts[6::8] = _number_texts(times)
+    parts[-1] = "\n"
+    return (begin + "".join(parts)).encode()
+
+
+def _number_texts(column: list[float] | list[int]) -> list[str]:
+    return _encode(column)[1:-1].decode().split(",")
+
+
+def _server_ids(points: list[FleetPoint]) -> list[str]:
+    """The server ids as they stand in a line; one match over all of them tells whether any needs a closer look."""
+    ids = [point.server_id for point in points]
+    joined = "\n".join(ids)
+    if _PLAIN_IDS.fullmatch(joined) and joined.count("\n") == len(ids) - 1:
+        return ids
+    written = []
+    for index, server_id in enumerate(ids):
+        try:
+            written.append(_name(server_id, "serverId", _IN_KEY))
+        except ValueError as exc:
+            raise PointError(str(exc), index=index) from None
+    return written
 
 
 # -- either shape, point by point -------------------------------------------------------------------------
@@ -107,7 +116,7 @@ class LineWriter:
         self._tag_keys: dict[str, str] = {}
         self._field_keys: dict[str, str] = {}
 
-    def lines(self, points: Iterable[AnyPoint | FleetPoint]) -> bytes:
+    def lines(self, points: Iterable[AnyPoint]) -> bytes:
         """All points as lines. Raises PointError with the index of the first that a line cannot carry."""
         out = []
         for index, point in enumerate(points):
@@ -117,14 +126,11 @@ class LineWriter:
                 raise PointError(str(exc), index=index) from None
         return "".join(out).encode()
 
-    def _line(self, point: AnyPoint | FleetPoint) -> str:
+    def _line(self, point: AnyPoint) -> str:
         time = self._time(point.timestamp)
-        if isinstance(point, AnyPoint):
-            if point.measurement is not UNSET or point.fields is not UNSET or point.tags is not UNSET:
-                return f"{self._general(point)} {time}\n"
-            point = _as_fleet_point(point)
-        server = _name(point.server_id, "serverId", _IN_KEY)
-        return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={point.cpu!r},ram={point.ram!r} {time}\n"
+        if point.measurement is not UNSET or point.fields is not UNSET or point.tags is not UNSET:
+            return f"{self._general(point)} {time}\n"
+        return f"{_fleet(point)} {time}\n"
 
     def _general(self, point: AnyPoint) -> str:
         if point.server_id is not UNSET or point.cpu is not UNSET or point.ram is not UNSET:
@@ -151,7 +157,7 @@ class LineWriter:
             return self._now_ns
         time = timestamp * self._unit_ns
         if not TIME_NS_MIN <= time <= TIME_NS_MAX:
-            raise ValueError("the timestamp is out of range")
+            raise ValueError(_OUT_OF_RANGE)
         return time
 
     def _checked(self, known: dict[str, str], name: str, what: str, escaped: re.Pattern[str]) -> str:
@@ -161,11 +167,12 @@ class LineWriter:
         return written
 
 
-def _as_fleet_point(point: AnyPoint) -> FleetPoint:
+def _fleet(point: AnyPoint) -> str:
     if point.server_id is UNSET or point.cpu is UNSET or point.ram is UNSET:
         values = {"serverId": point.server_id, "cpu": point.cpu, "ram": point.ram}
         raise ValueError(f"missing: {', '.join(key for key, value in values.items() if value is UNSET)}")
-    return FleetPoint(point.server_id, point.cpu, point.ram)
+    server = _name(point.server_id, "serverId", _IN_KEY)
+    return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={point.cpu!r},ram={point.ram!r}"
 
 
 def _name(name: str, what: str, escaped: re.Pattern[str]) -> str:
