@@ -63,7 +63,7 @@ def create_admin_app(*, readiness: Readiness, now: Callable[[], datetime]) -> Qu
 
     @app.get("/ping")
     async def ping() -> Response:
-        return Response(status=204, headers=_INFLUXDB_HEADERS)
+        return app.response_class("", status=204, headers=_INFLUXDB_HEADERS)
 
     @app.errorhandler(HTTPException)
     async def refuse(error: HTTPException) -> Response:

@@ -173,7 +173,15 @@ class _H11Connection(h11.Connection):
         super().__init__(h11.SERVER, max_incomplete_event_size=header_bytes_max)
         self._header_bytes_max = header_bytes_max
 
+    def receive_data(self, data: bytes) -> None:
+        # What follows a request that said `Connection: close` is nobody's. h11 would call it an error, and
+        # hypercorn would answer that error with a 400 in the place of the request's own answer.
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
         event = super().next_event()
         if isinstance(event, h11.Request):
             if event.http_version[:2] != b"1.":
@@ -197,6 +205,12 @@ class _Http1(H11Protocol):
         self.connection = _H11Connection(config.h11_max_incomplete_size)
         self._head = b""
 
+    @property
+    def peer_may_be_sending(self) -> bool:
+        """Whether more of a request is to be expected than what was read: then a close must linger."""
+        between = (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        return self.connection.their_state not in between or bool(self.connection.trailing_data[0])
+
     async def handle(self, event: Event) -> None:
         await super().handle(event)
         # A handshake that is refused at once (a bad one, or bytes before the answer to it) leaves a stream
@@ -218,8 +232,8 @@ class _Http1(H11Protocol):
             if self.connection.their_state != h11.ERROR:
                 raise
             return
-        if isinstance(event, h11.Response) and not isinstance(self.connection, H11WSConnection):
-            self._head = data
+        if isinstance(event, h11.Response):
+            self._head = data  # it leaves with the first piece of the body, or with its end
             return
         if self._head:
             data, self._head = self._head + data, b""
@@ -337,12 +351,13 @@ class Connection(TCPServer):
         await self.protocol.handle(Closed())
 
     async def _close(self) -> None:
-        """Sends FIN, and gives the peer `LINGER_S_MAX` seconds to read what it was told and close its side."""
+        """Sends FIN; a peer in the middle of a request has `LINGER_S_MAX` to read why and close its side."""
         if self._closing:
             return
         self._closing = True
         self._idle_scope.cancel()
-        self._read_scope.deadline = trio.current_time() + LINGER_S_MAX
+        linger_s = LINGER_S_MAX if self.protocol.peer_may_be_sending else 0.0
+        self._read_scope.deadline = trio.current_time() + linger_s
         try:
             await self.stream.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
