@@ -1,0 +1,86 @@
+"""Delivery into a real InfluxDB: what it refuses, in its own words, ends as dead letters; all else arrives."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+
+import trio
+
+from tests.flusher.rig import SETTINGS
+from tests.flusher.twins import START_NS, MemoryLog, MemoryState, run_inline
+from tests.rigs.influxdb import InfluxDB
+from wal_ingest.flusher.batches import Batcher
+from wal_ingest.flusher.delivery import Delivery
+from wal_ingest.flusher.outcome import Misconfigured, Rejected
+from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
+from wal_ingest.settings import InfluxDBSettings
+
+
+def sink_to(influxdb: InfluxDB, database: str) -> InfluxDBSink:
+    settings = InfluxDBSettings(url=influxdb.url, bucket=database)
+    return InfluxDBSink(settings, run_sync=trio.to_thread.run_sync, now_ns=time.time_ns)
+
+
+async def deliver(sink: InfluxDBSink, log: MemoryLog) -> MemoryState:
+    state = MemoryState()
+    delivery = Delivery(sink, log, state, SETTINGS, run_sync=run_inline, now_ns=time.time_ns, rng=Random(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(delivery.run)
+        await state.reached(log.last_seq, sink.name)
+        delivery.stop()
+    return state
+
+
+async def test_a_type_conflict_is_parked_with_influxdbs_reason_and_the_rest_is_written(
+    influxdb: InfluxDB,
+) -> None:
+    database = influxdb.fresh_database()
+    log = MemoryLog()
+    log.append(1, lines=f"cpu,host=a v=1.5 {START_NS}\n".encode())
+    mixed = [f"cpu,host=b v={n}.5 {START_NS + n}\n" for n in range(10)]
+    mixed[7] = f'cpu,host=b v="text" {START_NS + 7}\n'
+    log.append(10, lines="".join(mixed).encode())
+    state = await deliver(sink_to(influxdb, database), log)
+    assert [(letter.seq, letter.line.decode()) for letter in state.letters] == [(2, mixed[7])]
+    assert "field type conflict" in state.letters[0].reason
+    assert state.letters[0].status == 400
+    rows = influxdb.rows(database, "SELECT v FROM cpu WHERE host = 'b'")
+    assert [row["v"] for row in rows] == [n + 0.5 for n in range(10) if n != 7]
+
+
+async def test_points_beyond_the_retention_are_parked_and_the_rest_is_written(influxdb: InfluxDB) -> None:
+    database = influxdb.fresh_database()
+    influxdb.query(f'ALTER RETENTION POLICY "autogen" ON {database} DURATION 1h SHARD DURATION 1h')
+    now = time.time_ns()
+    log = MemoryLog()
+    log.append(2, lines=f"cpu v=1 {now}\ncpu v=2 {now - 10 * 3_600_000_000_000}\n".encode())
+    state = await deliver(sink_to(influxdb, database), log)
+    assert [letter.line.split()[1] for letter in state.letters] == [b"v=2"]
+    assert [row["v"] for row in influxdb.rows(database, "SELECT v FROM cpu")] == [1]
+
+
+async def test_a_refusal_says_how_many_points_were_dropped(influxdb: InfluxDB) -> None:
+    database = influxdb.fresh_database()
+    log = MemoryLog()
+    log.append(1, lines=f"cpu v=1.5 {START_NS}\n".encode())
+    log.append(2, lines=f'cpu v="a" {START_NS + 1}\ncpu v=2 {START_NS + 2}\n'.encode())
+    sink = sink_to(influxdb, database)
+    await sink.open(None)
+    batcher = Batcher(sink.group, points_max=2)
+    outcomes = [await sink.write(batch) for batch in batcher.add(log.entries) + batcher.flush()]
+    await sink.aclose()
+    assert isinstance(outcomes[1], Rejected)
+    assert outcomes[1].dropped == 1
+
+
+async def test_a_database_that_does_not_exist_is_misconfigured(influxdb: InfluxDB) -> None:
+    sink = sink_to(influxdb, "nobody_made_this")
+    await sink.open(None)
+    log = MemoryLog()
+    log.append(1)
+    (batch,) = (batcher := Batcher(sink.group, points_max=10)).add(log.entries) + batcher.flush()
+    outcome = await sink.write(batch)
+    await sink.aclose()
+    assert isinstance(outcome, Misconfigured)
+    assert "database not found" in outcome.reason
