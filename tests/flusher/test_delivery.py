@@ -161,7 +161,7 @@ async def test_a_stuck_batch_stops_the_reading_at_the_end_of_the_window(
         assert len(rig.sink.writes) == 8
         go_on.set()
         await rig.state.reached(100)
-    assert rig.sink.confirmed[-10:] == rig.log.all_lines()[-10:]
+    assert sorted(rig.sink.confirmed) == sorted(rig.log.all_lines())
 
 
 async def test_bytes_of_unsettled_batches_stop_the_reading_too(
