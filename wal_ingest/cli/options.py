@@ -16,8 +16,9 @@ ConfigOption = Annotated[
         "--config", metavar="FILE", help="Settings file (TOML). Also WAL_INGEST_CONFIG.", show_default=False
     ),
 ]
+# Text, not a path: what is printed is what was typed.
 DataDirOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--data-dir",
         metavar="DIR",
@@ -28,11 +29,11 @@ DataDirOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def load_config(file: Path | None, *, data_dir: Path | None = None, **flags: Any) -> Config:
+def load_config(file: Path | None, *, data_dir: str | None = None, **flags: Any) -> Config:
     """The effective settings of a command. `flags` by name, a double underscore for the point."""
     named = {name.replace("__", ".", 1): value for name, value in flags.items()}
     return load(
         file,
         environ=os.environ,
-        flags={"server.data_dir": None if data_dir is None else str(data_dir), **named},
+        flags={"server.data_dir": data_dir, **named},
     )

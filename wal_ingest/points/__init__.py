@@ -5,17 +5,6 @@ its own time in nanoseconds, every line ended by one `\\n`, no blank lines, no c
 number of lines is the number of points, and any `\\n` is a place where the body may be cut.
 """
 
-from wal_ingest.points.encoding import decode_body
-from wal_ingest.points.json_points import accept_json, accept_ndjson
-from wal_ingest.points.line_protocol import accept_line_protocol
 from wal_ingest.points.lines import Lines, Precision, split_lines
 
-__all__ = [
-    "Lines",
-    "Precision",
-    "accept_json",
-    "accept_line_protocol",
-    "accept_ndjson",
-    "decode_body",
-    "split_lines",
-]
+__all__ = ["Lines", "Precision", "split_lines"]
