@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import pytest
 
@@ -13,6 +13,7 @@ from tests.rigs.account import account_victoria_metrics
 from tests.rigs.fleet import EVERY_SHAPE, MS, Plan
 from tests.rigs.load import Load, Sent
 from tests.rigs.processes import wait_until
+from tests.rigs.seeds import round_seed
 from tests.rigs.service import Service, to_influxdb
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
@@ -22,7 +23,7 @@ LIVES_S_MAX = 0.5
 
 def _round(service: Service, number: int, base_ns: int) -> list[Sent]:
     """Serves under load and dies at a moment that the round's seed decides."""
-    seed = SystemRandom().getrandbits(32)
+    seed = round_seed()
     dice = Random(seed)
     lives_s = dice.uniform(0, LIVES_S_MAX)
     clients = dice.randint(1, 6)

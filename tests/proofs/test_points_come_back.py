@@ -103,5 +103,5 @@ def _rows(influxdb: InfluxDB, bucket: str, measurement: str) -> Iterator[dict[st
     """All rows of a measurement, a client at a time, so that no answer is huge."""
     key = "server_id" if measurement == "server_metrics" else "client"
     for client in range(4):
-        pattern = f"-{client}-" if measurement == "server_metrics" else f"^{client}$"
+        pattern = f"^rich-{client}-" if measurement == "server_metrics" else f"^{client}$"
         yield from influxdb.rows(bucket, f'SELECT * FROM "{measurement}" WHERE "{key}" =~ /{pattern}/')

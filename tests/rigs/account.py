@@ -130,7 +130,8 @@ def account_influxdb(rows: Iterable[dict[str, Any]], sent: Sequence[Sent], measu
         point, one = points.pop(key)
         if row != dict(point.fields):
             account.wrong("changed", f"{tags} at {time_ns} is {row}, sent {point.fields}")
-        if point.time_ns is None and not one.sent_ns <= time_ns <= one.heard_ns:
+        # As InfluxDB does, a stamp is cut to the request's precision, of which the coarsest here is ms.
+        if point.time_ns is None and not one.sent_ns // MS * MS <= time_ns <= one.heard_ns:
             account.wrong("stamped", f"{tags} at {time_ns}, sent {one.sent_ns} heard {one.heard_ns}")
     for point, _ in points.values():
         account.wrong("lost", point.line())

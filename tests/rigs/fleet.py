@@ -134,7 +134,9 @@ def _point(plan: Plan, shape: Shape, client: int, number: int, unique: int, inde
         )
     fields: tuple[tuple[str, Value], ...] = (("value", value),)
     if plan.rich:
-        fields += (("text", f"say {unique}"), ("flag", unique % 2 == 0), ("whole", unique + 2**53))
+        # JSON's numbers become floats, which are exact up to 2**53; line protocol's integers go beyond that.
+        whole = unique if shape.form in ("general", "ndjson") else unique + 2**53
+        fields += (("text", f"say {unique}"), ("flag", unique % 2 == 0), ("whole", whole))
     tags = (("client", str(client)), *own, ("shape", shape.label))
     if time_ns is not None and shape.form in ("lines", "v2"):
         time_ns += (unique * 7919) % MS  # the forms that carry nanoseconds
