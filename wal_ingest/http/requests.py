@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 from wal_ingest.errors import BadRequest, BodyTooLarge, UnsupportedMedia
 from wal_ingest.points import Precision
+from wal_ingest.points.encoding import SPOKEN
 from wal_ingest.wal.entry import NAME_BYTES_MAX, Destination
 
 
@@ -73,8 +74,8 @@ _FORMATS = {
     "application/jsonl": Format.NDJSON,
 }
 
-# What `points.encoding.decode_body` knows: a body in another encoding is refused before it is read.
-ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip", "deflate", "zstd"})
+# A body in an encoding that `points.encoding` does not speak is refused before it is read.
+ENCODINGS = frozenset({"", *SPOKEN})
 
 _QUERY_FIELDS_MAX = 32
 
@@ -143,7 +144,7 @@ def _encoding(value: bytes) -> str:
     encoding = value.decode("latin-1").strip().lower()
     if encoding not in ENCODINGS:
         raise UnsupportedMedia(
-            f"content encoding {encoding[:40]!r} is not known here: use gzip, deflate, zstd, or none"
+            f"content encoding {encoding[:40]!r} is not known here: use {', '.join(SPOKEN)}"
         )
     return "" if encoding == "identity" else encoding
 

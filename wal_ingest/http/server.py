@@ -22,8 +22,10 @@ from wal_ingest.settings import ServerSettings
 # The kernel's own limit (net.core.somaxconn, 4096 by default) caps it.
 BACKLOG_CONNECTIONS = 4096
 
-# The part of `stop_s_max` that belongs to HTTP; the rest is for the WAL to commit and close.
-_HTTP_PART_OF_STOP = 0.8
+# The parts of `stop_s_max`: until the first, requests under way may be answered, and then they are cut; what is
+# still there at the second is cancelled whole. The rest is for the WAL to commit and close.
+_ANSWERING_PART_OF_STOP = 0.8
+_HTTP_PART_OF_STOP = 0.9
 
 
 def open_sockets(bind: str, *, reuse_port: bool = False) -> list[socket.socket]:
@@ -105,7 +107,7 @@ async def serve(
     sockets: Sequence[socket.socket] | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves `app` until `shutdown` is set, then answers what is under way, within 0.8 × `stop_s_max` seconds.
+    """Serves `app` until `shutdown` is set, then answers what is under way, within 0.9 × `stop_s_max` seconds.
 
     `sockets` listen already (see `open_sockets`) and are closed by this function; without them
     `settings.bind` is opened. `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
@@ -114,17 +116,16 @@ async def serve(
     """
     listening = list(open_sockets(settings.bind) if sockets is None else sockets)
     shields = Shields()
-    stop_s_max = settings.stop_s_max * _HTTP_PART_OF_STOP
     config = ServerConfig(
         header_bytes_max=settings.header_bytes_max,
         keep_alive_s=settings.keep_alive_s,
         answer_s_max=settings.answer_s_max,
-        stop_s_max=stop_s_max,
+        stop_s_max=settings.stop_s_max * _ANSWERING_PART_OF_STOP,
         shields=shields,
     )
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cut_at_deadline, shields, shutdown, stop_s_max)
+            nursery.start_soon(_end_in_time, shields, shutdown, settings.stop_s_max, nursery.cancel_scope)
             await run_hypercorn(app, config, listening, shutdown=shutdown, task_status=task_status)
             nursery.cancel_scope.cancel()
     finally:
@@ -132,9 +133,13 @@ async def serve(
             sock.close()
 
 
-async def _cut_at_deadline(shields: Shields, shutdown: trio.Event, stop_s_max: float) -> None:
+async def _end_in_time(
+    shields: Shields, shutdown: trio.Event, stop_s_max: float, everything: trio.CancelScope
+) -> None:
     try:
         await shutdown.wait()
-        await trio.sleep(stop_s_max)
+        everything.deadline = trio.current_time() + stop_s_max * _HTTP_PART_OF_STOP
+        await trio.sleep(stop_s_max * _ANSWERING_PART_OF_STOP)
     finally:
+        # Also when the caller cancels: a shield would hold that off too.
         shields.cut()

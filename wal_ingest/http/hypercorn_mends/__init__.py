@@ -1,0 +1,105 @@
+"""Hypercorn on Trio, mended: the one package that knows Hypercorn and h11.
+
+Invariants:
+
+1. Nothing that one connection does ends the server, or another connection.
+2. Nothing holds off a stop beyond the deadline: every shield in here is in `Shields`, and can be cut.
+3. A connection in any state ends by itself within a named time, whatever its peer does or leaves undone.
+4. A connection speaks HTTP/1.1 for its whole life.
+
+Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom gone):
+
+* *One byte sent straight after a WebSocket upgrade ended the process* (hypercorn issue 225). A connection's task
+  lives in the server's nursery, so any exception that it lets out cancels every other connection and the
+  listener. `Connection.run` is the fence: it logs and drops what is the connection's own, and lets through
+  what is not (Cancelled, KeyboardInterrupt, SystemExit), also when they come mixed in one exception group.
+* *HTTP/2 over plain TCP is the second crash path*, and slower here. `Http1` is created directly, not
+  through hypercorn's `ProtocolWrapper`, so nothing can switch protocol: an `Upgrade: h2c` is ignored,
+  which RFC 9110 §7.8 allows, and the prior-knowledge preface is answered 505.
+* *The header limit held only for headers that trickle in*: h11 compares the limit with what is
+  incomplete after a read, and one read may take it all. `_H11Connection` measures every finished header too.
+* *quart-trio cancels its own request when it hears `http.disconnect`*, which hypercorn sends in the middle of
+  recycling the connection for the next request. The cancellation then left the connection neither idle nor
+  closed: no keep-alive time-out, and a stop that took its whole grace. `_maybe_recycle` is
+  shielded, which mends it for every application and not for one wrapper's.
+* *A peer that never reads its answer held the process for ever*: sends were shielded without an end. Here a
+  send ends after `answer_s_max`, and at once when the shields are cut.
+* *A refusal was lost when the peer was still sending*: closing a socket with unread data makes the
+  kernel send RST, and the peer's own kernel then discards the 413 that it had received. `_close` sends
+  FIN first and goes on reading and discarding for a short while (RFC 9112 §9.6).
+* *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
+  started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
+
+The seam is private: hypercorn promises nothing about these names, so `check_seam` looks for them at start
+and refuses any other hypercorn by name.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import hypercorn.trio.run as hypercorn_run
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Sockets
+from hypercorn.protocol.h11 import H11Protocol
+
+from wal_ingest.errors import ConfigError
+from wal_ingest.http.hypercorn_mends.config import ServerConfig
+from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
+from wal_ingest.http.hypercorn_mends.shields import Shields
+
+__all__ = ["LINGER_S_MAX", "AsgiApp", "Connection", "ServerConfig", "Shields", "check_seam", "run_hypercorn"]
+
+
+class AsgiApp(Protocol):
+    """An ASGI 3 application."""
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None: ...
+
+
+def check_seam() -> None:
+    """Raises ConfigError when the installed hypercorn is not the one whose private seam is known."""
+    version = importlib.metadata.version("hypercorn")
+    code = hypercorn_run.worker_serve.__code__
+    missing = [
+        name
+        for name in ("_check_protocol", "_send_h11_event", "_maybe_recycle", "_close_stream", "stream_send")
+        if not hasattr(H11Protocol, name)
+    ]
+    if not version.startswith("0.18.") or "TCPServer" not in code.co_names or missing:
+        raise ConfigError(
+            f"hypercorn {version} is installed, but only 0.18 can be kept from ending on a bad connection",
+            hint='pip install "hypercorn==0.18.*"',
+        )
+
+
+async def run_hypercorn(
+    app: AsgiApp,
+    config: ServerConfig,
+    sockets: list[socket.socket],
+    *,
+    shutdown: trio.Event,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves `app` on sockets that listen already, until `shutdown` and the grace after it.
+
+    Raises ConfigError when hypercorn is another one than the mends were made for.
+    """
+    check_seam()
+    hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
+    await hypercorn_run.worker_serve(
+        ASGIWrapper(app),  # type: ignore[arg-type]  # the same protocol, spelled with plain dictionaries
+        config,
+        sockets=Sockets([], sockets, []),
+        shutdown_trigger=shutdown.wait,
+        task_status=task_status,
+    )

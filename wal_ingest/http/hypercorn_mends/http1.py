@@ -1,0 +1,95 @@
+"""HTTP/1.1 and nothing else: h11 with its limits kept, and an answer in one piece."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import h11
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol, H11WSConnection
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.typing import H11SendableEvent
+
+from wal_ingest.http.hypercorn_mends.config import ServerConfig
+
+
+class _H11Connection(h11.Connection):
+    """An h11 connection that refuses a finished header over the limit (431), and all but HTTP/1.x (505)."""
+
+    def __init__(self, header_bytes_max: int) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size=header_bytes_max)
+        self._header_bytes_max = header_bytes_max
+
+    def receive_data(self, data: bytes) -> None:
+        # What follows a request that said `Connection: close` is nobody's. h11 would call it an error, and
+        # hypercorn would answer that error with a 400 in the place of the request's own answer.
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.MUST_CLOSE:
+            return h11.NEED_DATA
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            if event.http_version[:2] != b"1.":
+                raise h11.RemoteProtocolError("HTTP/1.1 is spoken here", error_status_hint=505)
+            # Four bytes a line for ": " and CRLF; fourteen for " HTTP/1.1", a blank, CRLF and CRLF.
+            headers = event.headers.raw_items()
+            header_bytes = 14 + len(event.method) + len(event.target) + 4 * len(headers)
+            if header_bytes + sum(map(len, chain.from_iterable(headers))) > self._header_bytes_max:
+                raise h11.RemoteProtocolError("the headers are too large", error_status_hint=431)
+        return event
+
+
+class Http1(H11Protocol):
+    """Hypercorn's HTTP/1.1, without a way into HTTP/2, writing an answer in one piece."""
+
+    config: ServerConfig
+
+    def __init__(self, config: ServerConfig, *args: Any) -> None:
+        app, *rest = args
+        super().__init__(app, config, *rest)
+        self.connection = _H11Connection(config.h11_max_incomplete_size)
+        self._head = b""
+
+    @property
+    def peer_may_be_sending(self) -> bool:
+        """Whether more of a request is to be expected than what was read: then a close must linger."""
+        between = (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+        return self.connection.their_state not in between or bool(self.connection.trailing_data[0])
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        # A handshake that is refused at once (a bad one, or bytes before the answer to it) leaves a stream
+        # that is closed and an application that was told nothing: nobody else would close this connection.
+        if isinstance(event, RawData) and isinstance(self.stream, WSStream) and self.stream.closed:
+            await self.send(Closed())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Switches to nothing: an upgrade to h2c is ignored, and other versions never come this far."""
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if isinstance(self.connection, H11WSConnection):
+                # Both sides refused the same handshake; the first answer is on its way.
+                await self.send(Closed())
+                return
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data  # it leaves with the first piece of the body, or with its end
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            await self.send(RawData(data=data))
+
+    async def _maybe_recycle(self) -> None:
+        with self.config.shields.shield(self.config.answer_s_max) as shield:
+            await super()._maybe_recycle()
+        if shield.cancelled_caught:
+            await self.send(Closed())
