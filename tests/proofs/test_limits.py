@@ -47,13 +47,13 @@ def test_a_gzip_bomb_is_refused_and_costs_no_more_memory_than_the_limit(
     with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
         assert _post(service, gzip.compress(b"m value=1\n" * 1000), Content_Encoding="gzip")[0] == 202
         before_kib = service.process.status_kib("VmHWM")
-        for _ in range(3):
+        for _ in range(5):
             assert _post(service, bomb, Content_Encoding="gzip")[0] == 413
         grown_mib = (service.process.status_kib("VmHWM") - before_kib) / 1024
         assert _post(service, b"m value=1\n")[0] == 202
     print(f"limit {limit_mib} MiB, peak memory grew by {grown_mib:.1f} MiB")
-    # On top of the limit: the packed body itself, as received and as joined, and an allocator's slack.
-    assert grown_mib <= limit_mib + 2 * len(bomb) / MIB + 4
+    # On top of the limit: the packed body, as received and as joined, the thread that unpacks it, and slack.
+    assert grown_mib <= limit_mib + 2 * len(bomb) / MIB + 8
 
 
 @pytest.mark.needs("victoria-metrics")

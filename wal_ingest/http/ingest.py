@@ -165,6 +165,9 @@ class Ingest:
             return
         except (RequestError, ComeBackLater) as exc:
             answer = answers.refused(dialect, answers.problem_of(exc), closes=not body_is_read)
+            # Its frames hold the body and what was made of it, and an error that came through a thread is part
+            # of a cycle: without this, refused bodies pile up until the next collection.
+            exc.__traceback__ = None
         except Exception:
             # Whatever it was, it is this request's: say so, keep the trace, and serve the next one.
             _log.exception("a write request failed", path=scope["path"])
