@@ -28,6 +28,12 @@ H2C_UPGRADE = get(
 )
 H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 H2_EMPTY_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+# Ten streams, each a `POST /metrics` whose body never comes: HPACK indices 3 (POST), 6 (http), and literals.
+_H2_FIELDS = b"\x83\x86\x04\x08/metrics\x41\x01x"
+H2_OPEN_STREAMS = b"".join(
+    len(_H2_FIELDS).to_bytes(3, "big") + b"\x01\x04" + stream.to_bytes(4, "big") + _H2_FIELDS
+    for stream in range(3, 23, 2)
+)
 CHUNKED_HEAD = (
     b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -88,7 +94,8 @@ async def h2c_upgrade_is_ignored(server: Running) -> None:
 
 async def h2c_upgrade_dropped_with_a_stream_open(server: Running) -> None:
     peer = await server.connect()
-    await peer.send(H2C_UPGRADE + H2_PREFACE + H2_EMPTY_SETTINGS)
+    await peer.send(H2C_UPGRADE + H2_PREFACE + H2_EMPTY_SETTINGS + H2_OPEN_STREAMS)
+    await peer.stream.receive_some()
     reset(peer)
 
 
@@ -98,9 +105,10 @@ async def h2_by_prior_knowledge(server: Running) -> None:
     assert (await peer.answer()).status == 505
 
 
-async def h2_by_prior_knowledge_dropped(server: Running) -> None:
+async def h2_by_prior_knowledge_dropped_with_streams_open(server: Running) -> None:
     peer = await server.connect()
-    await peer.send(H2_PREFACE + H2_EMPTY_SETTINGS)
+    await peer.send(H2_PREFACE + H2_EMPTY_SETTINGS + H2_OPEN_STREAMS)
+    await peer.stream.receive_some()
     reset(peer)
 
 
@@ -166,7 +174,7 @@ HOSTILE = [
     h2c_upgrade_is_ignored,
     h2c_upgrade_dropped_with_a_stream_open,
     h2_by_prior_knowledge,
-    h2_by_prior_knowledge_dropped,
+    h2_by_prior_knowledge_dropped_with_streams_open,
     half_a_head,
     half_a_head_and_reset,
     half_a_body,
