@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from tests.flusher.rig import SETTINGS, DeliveryRig
+from wal_ingest.flusher import delivery as delivery_module
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX
 from wal_ingest.flusher.status import SinkState
@@ -93,6 +94,9 @@ async def test_a_write_that_passes_wakes_those_that_wait(autojump_clock: trio.te
         await rig.sink.wrote(21)
         await trio.testing.wait_all_tasks_blocked()
         assert delivery.status().state is SinkState.RETRYING
+        autojump_clock.jump(1.0)  # past the least wait
+        await trio.testing.wait_all_tasks_blocked()
+        assert tries == 20
         up_again.set()
         begun = trio.current_time()
         await rig.state.reached(2)
@@ -259,6 +263,19 @@ async def test_letters_are_durable_in_the_commit_that_passes_them(
         go_on.set()
         await rig.state.reached(2)
     assert [(cursor.seq, letters) for _, cursor, letters in rig.state.commits] == [(2, 10)]
+
+
+async def test_letters_that_are_not_durable_yet_count_against_the_window(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "WINDOW_BYTES_MAX", 1)
+    rig = DeliveryRig()
+    rig.sink.answer = refuse(Rejected("never", 400, dropped=10), b"m,")
+    for _ in range(4):
+        rig.log.append(10)
+    await rig.deliver_all()
+    assert [letters for _, _, letters in rig.state.commits] == [10] * 4
+    assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()
 
 
 # -- a batch that alone gets 500 ------------------------------------------------------------------------

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 _ANSWER_BYTES_MAX = 64 * 1024
 # Prepared request lines, one for each destination; emptied when there are more.
 _PATHS_MAX = 1_024
-# A write may take this much longer than `write_s_max` in all: connecting and answering have time-outs of their own.
-_OVERDUE_FACTOR = 2.0
+# The socket's time-outs come first; this much later a write is given up even when the answer trickles in.
+_OVERDUE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class InfluxDBSink:
         **Cancellation:** the POST is abandoned; whether its points were taken is unknown.
         """
         path = self._path(self._destination(batch.destination))
-        with trio.move_on_after(self._settings.write_s_max * _OVERDUE_FACTOR):
+        with trio.move_on_after(self._settings.write_s_max + _OVERDUE_S):
             return await self._run_sync(
                 self._post, path, batch.body, abandon_on_cancel=True, limiter=self._limiter
             )
@@ -136,7 +136,7 @@ class InfluxDBSink:
                 decode_content=True,
             )
             with answer:
-                said = answer.read(_ANSWER_BYTES_MAX)
+                said = b"" if answer.status == 204 else answer.read(_ANSWER_BYTES_MAX)
                 if len(said) < _ANSWER_BYTES_MAX:
                     answer.release_conn()
         except errors.SSLError as exc:
@@ -186,5 +186,5 @@ def _connect(settings: InfluxDBSettings) -> _Connection:
         pool = client.api_client.rest_client.pool_manager.connection_from_url(settings.url)
     except (urllib3.exceptions.HTTPError, ValueError) as exc:
         raise ConfigError(f"influxdb.url: {settings.url!r}: {exc}") from exc
-    timeout = urllib3.Timeout(connect=min(10.0, settings.write_s_max), read=settings.write_s_max)
+    timeout = urllib3.Timeout(total=settings.write_s_max, connect=min(10.0, settings.write_s_max))
     return _Connection(client, pool, timeout, urllib3.exceptions)
