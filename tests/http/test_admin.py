@@ -59,6 +59,7 @@ async def test_ping_names_a_version_that_clients_take_for_influxdb_2() -> None:
     answer = await ask(front().app, "GET", "/ping")
     assert (answer.status, answer.body) == (204, b"")
     assert re.match(r"v2\.\d+\.\d+", answer.headers["x-influxdb-version"])
+    assert set(answer.headers) == {"x-influxdb-version", "x-influxdb-build"}
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("POST", "/healthz", 405)])

@@ -63,7 +63,11 @@ def create_admin_app(*, readiness: Readiness, now: Callable[[], datetime]) -> Qu
 
     @app.get("/ping")
     async def ping() -> Response:
-        return app.response_class("", status=204, headers=_INFLUXDB_HEADERS)
+        response: Response = app.response_class("", status=204, headers=_INFLUXDB_HEADERS)
+        # RFC 9110 §8.6: a 204 has no Content-Length; and there is nothing that could have a type.
+        response.headers.remove("Content-Length")
+        response.headers.remove("Content-Type")
+        return response
 
     @app.errorhandler(HTTPException)
     async def refuse(error: HTTPException) -> Response:
