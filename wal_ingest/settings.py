@@ -104,7 +104,7 @@ class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     segment_s_max: Annotated[
         float,
         _why(
-            "Age in seconds at which a segment that holds entries is sealed, so that a quiet node gives space back too.",
+            "Age in seconds at which a segment with entries is sealed, so that a quiet node gives space back too.",
             gt=0,
         ),
     ] = 60.0

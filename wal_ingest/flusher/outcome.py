@@ -6,7 +6,7 @@
 | `Rejected` | refused for good, some or all of them | bisects until the refused ones are alone; parks those |
 | `TooLarge` | too many at once for this sink | halves and writes again |
 | `Unavailable` | perhaps there, perhaps not | waits and writes the same batch again, without end |
-| `Misconfigured` | not there, and will not be until an operator acts | holds, keeps everything, alarms, retries slowly |
+| `Misconfigured` | not there, and will not be until an operator acts | holds: keeps everything, retries slowly |
 
 Writing a batch again is harmless: every line carries its own time, and the same series at the same time
 overwrites itself.
