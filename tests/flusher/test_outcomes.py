@@ -15,8 +15,6 @@ from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX
 from wal_ingest.flusher.status import SinkState
 from wal_ingest.wal.entry import Destination
 
-OVERLOADED = Unavailable("HTTP 500: overloaded", 500, suspect=True)
-
 
 def script(*outcomes: Outcome | None) -> Callable[[list[bytes]], Outcome | None]:
     """Answers these in turn, then confirms."""
@@ -276,84 +274,6 @@ async def test_letters_that_are_not_durable_yet_count_against_the_window(
     await rig.deliver_all()
     assert [letters for _, _, letters in rig.state.commits] == [10] * 4
     assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()
-
-
-# -- a batch that alone gets 500 ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("in_flight_max", [1, 4])
-async def test_a_point_that_fails_alone_for_minutes_while_others_pass_is_parked(
-    autojump_clock: trio.testing.MockClock, in_flight_max: int
-) -> None:
-    rig = DeliveryRig(in_flight_max=in_flight_max)
-    rig.sink.answer = refuse(OVERLOADED, b"seq=3 n=6i")
-    for _ in range(20):
-        rig.log.append(10)
-    async with rig.running():
-        begun = trio.current_time()
-        await rig.state.reached(20)
-        assert trio.current_time() - begun > 60.0
-    assert [letter.line for letter in rig.state.letters] == [rig.log.all_lines()[26]]
-    assert "for this point alone" in rig.state.letters[0].reason
-    assert set(rig.sink.confirmed) == set(rig.log.all_lines()) - {rig.log.all_lines()[26]}
-
-
-async def test_in_an_outage_nothing_is_bisected_and_nothing_parked(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    rig = DeliveryRig(in_flight_max=4)
-    failing = True
-    rig.sink.answer = lambda _lines: OVERLOADED if failing else None
-    for _ in range(20):
-        rig.log.append(10)
-    async with rig.running():
-        await rig.sink.wrote(400)
-        assert {len(lines) for _, lines in rig.sink.writes} == {10}
-        failing = False
-        await rig.state.reached(20)
-    assert rig.state.letters == []
-    assert {len(lines) for _, lines in rig.sink.writes} == {10}
-
-
-async def test_an_outage_that_begins_during_the_suspicion_parks_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    rig = DeliveryRig(in_flight_max=2)
-    down = False
-
-    def answer(lines: list[bytes]) -> Outcome | None:
-        if down or any(b"seq=3 n=6i" in line for line in lines):
-            return OVERLOADED
-        return None
-
-    rig.sink.answer = answer
-    for _ in range(20):
-        rig.log.append(10)
-    async with rig.running():
-        while not any(len(lines) == 1 and b"seq=3 n=6i" in lines[0] for _, lines in rig.sink.writes):
-            await rig.sink.wrote(len(rig.sink.writes) + 1)
-        down = True  # the point is alone now, and everything fails
-        await rig.sink.wrote(len(rig.sink.writes) + 200)
-        assert rig.state.letters == []
-        rig.sink.answer = lambda _lines: None
-        await rig.state.reached(20)
-    assert rig.state.letters == []
-    assert set(rig.sink.confirmed) == set(rig.log.all_lines())
-
-
-async def test_another_destination_that_passes_is_no_evidence(autojump_clock: trio.testing.MockClock) -> None:
-    rig = DeliveryRig(in_flight_max=2)
-    failing = True
-    rig.sink.answer = lambda lines: OVERLOADED if failing and b"seq=1 " in lines[0] else None
-    rig.log.append(10, destination=Destination("acme", "broken"))
-    for _ in range(30):
-        rig.log.append(10, destination=Destination("acme", "sound"))
-    async with rig.running():
-        await rig.sink.wrote(100)
-        assert {len(lines) for _, lines in rig.sink.writes} == {10}
-        failing = False
-        await rig.state.reached(31)
-    assert rig.state.letters == []
 
 
 async def test_status_counts_what_was_confirmed_parked_and_tried_again(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from random import Random
 
 import trio
+from msgspec import structs
 
 from tests.flusher.rig import SETTINGS
 from tests.flusher.twins import START_NS, MemoryLog, MemoryState, run_inline
 from tests.rigs.influxdb import InfluxDB
+from tests.rigs.needs import require
 from wal_ingest.flusher.batches import Batcher
 from wal_ingest.flusher.delivery import Delivery
-from wal_ingest.flusher.outcome import Misconfigured, Rejected
+from wal_ingest.flusher.outcome import Misconfigured, Rejected, TooLarge
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.settings import InfluxDBSettings
 
@@ -22,9 +25,10 @@ def sink_to(influxdb: InfluxDB, database: str) -> InfluxDBSink:
     return InfluxDBSink(settings, run_sync=trio.to_thread.run_sync, now_ns=time.time_ns)
 
 
-async def deliver(sink: InfluxDBSink, log: MemoryLog) -> MemoryState:
+async def deliver(sink: InfluxDBSink, log: MemoryLog, *, points_max: int = 10) -> MemoryState:
     state = MemoryState()
-    delivery = Delivery(sink, log, state, SETTINGS, run_sync=run_inline, now_ns=time.time_ns, rng=Random(1))
+    settings = structs.replace(SETTINGS, batch_points_max=points_max)
+    delivery = Delivery(sink, log, state, settings, run_sync=run_inline, now_ns=time.time_ns, rng=Random(1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(delivery.run)
         await state.reached(log.last_seq, sink.name)
@@ -84,3 +88,23 @@ async def test_a_database_that_does_not_exist_is_misconfigured(influxdb: InfluxD
     await sink.aclose()
     assert isinstance(outcome, Misconfigured)
     assert "database not found" in outcome.reason
+
+
+async def test_batches_that_are_too_large_for_the_server_are_halved_until_they_fit(tmp_path: Path) -> None:
+    require("influxdb")
+    with InfluxDB(tmp_path, body_bytes_max=1024) as influxdb:
+        database = influxdb.fresh_database()
+        log = MemoryLog()
+        for seq in (1, 2, 3):
+            lines = [
+                f"cpu,seq={seq} v={n * n * 31 * seq % 100_003}i {START_NS + n * 997}\n" for n in range(300)
+            ]
+            log.append(300, lines="".join(lines).encode())
+        sink = sink_to(influxdb, database)
+        await sink.open(None)
+        (batch,) = (batcher := Batcher(sink.group, points_max=1000)).add(log.entries) + batcher.flush()
+        assert isinstance(await sink.write(batch), TooLarge)
+        await sink.aclose()
+        state = await deliver(sink_to(influxdb, database), log, points_max=1000)
+        assert state.letters == []
+        assert influxdb.rows(database, "SELECT count(v) FROM cpu")[0]["count"] == 900

@@ -29,11 +29,12 @@ from random import Random
 import trio
 
 from wal_ingest.flusher.batches import Batch, Batcher
+from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.log import Log, NowNs, RunSync, State
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
 from wal_ingest.flusher.window import Slot, Window
-from wal_ingest.flusher.writing import Grace, SinkWriter
+from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.settings import FlusherSettings
 
 log = logging.getLogger(__name__)

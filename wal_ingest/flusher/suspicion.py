@@ -1,9 +1,13 @@
 """When a batch that only ever fails is itself to blame. Pure.
 
-Some servers answer 500, or break the connection, for one particular batch for ever. Others do so for every batch while
-they are overloaded. The difference is in the neighbours: a failure *counts* against a batch only when some
-other write of the same sink was confirmed since its last failure. In an outage nothing is confirmed,
-nothing counts, and nothing is ever bisected or parked.
+Some servers answer 500, or break the connection, for one particular batch for ever. Others do so for every
+batch while they are overloaded. The difference is in the neighbours: a failure *counts* against a batch only when
+other writes of the same group were confirmed since its last failure, and at least as many as failed. In an
+outage nothing is confirmed, nothing counts, and nothing is ever bisected or parked.
+
+Where no neighbours come by, the latest write that was confirmed is written again as a control. A sink with
+strict order (one write at a time) that meets such a batch right after a start has neither: it retries for
+ever, and its status says why. Letting it write two at a time for a while resolves that.
 """
 
 from __future__ import annotations
@@ -20,30 +24,42 @@ PARK_AGAIN_AFTER = 10
 
 
 @dataclass(slots=True)
+class Neighbours:
+    """The writes of one group so far: how many were confirmed, how many failed in a way that may be their own fault."""
+
+    passed: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
 class Suspicion:
     """What speaks against one piece of a batch.
 
     `failures` are all failures in a row, `counted` those that happened while others passed. `inherited` says
-    that the piece comes from a batch that was bisected on suspicion, so that less is asked for. `last_pass`
-    is an ever-rising number of the latest write of the same group that was confirmed, 0 for none.
+    that the piece comes from a batch that was bisected on suspicion, so that less is asked for.
     """
 
     inherited: bool = False
     failures: int = 0
     counted: int = 0
-    _seen_pass: int = 0
+    _seen_passed: int = 0
+    _seen_failed: int = 0
 
-    def failed(self, *, suspect: bool, last_pass: int) -> None:
+    def failed(self, neighbours: Neighbours, *, suspect: bool) -> None:
         """Notes a failure; `suspect` says that it may be about this very piece."""
         self.failures += 1
-        if suspect and (self.counted == 0 or last_pass > self._seen_pass):
-            self.counted += 1
-        self._seen_pass = last_pass
+        if suspect:
+            passed = neighbours.passed - self._seen_passed
+            if self.counted == 0 or (passed > 0 and passed >= neighbours.failed - self._seen_failed):
+                self.counted += 1
+            neighbours.failed += 1
+        self._seen_passed = neighbours.passed
+        self._seen_failed = neighbours.failed
 
-    def wants_control(self, *, last_pass: int) -> bool:
+    def wants_control(self, neighbours: Neighbours) -> bool:
         """Whether a write that is known to pass should be tried first, for lack of neighbours to compare with."""
         patience = BISECT_AGAIN_AFTER if self.inherited else BISECT_AFTER
-        return self.counted > 0 and self.failures >= patience and last_pass == self._seen_pass
+        return self.counted > 0 and self.failures >= patience and neighbours.passed == self._seen_passed
 
     def proven(self, *, points: int) -> bool:
         """Whether it is time to bisect, or to park a piece of one point."""

@@ -18,19 +18,19 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
 
 import trio
 
 from wal_ingest.flusher.batches import Batch, halve
+from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX, back_off_s, retry_after_s
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
-from wal_ingest.flusher.suspicion import Suspicion
+from wal_ingest.flusher.suspicion import Neighbours, Suspicion
 from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
@@ -38,32 +38,7 @@ from wal_ingest.wal.cursor import DeadLetter
 log = logging.getLogger(__name__)
 
 # Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
-_CONTROLS_MAX = 32
-
-
-class Grace:
-    """Shields what runs inside from cancellation until `begin`, and for `grace_s` seconds after it."""
-
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
-        self._deadline = float("inf")
-        self._scopes: set[trio.CancelScope] = set()
-
-    @contextmanager
-    def shield(self) -> Iterator[trio.CancelScope]:
-        scope = trio.CancelScope(shield=True, deadline=self._deadline)
-        self._scopes.add(scope)
-        try:
-            with scope:
-                yield scope
-        finally:
-            self._scopes.discard(scope)
-
-    def begin(self) -> None:
-        """The stop has begun: what is under way has `grace_s` seconds left."""
-        self._deadline = trio.current_time() + self._grace_s
-        for scope in self._scopes:
-            scope.deadline = self._deadline
+_GROUPS_MAX = 32
 
 
 @dataclass(slots=True)
@@ -89,11 +64,11 @@ _Verdict = Confirmed | _Split | _Park
 
 
 @dataclass(slots=True)
-class _Control:
-    """The latest confirmed write of a group and its number: writing it again is harmless and must pass."""
+class _Group:
+    """What is known of one destination; `control` is its latest confirmed write, harmless to do again."""
 
-    number: int
-    batch: Batch
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    control: Batch | None = None
 
 
 class SinkWriter:
@@ -124,7 +99,7 @@ class SinkWriter:
         self._held: trio.Event | None = None
         self._not_before = -float("inf")
         self._confirmed_writes = 0
-        self._controls: OrderedDict[Hashable, _Control] = OrderedDict()
+        self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         self._recovered = trio.lowlevel.ParkingLot()
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
 
@@ -194,7 +169,7 @@ class SinkWriter:
                 return _refusal(outcome, piece.batch.points)
             self._unavailable.add(id(piece))
             self._changed()
-            piece.suspicion.failed(suspect=outcome.suspect, last_pass=self._last_pass(piece))
+            piece.suspicion.failed(self._group(piece.batch).neighbours, suspect=outcome.suspect)
             if outcome.suspect and piece.suspicion.proven(points=piece.batch.points):
                 if piece.batch.points > 1:
                     return _Split(suspect=True)
@@ -224,10 +199,9 @@ class SinkWriter:
                 self._not_before = max(self._not_before, trio.current_time() + asked_s)
             return
         self._confirmed_writes += 1
-        self._controls[batch.group] = _Control(self._confirmed_writes, batch)
-        self._controls.move_to_end(batch.group)
-        if len(self._controls) > _CONTROLS_MAX:
-            self._controls.popitem(last=False)
+        group = self._group(batch)
+        group.neighbours.passed += 1
+        group.control = batch
         self._recovered.unpark_all()
 
     # -- waiting ----------------------------------------------------------------------------------------
@@ -281,19 +255,22 @@ class SinkWriter:
 
     # -- suspects and dead letters ----------------------------------------------------------------------
 
-    def _last_pass(self, piece: _Piece) -> int:
-        control = self._controls.get(piece.batch.group)
-        return control.number if control else 0
+    def _group(self, batch: Batch) -> _Group:
+        group = self._groups.setdefault(batch.group, _Group())
+        self._groups.move_to_end(batch.group)
+        if len(self._groups) > _GROUPS_MAX:
+            self._groups.popitem(last=False)
+        return group
 
     async def _write_control(self, piece: _Piece) -> None:
         """Where a piece may be to blame but no neighbour came by: writes again what is known to pass.
 
         Its outcome only counts as evidence: the points are confirmed already.
         """
-        control = self._controls.get(piece.batch.group)
-        if control is not None and piece.suspicion.wants_control(last_pass=control.number):
+        group = self._group(piece.batch)
+        if group.control is not None and piece.suspicion.wants_control(group.neighbours):
             await self._gate()
-            await self._write(control.batch)
+            await self._write(group.control)
 
     def _letters_of(self, batch: Batch, park: _Park) -> Iterator[DeadLetter]:
         lines = batch.lines().split(b"\n")
