@@ -35,7 +35,10 @@ class Account:
 
     def check(self) -> None:
         """Raises AssertionError unless everything adds up, and when there was nothing to add up."""
-        said = [f"{len(whats)} {kind}: " + "; ".join(whats[:_SHOWN]) for kind, whats in self._wrong.items()]
+        said = [
+            f"{len(whats)} {kind}: " + "; ".join(whats[:_SHOWN])
+            for kind, whats in sorted(self._wrong.items())
+        ]
         assert not said, f"of {self.acked} points answered 2xx: " + " | ".join(said)
         assert self.acked > 0, "no point was answered 2xx, so this proves nothing"
 

@@ -88,7 +88,7 @@ def test_an_account_finds_every_point_and_names_the_one_that_is_lost_changed_or_
     first.pop(next(iter(first)))
     last[next(iter(last))] += 1
     found["rigload_value"] = {1: 1.0}
-    with pytest.raises(AssertionError, match=r"1 lost.*1 changed.*1 never sent"):
+    with pytest.raises(AssertionError, match=r"1 changed.*1 lost.*1 never sent"):
         account_victoria_metrics(found, sent).check()
 
 
