@@ -271,6 +271,32 @@ async def test_a_gzip_body_is_decompressed_wherever_it_is_checked(lines: int) ->
     assert whole.app.budget.held_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "in_thread"),
+    [
+        (b"m,host=a f=1 1\n" * 10_000, LP, False),
+        (b"m,host=a f=1 1\n" * 10_000 + b"m,host f=1", LP, True),
+        (b"m,host f=1", LP, False),
+        (b"[" + b",".join([b'{"serverId":"a","cpu":1,"ram":1}'] * 100) + b"]", JSON, False),
+        (b"[" + b",".join([b'{"serverId":"a","cpu":1,"ram":1}'] * 4_000) + b"]", JSON, True),
+    ],
+    ids=["good lines", "a bad line among many", "a bad line", "a little JSON", "much JSON"],
+)
+async def test_what_takes_long_to_check_is_checked_in_a_thread(
+    body: bytes, headers: dict[str, str], in_thread: bool
+) -> None:
+    doors = 0
+
+    async def door(work: Any, /) -> Any:
+        nonlocal doors
+        doors += 1
+        return work()
+
+    assert len(body) <= INLINE_BYTES_MAX
+    await ask(front(in_thread=door).app, "POST", "/metrics", body, headers)
+    assert (doors > 0) == in_thread
+
+
 async def test_the_real_thread_door_brings_values_and_errors_back() -> None:
     door = thread_door(1)
     assert await door(lambda: 42) == 42

@@ -43,7 +43,7 @@ from wal_ingest.http.requests import (
 from wal_ingest.points import Lines, Precision, split_lines
 from wal_ingest.points.encoding import decode_body
 from wal_ingest.points.json_points import accept_json, accept_ndjson
-from wal_ingest.points.line_protocol import accept_line_protocol
+from wal_ingest.points.line_protocol import accept_line_protocol, accept_line_protocol_fast
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
 
@@ -54,6 +54,11 @@ T = TypeVar("T")
 
 # A body of up to this many bytes, after decompression, is checked without going to a thread.
 INLINE_BYTES_MAX = 256 * 1024
+
+# JSON takes five to fifty times as long as line protocol that goes in bulk, and a body that needs the exact parser
+# a hundred times: larger ones go to a thread, so that one sender's mistakes do not make everybody wait.
+JSON_INLINE_BYTES_MAX = 64 * 1024
+SLOW_INLINE_BYTES_MAX = 4 * 1024
 
 # Bodies that are checked in threads at one time: each may take `body_bytes_max` more than the budget counts.
 CHECKING_THREADS_MAX = 2
@@ -213,28 +218,44 @@ class Ingest:
         return answers.accepted(dialect, points=lines.points, seq=appended.last_seq)
 
     async def _check(self, body: bytes, asked: _Asked, hold: Hold) -> Lines:
-        """Decodes and validates: on the spot when the decoded body is small, else in a thread."""
+        """Decodes and validates: on the spot what is small or goes in bulk, the rest in a thread."""
+        if asked.encoding:
+            body = await self._decode(body, asked.encoding, hold)
+        written = asked.written if asked.written is not None else sniff(body)
+        inline_bytes_max = SLOW_INLINE_BYTES_MAX
+        if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
+            lines = accept_line_protocol_fast(
+                body,
+                precision=asked.query.precision or Precision.NS,
+                now_ns=asked.now_ns,
+                line_bytes_max=self._settings.line_bytes_max,
+            )
+            if lines is not None:
+                return lines
+        elif written is not Format.LINE_PROTOCOL:
+            inline_bytes_max = JSON_INLINE_BYTES_MAX
+        if len(body) <= inline_bytes_max:
+            return self._validate(body, written, asked)
+        return await self._in_thread(lambda: self._validate(body, written, asked))
+
+    async def _decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
+        """Decompresses: on the spot when what comes out is small, else in a thread."""
         bytes_max = self._settings.body_bytes_max
-        encoding = asked.encoding
+        decoded = None
         if len(body) <= INLINE_BYTES_MAX:
-            if not encoding:
-                return self._validate(body, asked)
             try:
                 decoded = decode_body(body, encoding, bytes_max=min(INLINE_BYTES_MAX, bytes_max))
             except BodyTooLarge:
                 if bytes_max <= INLINE_BYTES_MAX:
                     raise
-            else:
-                hold.take(len(decoded))
-                return self._validate(decoded, asked)
-        if encoding:
-            body = await self._in_thread(lambda: decode_body(body, encoding, bytes_max=bytes_max))
-            hold.take(len(body))
-        return await self._in_thread(lambda: self._validate(body, asked))
+        if decoded is None:
+            decoded = await self._in_thread(lambda: decode_body(body, encoding, bytes_max=bytes_max))
+        hold.take(len(decoded))
+        return decoded
 
-    def _validate(self, body: bytes, asked: _Asked) -> Lines:
+    def _validate(self, body: bytes, written: Format, asked: _Asked) -> Lines:
+        """The whole of it, however slow: line by line where it must be."""
         settings = self._settings
-        written = asked.written if asked.written is not None else sniff(body)
         if written is Format.LINE_PROTOCOL:
             return accept_line_protocol(
                 body,
@@ -248,6 +269,7 @@ class Ingest:
             now_ns=asked.now_ns,
             precision=asked.query.precision or Precision.MS,
             depth_max=settings.json_depth_max,
+            line_bytes_max=settings.line_bytes_max,
         )
 
 
