@@ -136,7 +136,9 @@ class InfluxDBSink:
                 decode_content=True,
             )
             with answer:
-                said = b"" if answer.status == 204 else answer.read(_ANSWER_BYTES_MAX)
+                # A 204 is read too: reading to the end is what closes the answer, and only a closed one may give
+                # its connection back. Else another thread closes it while this one does, and one of them fails.
+                said = answer.read(_ANSWER_BYTES_MAX)
                 if len(said) < _ANSWER_BYTES_MAX:
                     answer.release_conn()
         except errors.SSLError as exc:
