@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -78,7 +79,8 @@ def running_node(settings: Mapping[str, object], *, below: Path | None = None) -
 
 def _ready_port(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
-    line = process.stdout.readline()
+    said, _, _ = select.select([process.stdout], [], [], _READY_S_MAX)
+    line = process.stdout.readline() if said else ""
     match = re.search(r"ready on http://[^ ]+:(\d+)", line)
     if match is None:
         raise RuntimeError(f"the server printed no ready line but {line!r}")
