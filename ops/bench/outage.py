@@ -75,7 +75,9 @@ def main() -> None:
             print(f"the database is up; points go on coming in for at most {options.drain_s_max:g} s")
             print(_HEAD)
             going_on = _load(pool, node, requests, options, seconds=options.drain_s_max, count_max=0)
-            watch.until(lambda: going_on.done() or watch.waiting < 2 * POINTS_A_REQUEST * options.in_flight)
+            # What came in within the last second is on its way rather than waiting: it is in the batches being
+            # filled and written, and the cursor is made durable only twice a second.
+            watch.until(lambda: going_on.done() or watch.waiting < watch.rate_in)
             print(
                 f"in {time.perf_counter() - came_up:,.0f} s of delivery: in {watch.rate_in:,.0f} points/s, out"
                 f" {watch.rate_out:,.0f} points/s, that is {watch.rate_out / max(watch.rate_in, 1):.2f} times as fast;"
