@@ -14,7 +14,14 @@ overwrites itself.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+# Longest reason that is kept of an answer, in characters; servers quote whole batches in theirs.
+REASON_CHARS_MAX = 500
+
+# Control characters of ASCII and Latin-1, and the line ends of Unicode.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +41,14 @@ class Rejected:
 
     `reason` is the sink's own sentence, `status` its code (0 when it has none). `dropped` is how many points
     it says it refused, None when it does not say; when that is the whole batch there is nothing to bisect.
+    `about_points` is false when the reason names nothing that a point has: whoever answers so may not be the
+    database at all.
     """
 
     reason: str
     status: int = 0
     dropped: int | None = None
+    about_points: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +83,14 @@ class Misconfigured:
 
 
 Outcome = Confirmed | Rejected | TooLarge | Unavailable | Misconfigured
+
+
+def plain(reason: str) -> str:
+    """A sink's words as they can be stored and shown: encodable, on one line, of bounded length.
+
+    JSON can carry half of a surrogate pair, which no UTF-8 can.
+    """
+    # What is cut anyway need not be cleaned: a reason may quote megabytes.
+    text = reason[: 4 * REASON_CHARS_MAX].encode(errors="replace").decode()
+    text = _CONTROL.sub(" ", text).strip()
+    return text if len(text) <= REASON_CHARS_MAX else text[: REASON_CHARS_MAX - 1] + "…"

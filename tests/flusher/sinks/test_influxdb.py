@@ -18,9 +18,17 @@ from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, fake_influxdb
 from tests.flusher.sinks.test_archive import batch_of
 from tests.flusher.twins import START_NS, MemoryLog, lines_of
 from wal_ingest.errors import ConfigError
-from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Rejected, TooLarge, Unavailable
+from wal_ingest.flusher.outcome import (
+    REASON_CHARS_MAX,
+    Confirmed,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    TooLarge,
+    Unavailable,
+)
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
-from wal_ingest.flusher.sinks.influxdb_answers import REASON_CHARS_MAX, outcome_of, parse_retry_after
+from wal_ingest.flusher.sinks.influxdb_answers import outcome_of, parse_retry_after
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination
 
@@ -195,17 +203,113 @@ async def test_a_cancelled_write_is_abandoned_at_once(fake: FakeInfluxDB) -> Non
 
 
 async def test_the_token_is_never_in_a_reason(fake: FakeInfluxDB) -> None:
-    fake.answer = lambda request: Answer(400, b"you sent: " + request.headers["authorization"].encode())
+    fake.answer = lambda request: Answer(
+        400, b'{"message":"cannot parse: ' + request.headers["authorization"].encode() + b'"}'
+    )
     async with opened(fake.url) as sink:
         outcome = await sink.write(batch_of(1))
-    assert outcome == Rejected("HTTP 400: you sent: Token ***", 400)
+    assert outcome == Rejected("HTTP 400: cannot parse: Token ***", 400)
 
 
 async def test_reasons_are_bounded_however_much_the_server_says(fake: FakeInfluxDB) -> None:
-    outcome = await outcome_for(fake, Answer(400, b"line\n" * 1_000_000))
+    outcome = await outcome_for(fake, Answer(400, b'{"error":"' + b"line\\n" * 1_000_000 + b'"}'))
     assert isinstance(outcome, Rejected)
     assert len(outcome.reason) <= REASON_CHARS_MAX + 20
     assert "\n" not in outcome.reason
+
+
+NOT_INFLUXDB = {
+    "a TLS port of a Go program": (400, {}, b"Client sent an HTTP request to an HTTPS server.\n"),
+    "a TLS port of nginx": (
+        400,
+        {"content-type": "text/html"},
+        b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
+    ),
+    "a proxy without words": (400, {}, b""),
+    "a JSON of another kind": (422, {}, b'["message"]'),
+    "a JSON whose message is no text": (400, {}, b'{"message": {"error": 1}}'),
+    "InfluxDB 2 without an organisation": (
+        400,
+        {"x-platform-error-code": "invalid"},
+        b'{"code":"invalid","message":"Please provide either orgID or org"}',
+    ),
+    "VictoriaMetrics at another path": (400, {}, b'unsupported path requested: "/nonsense"'),
+}
+
+
+@pytest.mark.parametrize("answer", NOT_INFLUXDB.values(), ids=NOT_INFLUXDB)
+def test_a_refusal_that_judges_no_points_is_a_misconfiguration(
+    answer: tuple[int, dict[str, str], bytes],
+) -> None:
+    assert isinstance(outcome_of(*answer, now_ns=0), Misconfigured)
+
+
+INFLUXDB_LIKE = {
+    "1.x": ({"x-influxdb-version": "1.8"}, b'{"error":"unable to parse \'m\': missing fields"}'),
+    "1.x, header alone": ({"x-influxdb-error": "unable to parse 'm': missing fields"}, b""),
+    "2.x, code alone": ({"x-platform-error-code": "invalid"}, b""),
+    "3.x": ({}, b'{"error":"partial write of line protocol occurred","data":[{"line_number":1}]}'),
+    "an error too long to be read": ({}, b'{"code":"invalid","message":"unable to parse \'' + b"x" * 65_536),
+}
+
+
+@pytest.mark.parametrize("answer", INFLUXDB_LIKE.values(), ids=INFLUXDB_LIKE)
+def test_a_refusal_in_a_form_of_influxdbs_is_about_points(answer: tuple[dict[str, str], bytes]) -> None:
+    assert isinstance(outcome_of(400, *answer, now_ns=0), Rejected)
+
+
+def test_victoriametrics_plain_refusal_needs_the_evidence_of_neighbours() -> None:
+    body = b"cannot read gzipped influx line protocol data: unexpected EOF\n"
+    outcome = outcome_of(400, {"x-influxdb-version": "1.8.0"}, body, now_ns=0)
+    assert isinstance(outcome, Unavailable)
+    assert outcome.suspect
+
+
+@pytest.mark.parametrize(
+    ("said", "about_points"),
+    [
+        ("Bad Request", False),
+        ("invalid request", False),
+        ("unable to parse 'm'", True),
+        ("field type conflict", True),
+        ("points beyond retention policy", True),
+        ("failed to parse line protocol: errors encountered on line(s):", True),
+    ],
+)
+def test_it_is_known_whether_a_refusal_names_what_a_point_has(said: str, about_points: bool) -> None:
+    outcome = outcome_of(400, {}, b'{"message":"%s"}' % said.encode(), now_ns=0)
+    assert isinstance(outcome, Rejected)
+    assert outcome.about_points is about_points
+
+
+@pytest.mark.parametrize(
+    ("message", "dropped"),
+    [
+        ("partial write: field type conflict: m dropped=5", 5),
+        ("failure writing points to database: partial write: points beyond retention policy dropped=7", 7),
+        ("partial write: unable to parse 'net dropped=5000': bad dropped=0", 0),
+        ("unable to parse 'net,host=a dropped=5000': missing fields", None),
+        ("unable to parse 'net,a=partial write: dropped=5000", None),
+        ("partial write: unable to parse 'net dropped=5000'", None),
+    ],
+)
+def test_a_senders_own_dropped_is_not_taken_for_the_servers_count(message: str, dropped: int | None) -> None:
+    outcome = outcome_of(400, {}, b'{"error":"%s"}' % message.encode(), now_ns=0)
+    assert isinstance(outcome, Rejected)
+    assert outcome.dropped == dropped
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"message":"bad field \\ud83d"}', "HTTP 400: bad field ?"),
+        (b'{"message":"bad field \\u0000\\u001b[31m\\u0085\\u2028x"}', "HTTP 400: bad field  [31m x"),
+    ],
+)
+def test_a_reason_is_one_line_that_can_be_encoded(body: bytes, reason: str) -> None:
+    outcome = outcome_of(400, {}, body, now_ns=0)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason.encode().decode() == reason
 
 
 def test_a_senders_own_words_cannot_make_a_refusal_look_like_a_misconfiguration() -> None:

@@ -25,8 +25,8 @@ from wal_ingest import __version__
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.log import NowNs, RunSync
-from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable
-from wal_ingest.flusher.sinks.influxdb_answers import REASON_CHARS_MAX, outcome_of
+from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable, plain
+from wal_ingest.flusher.sinks.influxdb_answers import outcome_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
 
@@ -157,7 +157,7 @@ class InfluxDBSink:
     def _clean(self, message: str) -> str:
         if self._settings.token:
             message = message.replace(self._settings.token, "***")
-        return message[:REASON_CHARS_MAX]
+        return plain(message)
 
 
 def _connect(settings: InfluxDBSettings) -> _Connection:

@@ -3,12 +3,18 @@
 | answer | outcome |
 |---|---|
 | 2xx | `Confirmed` (but not an HTML page: that is some other server) |
-| 400, 422 | `Rejected`, with the `dropped=N` of a partial write where the server says it |
-| 400 about the database or bucket itself | `Misconfigured`: parking every point would be a poor answer to it |
+| 400, 422 in an InfluxDB's own form | `Rejected`, with the `dropped=N` of a partial write where the server says it |
+| … about the database, bucket or organisation | `Misconfigured`: parking every point would be a poor answer to it |
+| … as plain text, with InfluxDB's headers | `Unavailable`, suspect: VictoriaMetrics, see below |
+| … in any other form | `Misconfigured`: a proxy, a TLS port, some other server; it judged no points |
 | 413 | `TooLarge` |
 | 429, 503 | `Unavailable`, with Retry-After in seconds or as an HTTP date |
 | 408 and every other 5xx | `Unavailable`, suspect: it may be about this very batch |
 | 401, 403, 404, a redirect, anything unheard-of | `Misconfigured` |
+
+VictoriaMetrics skips bad lines and answers 204. Its 400 is plain text and says that a body could not be read: it
+was cut on the way, or a line is longer than the server takes. Neither is a verdict on every point, so such a batch
+is bisected only on the evidence of its neighbours, as after a 500.
 """
 
 from __future__ import annotations
@@ -18,19 +24,32 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Rejected, TooLarge, Unavailable
+from wal_ingest.flusher.outcome import (
+    Confirmed,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    plain,
+)
 
-# Longest reason that is kept of an answer, in characters; servers quote whole batches in theirs.
-REASON_CHARS_MAX = 500
-
-_DROPPED = re.compile(r"\bdropped=(\d{1,9})\b")
+# The last words of the server's own sentence, never of a line that it quotes: `dropped` is a common field's name.
+_DROPPED = re.compile(r"(?:[a-z ]+: )?partial write: .*\bdropped=(\d{1,9})\s*", re.DOTALL)
 # Only at the very start: further in, a sender's own words may be quoted.
 _ABOUT_THE_DESTINATION = re.compile(
     r"(invalid: |not found: )?(database|bucket|org|organization|orgid|retention policy)\b"
-    r"[^\n]*\b(required|not found|missing|invalid|not exist)",
+    r"[^\n]*\b(required|not found|missing|invalid|not exist)"
+    r"|please provide either\b",
     re.IGNORECASE,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_ABOUT_POINTS = re.compile(
+    r"\b(partial write|parse|pars(?:ing|er)|line protocol|lines? \d|points?|fields?|tags?|measurement|schema"
+    r"|time ?stamps?|time range|retention|series)\b",
+    re.IGNORECASE,
+)
+# An error's JSON that was too long to be read to its end.
+_OPENING = re.compile(r'\s*\{\s*"(?:error|code|message)"\s*:')
 
 
 def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: int) -> Outcome:
@@ -39,13 +58,10 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: 
         if headers.get("content-type", "").lower().startswith("text/html") and body:
             return Misconfigured(f"HTTP {status} with an HTML page: this is not an InfluxDB server", status)
         return Confirmed()
-    said = reason_of(body) or headers.get("x-influxdb-error", "")[:REASON_CHARS_MAX]
+    said = reason_of(body) or plain(headers.get("x-influxdb-error", ""))
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if status in (400, 422):
-        if _ABOUT_THE_DESTINATION.match(said):
-            return Misconfigured(reason, status)
-        dropped = _DROPPED.search(body.decode(errors="replace"))
-        return Rejected(reason, status, int(dropped[1]) if dropped else None)
+        return _refusal(status, headers, body, said, reason)
     if status == 413:
         return TooLarge(reason, status)
     if status in (429, 503):
@@ -55,26 +71,46 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: 
     if status >= 500 or status == 408:
         return Unavailable(reason, status, suspect=True)
     if 300 <= status < 400:
-        where = headers.get("location", "nowhere")[:REASON_CHARS_MAX]
+        where = plain(headers.get("location", "nowhere"))
         return Misconfigured(
             f"HTTP {status}: redirected to {where}; set the address that answers itself", status
         )
     return Misconfigured(reason, status)
 
 
+def _refusal(status: int, headers: Mapping[str, str], body: bytes, said: str, reason: str) -> Outcome:
+    if _ABOUT_THE_DESTINATION.match(said):
+        return Misconfigured(reason, status)
+    message = _message_of(body)
+    if message is None and "x-influxdb-error" not in headers and "x-platform-error-code" not in headers:
+        if "x-influxdb-version" in headers:
+            return Unavailable(reason, status, suspect=True)
+        return Misconfigured(f"{reason} (no InfluxDB says it like this: is influxdb.url right?)", status)
+    dropped = _DROPPED.fullmatch(message or headers.get("x-influxdb-error", ""))
+    return Rejected(
+        reason,
+        status,
+        dropped=int(dropped[1]) if dropped else None,
+        about_points=status == 422 or _ABOUT_POINTS.search(said) is not None,
+    )
+
+
 def reason_of(body: bytes) -> str:
     """The server's own sentence: the message of its JSON, or its text, on one line and bounded."""
+    return plain(_message_of(body) or body.decode(errors="replace"))
+
+
+def _message_of(body: bytes) -> str | None:
+    """The message of an error's JSON, whole; None when it is no such JSON."""
     text = body.decode(errors="replace")
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict):
-        said = answer.get("message") or answer.get("error")
-        if isinstance(said, str):
-            text = said
-    text = _CONTROL.sub(" ", text).strip()
-    return text if len(text) <= REASON_CHARS_MAX else text[: REASON_CHARS_MAX - 1] + "…"
+        return text if _OPENING.match(text) else None
+    if not isinstance(answer, dict):
+        return None
+    said = answer.get("message") or answer.get("error")
+    return said if isinstance(said, str) else None
 
 
 def parse_retry_after(value: str | None, now_ns: int) -> float | None:
