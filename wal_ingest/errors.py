@@ -114,6 +114,13 @@ class Stopping(ComeBackLater):
     """The node is shutting down and takes nothing new."""
 
 
+class CommitTooSlow(ComeBackLater):
+    """A commit takes longer than `wal.commit_wait_s_max`: the disk hangs, or nearly so.
+
+    The outcome is *unknown*, as with `WalBroken`, but nothing has failed yet: the commit may still return.
+    """
+
+
 class WalBroken(ComeBackLater):
     """A write or sync of the WAL failed; that is final for this process.
 

@@ -146,8 +146,8 @@ class Service:
     def _report_recovery(self, store: Store) -> None:
         for moved in store.wal.damaged:
             _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
-        if store.state_lost:
-            _log.error("the state file was missing: every sink starts again at the oldest entry kept")
+        if store.state_trouble:
+            _log.error("every sink starts again at the oldest entry kept", reason=store.state_trouble)
         _log.info(
             "recovered",
             segments=len(store.wal.segments()),
@@ -186,6 +186,7 @@ class Service:
             now_ns=time.time_ns,
         )
         async with trio.open_nursery() as background:
+            background.start_soon(self._watch_end)
             background.start_soon(self._watch_signals)
             background.start_soon(self._watch_failure, writer)
             async with trio.open_nursery() as sinks:
@@ -242,8 +243,8 @@ class Service:
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
             await trio.to_thread.run_sync(store.wal.truncate, min(holding))
-            await trio.to_thread.run_sync(store.wal.rest_segments, min(seq for _, seq in cursors))
-            writer.measure()
+            await trio.to_thread.run_sync(store.wal.rest_segments, [seq for _, seq in cursors])
+            await writer.seal_if_due()  # which also measures: a WAL that was full may take points again
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -253,6 +254,15 @@ class Service:
                     os._exit(1)
                 self._stop(signal.Signals(number).name)
 
+    async def _watch_end(self) -> None:
+        """Starts the watchdog when the end begins, whatever begins it: a stop, or a part that raised."""
+        try:
+            await self._shutdown.wait()
+        finally:
+            watchdog = threading.Timer(self._settings.server.stop_s_max, _leave_at_once)
+            watchdog.daemon = True
+            watchdog.start()
+
     async def _watch_failure(self, writer: Writer) -> None:
         await writer.failed.wait()
         # The waiters have their 503 by now or get it during the graceful stop.
@@ -261,9 +271,6 @@ class Service:
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
-        watchdog = threading.Timer(self._settings.server.stop_s_max, _leave_at_once)
-        watchdog.daemon = True
-        watchdog.start()
 
 
 def _leave_at_once() -> None:

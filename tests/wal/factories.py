@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from wal_ingest.settings import WalSettings
@@ -48,3 +49,10 @@ def read_all(store: Store, after_seq: int = 0) -> list[tuple[int, bytes]]:
         found += [(entry.seq, entry.lines()) for entry in entries]
         after_seq = entries[-1].seq
     return found
+
+
+def fill(store: Store, count: int, *, start: int = 1, filler: int = 100_000) -> None:
+    """Commits entries one by one; with the filler, each takes about its size on disk (hex halves)."""
+    for number in range(start, start + count):
+        noise = os.urandom(filler).hex().encode()
+        store.wal.commit([[NewEntry(b'm t="%s" %d\n' % (noise, number), 1, 5)]])

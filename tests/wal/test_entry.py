@@ -94,11 +94,28 @@ def test_an_entry_under_anothers_key_is_found() -> None:
         decode(encode(SMALL, seq=1, points_before=0), seq=2)
 
 
-def test_a_version_from_the_future_is_refused_by_name() -> None:
-    value = bytearray(encode(SMALL, seq=1, points_before=0))
-    value[0] = 9
+def test_a_version_from_the_future_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("wal_ingest.wal.entry.VERSION", 9)
+        value = encode(SMALL, seq=1, points_before=0)
     with pytest.raises(EntryVersionUnknown, match="version 9"):
+        decode(value, seq=1)
+
+
+def test_a_codec_from_the_future_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("wal_ingest.wal.entry.CODEC_RAW", 7)
+        value = encode(SMALL, seq=1, points_before=0)
+    with pytest.raises(EntryVersionUnknown, match="codec 7"):
+        decode(value, seq=1)
+
+
+def test_a_flipped_bit_in_the_version_is_damage_and_no_future() -> None:
+    value = bytearray(encode(SMALL, seq=1, points_before=0))
+    value[0] ^= 2
+    with pytest.raises(EntryDamaged, match="checksum") as caught:
         decode(bytes(value), seq=1)
+    assert not isinstance(caught.value, EntryVersionUnknown)
 
 
 def test_a_name_longer_than_the_header_allows_is_the_senders_error() -> None:

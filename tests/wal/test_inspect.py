@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.wal.factories import Clock, new_entry, open_store
+from tests.wal.factories import settings as store_settings
 from wal_ingest.errors import OperatorNeeded
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.inspect import status
+from wal_ingest.wal.writer import Writer
 
 START_NS = Clock().now_ns
 
@@ -78,3 +81,35 @@ def test_where_there_is_no_wal_the_error_says_so(tmp_path: Path) -> None:
     with pytest.raises(OperatorNeeded, match="there is no WAL in") as caught:
         status(tmp_path / "nowhere", now_ns=START_NS)
     assert "--data-dir" in caught.value.hint
+
+
+async def test_a_look_beside_a_busy_writer_is_whole_and_leaves_no_trace(tmp_path: Path) -> None:
+    store = open_store(tmp_path, segment_bytes_max=1 << 20)
+    store.commit_cursor("archive", Cursor(0, 0))
+    writer = Writer(store.wal, store_settings(segment_bytes_max=1 << 20))
+    looks = 0
+
+    async def write() -> None:
+        for number in range(1, 400):
+            await writer.append([new_entry(number, points=5, filler=200)])
+        done.set()
+
+    done = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        nursery.start_soon(write)
+        while not done.is_set():
+            before = store.wal.last_seq
+            found = await trio.to_thread.run_sync(lambda: status(tmp_path, now_ns=START_NS))
+            assert not [row.error for row in found.segments if row.error]
+            # A look may see a commit whose last sync is still under way, one entry here; memory never does.
+            assert before <= found.last_seq <= store.wal.last_seq + 1
+            assert found.points_accepted == found.last_seq * 5
+            assert found.sinks["archive"].waiting_points == found.last_seq * 5
+            looks += 1
+        nursery.cancel_scope.cancel()
+    assert looks > 5
+    assert sorted(path.name for path in (tmp_path / "wal").glob("*-lock")) == [
+        f"{store.wal.segments()[-1].path.name}-lock"
+    ]
+    store.close()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.wal.factories import MIB, Clock, new_entry, open_store, read_all
-from wal_ingest.errors import DataDirLocked, UnknownFormatVersion, WalDamaged
+from tests.wal.factories import MIB, Clock, fill, new_entry, open_store, read_all
+from wal_ingest.errors import DataDirLocked
 from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.directory import DirectoryLock
 from wal_ingest.wal.log import Appended
-from wal_ingest.wal.segment import SegmentHeader
-from wal_ingest.wal.store import Store
 
 
-def fill(store: Store, count: int, *, start: int = 1, filler: int = 100_000) -> None:
-    """Commits entries one by one; with the filler, each takes about its size on disk (hex halves)."""
-    for number in range(start, start + count):
-        entry = new_entry(number)
-        noise = os.urandom(filler).hex().encode()
-        store.wal.commit([[type(entry)(b'm t="%s" %d\n' % (noise, number), 1, entry.accepted_ns)]])
+def open_descriptors() -> int:
+    """How many file descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_entries_come_back_in_order_with_rising_seqs(tmp_path: Path) -> None:
@@ -168,6 +163,86 @@ def test_a_crash_before_the_new_segment_had_its_name_leaves_nothing_behind(tmp_p
     store.close()
 
 
+@pytest.mark.parametrize("clock_jump_s", [-3600, 3600], ids=["back", "ahead"])
+def test_a_clock_that_jumped_does_not_keep_a_segment_open(tmp_path: Path, clock_jump_s: int) -> None:
+    clock = Clock()
+    store = open_store(tmp_path, clock, segment_s_max=60.0)
+    store.wal.commit([[new_entry(1)]])
+    clock.advance_s(clock_jump_s)
+    store.wal.seal_if_due()
+    assert [segment.sealed for segment in store.wal.segments()] == [True, False]
+    store.close()
+
+
+def test_a_full_wal_seals_its_last_segment_so_that_it_can_be_dropped(tmp_path: Path) -> None:
+    store = open_store(tmp_path, segment_bytes_max=8 * MIB, wal_bytes_max=MIB)
+    fill(store, 11)
+    store.wal.seal_if_due()
+    assert store.wal.bytes >= MIB
+    assert store.wal.truncate(store.wal.last_seq) >= 1
+    assert store.wal.bytes < MIB
+    store.close()
+
+
+def test_each_life_writes_to_a_segment_of_its_own_unless_the_last_is_empty(tmp_path: Path) -> None:
+    for life in range(1, 4):
+        store = open_store(tmp_path)
+        store.wal.commit([[new_entry(life)]])
+        store.close()
+    for _ in range(2):
+        store = open_store(tmp_path)
+        assert [segment.points for segment in store.wal.segments()] == [1, 1, 1, 0]
+        store.close()
+    store = open_store(tmp_path)
+    assert store.wal.commit([[new_entry(4)]]) == [Appended(4, 4)]
+    assert [seq for seq, _ in read_all(store)] == [1, 2, 3, 4]
+    store.close()
+
+
+def test_segments_that_no_cursor_is_in_are_unmapped(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for number in range(1, 7):
+        store.wal.commit([[new_entry(number)]])
+        store.wal.seal()
+    descriptors = open_descriptors()
+    assert [seq for seq, _ in read_all(store)] == [1, 2, 3, 4, 5, 6]
+    assert open_descriptors() > descriptors
+    store.wal.rest_segments([0, 3])
+    assert open_descriptors() == descriptors + 2
+    store.wal.rest_segments([6])
+    assert open_descriptors() == descriptors
+    assert [seq for seq, _ in read_all(store)] == [1, 2, 3, 4, 5, 6]
+    store.close()
+
+
+def test_files_of_other_names_are_nobodys_business(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)]])
+    store.close()
+    [path] = (tmp_path / "wal").glob("*.lmdb")
+    stray = path.with_name("00000000000000000001.old.lmdb")
+    stray.write_bytes(path.read_bytes())
+    store = open_store(tmp_path)
+    assert store.wal.commit([[new_entry(2)]]) == [Appended(2, 2)]
+    assert [seq for seq, _ in read_all(store)] == [1, 2]
+    assert stray.exists()
+    store.close()
+
+
+def test_a_full_disk_does_not_keep_a_server_from_starting_for_want_of_its_process_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    lock = DirectoryLock(tmp_path)
+    with pytest.raises(DataDirLocked) as caught:
+        DirectoryLock(tmp_path)
+    assert caught.value.pid == 0
+    lock.close()
+
+
 def test_a_map_that_is_full_moves_the_same_entries_to_a_new_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,150 +251,4 @@ def test_a_map_that_is_full_moves_the_same_entries_to_a_new_segment(
     fill(store, 40)
     assert [seq for seq, _ in read_all(store)] == list(range(1, 41))
     assert all(segment.bytes <= 4 * MIB for segment in store.wal.segments())
-    store.close()
-
-
-# -- damage: the file is set aside whole, reported, and the log goes on ---------------------------------
-
-
-def flip(path: Path, offset: int) -> None:
-    """Flips every bit of a byte."""
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 0xFF]))
-
-
-def flip_header(path: Path) -> None:
-    """Flips a byte in every copy of the header record: LMDB leaves old pages behind, and only it knows which."""
-    offsets = [match.start() for match in re.finditer(b"walingst", path.read_bytes())]
-    assert offsets
-    for offset in offsets:
-        flip(path, offset + 30)
-
-
-def three_segments(tmp_path: Path) -> list[Path]:
-    store = open_store(tmp_path)
-    fill(store, 25)
-    paths = [segment.path for segment in store.wal.segments()]
-    store.close()
-    assert len(paths) == 3
-    return paths
-
-
-DAMAGE = {
-    "empty file": lambda path: path.write_bytes(b""),
-    "truncated file": lambda path: os.truncate(path, 5000),
-    "foreign file": lambda path: path.write_bytes(b"not LMDB at all" * 1000),
-    "both meta pages zeroed": lambda path: path.write_bytes(bytes(8192) + path.read_bytes()[8192:]),
-    "header record flipped": flip_header,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_damaged_segment_is_set_aside_and_the_others_survive(
-    tmp_path: Path, damage: object, which: int
-) -> None:
-    paths = three_segments(tmp_path)
-    starts = [int(path.name[:20]) for path in paths] + [26]
-    damage(paths[which])  # type: ignore[operator]
-    evidence = paths[which].read_bytes()
-
-    store = open_store(tmp_path)
-
-    [moved] = store.wal.damaged
-    assert moved.path.read_bytes() == evidence
-    assert moved.reason
-    assert moved.reason in moved.path.with_name(moved.path.name + ".reason.txt").read_text()
-    lost = range(starts[which], starts[which + 1])
-    survivors = [seq for seq in range(1, 26) if seq not in lost]
-    assert [seq for seq, _ in read_all(store)] == survivors
-    [[appended]] = [store.wal.commit([[new_entry(99)]])]
-    assert appended.first_seq > 25
-    assert [seq for seq, _ in read_all(store)] == [*survivors, appended.first_seq]
-    store.close()
-    store = open_store(tmp_path)
-    assert [seq for seq, _ in read_all(store)] == [*survivors, appended.first_seq]
-    store.close()
-
-
-def test_a_damaged_entry_is_found_when_it_is_read_and_its_segment_set_aside(tmp_path: Path) -> None:
-    paths = three_segments(tmp_path)
-    flip(paths[1], paths[1].stat().st_size // 2)
-    store = open_store(tmp_path)
-    first = store.wal.segments()[0]
-    with pytest.raises(WalDamaged) as caught:
-        read_all(store)
-    assert caught.value.path == paths[1]
-    moved = store.wal.set_aside(caught.value.path, caught.value.reason)
-    assert moved is not None
-    assert moved.path.exists()
-    assert store.wal.set_aside(caught.value.path, "again") is None
-    third = store.wal.segments()[-1]
-    assert [seq for seq, _ in read_all(store)] == [
-        *range(1, first.last_seq + 1),
-        *range(third.first_seq, 26),
-    ]
-    store.close()
-
-
-def test_a_segment_of_another_wal_is_set_aside(tmp_path: Path) -> None:
-    ours, other = open_store(tmp_path / "ours"), open_store(tmp_path / "other")
-    for store in (ours, other):
-        store.wal.commit([[new_entry(1)]])
-        store.close()
-    name = "00000000000000000001.lmdb"
-    (tmp_path / "other" / "wal" / name).replace(tmp_path / "ours" / "wal" / name)
-    store = open_store(tmp_path / "ours")
-    assert "another WAL" in store.wal.damaged[0].reason
-    assert read_all(store) == []
-    store.close()
-
-
-def test_swapped_segments_are_set_aside(tmp_path: Path) -> None:
-    paths = three_segments(tmp_path)
-    spare = tmp_path / "spare"
-    paths[0].rename(spare)
-    paths[1].rename(paths[0])
-    spare.rename(paths[1])
-    store = open_store(tmp_path)
-    assert len(store.wal.damaged) == 2
-    assert all("says that its first seq" in item.reason for item in store.wal.damaged)
-    store.close()
-
-
-def test_a_format_version_from_the_future_is_refused_by_name_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("wal_ingest.wal.segment.VERSION", 2)
-        store = open_store(tmp_path)
-        store.close()
-    before = {path: path.read_bytes() for path in (tmp_path / "wal").glob("*.lmdb")}
-    with pytest.raises(UnknownFormatVersion, match="version 2"):
-        open_store(tmp_path)
-    assert {path: path.read_bytes() for path in (tmp_path / "wal").glob("*.lmdb")} == before
-
-
-def test_a_lost_state_file_costs_no_entry(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    store.wal.commit([[new_entry(1)], [new_entry(2)]])
-    store.state.commit_cursor("influxdb", Cursor(1, 1))
-    wal_id = store.state.wal_id
-    store.close()
-    (tmp_path / "state.lmdb").unlink()
-    store = open_store(tmp_path)
-    assert store.state_lost
-    assert store.state.wal_id == wal_id
-    assert store.cursor("influxdb") == Cursor(0, 0)
-    assert [seq for seq, _ in read_all(store)] == [1, 2]
-    store.close()
-
-
-def test_a_segment_header_survives_its_codec(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    header = SegmentHeader(store.wal.wal_id, 12, 345, 678)
-    assert SegmentHeader.decode(header.encode(), tmp_path) == header
     store.close()

@@ -10,7 +10,7 @@ from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.lmdb_file import LmdbFile
-from wal_ingest.wal.state import State
+from wal_ingest.wal.state import State, check_state, read_state
 
 
 def letter(number: int, sink: str = "influxdb") -> DeadLetter:
@@ -68,28 +68,57 @@ def test_a_cursor_never_moves_back(tmp_path: Path) -> None:
     state.close()
 
 
+def overwrite(path: Path, key: bytes, value: bytes) -> None:
+    """Puts a value of our own into a state file."""
+    file = LmdbFile(path / "state.lmdb", map_bytes=1 << 20)
+    file.write([(key, value)])
+    file.close()
+
+
 def test_a_state_file_from_the_future_is_refused_by_name(tmp_path: Path) -> None:
     State(tmp_path, now_ns=1).close()
-    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
-    file.write([(b"format", b"2")])
-    file.close()
+    overwrite(tmp_path, b"format", b"2")
     with pytest.raises(UnknownFormatVersion, match="version b'2'"):
-        State(tmp_path, now_ns=1)
+        check_state(tmp_path / "state.lmdb")
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100_000], ids=["empty", "foreign"])
-def test_what_is_no_state_file_is_an_operators_matter_and_left_alone(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"x" * 100_000, bytes(8192)], ids=["empty", "foreign", "zeroed"])
+def test_what_is_no_state_file_is_damage_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.lmdb"
     path.write_bytes(content)
     with pytest.raises(WalDamaged, match=r"state\.lmdb"):
-        State(tmp_path, now_ns=1)
+        check_state(path)
     assert path.read_bytes() == content
 
 
 def test_a_record_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
     State(tmp_path, now_ns=1).close()
-    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
-    file.write([(b"cursor/influxdb", b"{not json")])
-    file.close()
+    overwrite(tmp_path, b"cursor/influxdb", b"{not json")
     with pytest.raises(WalDamaged, match="a record cannot be read"):
-        State(tmp_path, now_ns=1)
+        check_state(tmp_path / "state.lmdb")
+
+
+def test_a_state_without_an_identity_is_damage(tmp_path: Path) -> None:
+    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
+    file.write([(b"format", b"1")])
+    file.close()
+    with pytest.raises(WalDamaged, match="no identity"):
+        check_state(tmp_path / "state.lmdb")
+
+
+def test_a_crash_while_the_state_was_made_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    (tmp_path / "state.lmdb.new").write_bytes(bytes(4096))
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(1, 1))
+    state.close()
+    assert not (tmp_path / "state.lmdb.new").exists()
+    assert read_state(tmp_path / "state.lmdb").cursors == {"influxdb": Cursor(1, 1)}
+
+
+def test_a_look_at_the_state_changes_no_file(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(1, 1))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert read_state(tmp_path / "state.lmdb").wal_id == state.wal_id
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    state.close()

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.wal.factories import MIB, Clock, new_entry, open_store, read_all, settings
-from wal_ingest.errors import AppendQueueFull, Stopping, StorageFailed, WalBroken, WalFull
+from wal_ingest.errors import AppendQueueFull, CommitTooSlow, Stopping, StorageFailed, WalBroken, WalFull
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended
 from wal_ingest.wal.store import Store
@@ -256,4 +256,44 @@ async def test_sealing_on_request_begins_a_new_segment_unless_the_last_is_empty(
         await writer.seal()
         assert [segment.sealed for segment in store.wal.segments()] == [True, False]
         nursery.cancel_scope.cancel()
+    store.close()
+
+
+async def test_an_append_does_not_wait_for_a_hanging_disk_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    commits = HeldCommits(store, monkeypatch)
+    now_s = [0.0]
+    writer = Writer(store.wal, settings(commit_wait_s_max=0.01), monotonic_s=lambda: now_s[0])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        with pytest.raises(CommitTooSlow):
+            await writer.append([new_entry(1)])
+        now_s[0] = 1.0
+        assert isinstance(writer.refusal(), CommitTooSlow), "the node is not ready meanwhile"
+        commits.let_go(2)
+        await writer.seal_if_due()
+        assert writer.refusal() is None
+        assert await writer.append([new_entry(2)]) == Appended(2, 2)
+        nursery.cancel_scope.cancel()
+    store.close()
+
+
+async def test_a_bug_in_the_commit_is_told_to_those_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+
+    def buggy(_: object) -> list[Appended]:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(store.wal, "commit", buggy)
+    writer = Writer(store.wal, settings())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        with pytest.raises(WalBroken, match="AssertionError: a bug"):
+            await writer.append([new_entry(1)])
+        await writer.failed.wait()
+    assert writer.failure is not None
     store.close()

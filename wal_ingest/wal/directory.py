@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from wal_ingest.errors import ConfigError, DataDirLocked, StorageFailed
 
 LOCK_NAME = "LOCK"
+_FLOCK_TRIES = 5
+_FLOCK_PAUSE_S = 0.04
 
 
 def sync_directory(path: Path) -> None:
@@ -60,18 +63,33 @@ class DirectoryLock:
         except OSError as exc:
             raise ConfigError(f"{path} cannot be opened: {exc.strerror}") from exc
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock_patiently(self._fd)
         except OSError as exc:
             pid = _pid_in(self._fd)
             os.close(self._fd)
             raise DataDirLocked(data_dir, pid) from exc
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        # Only for people to read; a full disk must not keep a server from draining.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
         """Lets go of the directory."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
+
+
+def _flock_patiently(fd: int) -> None:
+    """Takes the lock. `holder_of` holds it for microseconds when it asks, which is no second server."""
+    for tries_left in range(_FLOCK_TRIES - 1, -1, -1):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not tries_left:
+                raise
+            time.sleep(_FLOCK_PAUSE_S)
+        else:
+            return
 
 
 def holder_of(data_dir: Path) -> int | None:

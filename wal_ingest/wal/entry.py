@@ -156,6 +156,10 @@ def decode(value: bytes, *, seq: int) -> Entry:
         bucket_bytes,
         _reserved,
     ) = _HEADER.unpack_from(value)
+    # The checksum first: it stands at the same place in every version, and a flipped bit in the version is
+    # damage, no message from the future.
+    if crc32(memoryview(value)[_AFTER_CRC:], crc32(_crc_prefix(value, seq))) != crc:
+        raise EntryDamaged(f"entry {seq}: the checksum does not match")
     if version != VERSION:
         raise EntryVersionUnknown(
             f"entry {seq}: version {version} is not known to this program ({VERSION} is)"
@@ -164,8 +168,6 @@ def decode(value: bytes, *, seq: int) -> Entry:
         raise EntryDamaged(f"entry {seq}: its lengths do not add up to its {len(value)} bytes")
     if HEADER_BYTES + source_bytes + org_bytes + bucket_bytes != payload_offset:
         raise EntryDamaged(f"entry {seq}: its names do not fill its header")
-    if crc32(memoryview(value)[_AFTER_CRC:], crc32(_crc_prefix(value, seq))) != crc:
-        raise EntryDamaged(f"entry {seq}: the checksum does not match")
     if codec not in (CODEC_RAW, CODEC_GZIP):
         raise EntryVersionUnknown(f"entry {seq}: codec {codec} is not known to this program")
     source_end = HEADER_BYTES + source_bytes

@@ -1,11 +1,12 @@
-"""A look into a data directory from outside, also while a server has it open. Never changes a durable byte.
+"""A look into a data directory from outside, also while a server has it open.
 
-The segment that is being written to, and the state, are opened with LMDB's reader table (a slot in their lock file),
-so that the pages being read are not reused under the reader; sealed segments need none of that.
+Never writes a byte, not even into LMDB's lock files: everything is read page by page, without the engine (see
+`lmdb_pages`), so it works on damaged files, as another user, and on a read-only disk.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,11 +15,9 @@ from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.directory import holder_of
 from wal_ingest.wal.log import DAMAGED_DIR
-from wal_ingest.wal.segment import SUFFIX, Segment, map_bytes_for
-from wal_ingest.wal.state import STATE_NAME, State
+from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
+from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import WAL_DIR
-
-_READ_BYTES_MAX = 1
 
 
 class SegmentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,89 +74,82 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         raise error
     # The cursors first: what is confirmed while the segments are read then shows as waiting, never the
     # other way round.
-    state = State(data_dir, now_ns=now_ns, readonly=True)
-    try:
-        cursors = state.cursors()
-        wal_id = str(state.wal_id)
-    finally:
-        state.close()
+    state = read_state(data_dir / STATE_NAME)
     segments, rows = _segments(wal_dir)
-    try:
-        last = segments[-1] if segments else None
-        return WalStatus(
-            data_dir=str(data_dir),
-            server_pid=holder_of(data_dir),
-            wal_id=wal_id,
-            first_seq=segments[0].first_seq if segments else 0,
-            last_seq=last.last_seq if last else 0,
-            points_accepted=last.points_after if last else 0,
-            points_kept=sum(segment.points for segment in segments),
-            bytes=sum(row.bytes for row in rows),
-            segments=rows,
-            damaged=_damaged(wal_dir),
-            sinks={name: _sink(cursor, segments, now_ns) for name, cursor in cursors.items()},
-        )
-    finally:
-        for segment in segments:
-            segment.close()
+    last = segments[-1].ends if segments else None
+    return WalStatus(
+        data_dir=str(data_dir),
+        server_pid=holder_of(data_dir),
+        wal_id=str(state.wal_id),
+        first_seq=segments[0].ends.header.first_seq if segments else 0,
+        last_seq=last.last_seq if last else 0,
+        points_accepted=last.points_after if last else 0,
+        points_kept=sum(row.points for row in rows),
+        bytes=sum(row.bytes for row in rows),
+        segments=rows,
+        damaged=_damaged(wal_dir),
+        sinks={name: _sink(cursor, segments, now_ns) for name, cursor in state.cursors.items()},
+    )
 
 
-def _segments(wal_dir: Path) -> tuple[list[Segment], list[SegmentStatus]]:
-    paths = sorted(wal_dir.glob(f"*{SUFFIX}"))
-    segments: list[Segment] = []
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    path: Path
+    ends: Ends
+
+
+def _segments(wal_dir: Path) -> tuple[list[_Segment], list[SegmentStatus]]:
+    paths = segment_paths(wal_dir)
+    segments: list[_Segment] = []
     rows: list[SegmentStatus] = []
     for path in paths:
-        last = path == paths[-1]
         try:
-            segment = Segment(path, map_bytes=map_bytes_for(0), sealed=not last, readonly=True)
+            ends = read_ends(path)
         except (WalDamaged, StorageFailed) as exc:
             if path.exists():  # else it was truncated while we looked, which is no damage
                 rows.append(SegmentStatus(file=path.name, error=exc.reason))
             continue
-        segments.append(segment)
+        segments.append(_Segment(path, ends))
         rows.append(
             SegmentStatus(
                 file=path.name,
-                first_seq=segment.first_seq,
-                last_seq=segment.last_seq,
-                points=segment.points,
-                bytes=segment.bytes,
-                sealed=not last,
+                first_seq=ends.header.first_seq,
+                last_seq=ends.last_seq,
+                points=ends.points_after - ends.header.points_before,
+                bytes=ends.bytes,
+                sealed=path != paths[-1],
             )
         )
     return segments, rows
 
 
 def _damaged(wal_dir: Path) -> list[str]:
-    return sorted(path.name for path in (wal_dir / DAMAGED_DIR).glob(f"*{SUFFIX}*") if path.suffix != ".txt")
+    return sorted(path.name for path in (wal_dir / DAMAGED_DIR).glob("*.lmdb*") if path.suffix != ".txt")
 
 
-def _sink(cursor: Cursor, segments: list[Segment], now_ns: int) -> SinkStatus:
-    if not segments or segments[-1].last_seq <= cursor.seq:
-        return SinkStatus(
-            cursor_seq=cursor.seq,
-            waiting_entries=0,
-            waiting_points=0,
-            oldest_waiting_s=None,
-            parked=cursor.parked,
-        )
-    last = segments[-1]
+def _sink(cursor: Cursor, segments: list[_Segment], now_ns: int) -> SinkStatus:
+    waiting = segments and segments[-1].ends.last_seq > cursor.seq
+    first, last = (segments[0].ends, segments[-1].ends) if waiting else (None, None)
     return SinkStatus(
         cursor_seq=cursor.seq,
-        waiting_entries=last.last_seq - max(cursor.seq, segments[0].first_seq - 1),
-        waiting_points=last.points_after - max(cursor.points, segments[0].header.points_before),
-        oldest_waiting_s=_oldest_waiting_s(cursor, segments, now_ns),
+        waiting_entries=last.last_seq - max(cursor.seq, first.header.first_seq - 1) if first and last else 0,
+        waiting_points=last.points_after - max(cursor.points, first.header.points_before)
+        if first and last
+        else 0,
+        oldest_waiting_s=_oldest_waiting_s(cursor, segments, now_ns) if waiting else None,
         parked=cursor.parked,
     )
 
 
-def _oldest_waiting_s(cursor: Cursor, segments: list[Segment], now_ns: int) -> float | None:
+def _oldest_waiting_s(cursor: Cursor, segments: list[_Segment], now_ns: int) -> float | None:
     for segment in segments:
-        if segment.last_seq > cursor.seq and segment.last_seq >= segment.first_seq:
+        ends = segment.ends
+        seq = max(cursor.seq + 1, ends.header.first_seq)
+        if seq <= ends.last_seq:
             try:
-                entries = segment.read(cursor.seq, bytes_max=_READ_BYTES_MAX)
+                entry = read_entry(segment.path, seq)
             except (WalDamaged, StorageFailed):
                 continue
-            if entries:
-                return max(0.0, (now_ns - entries[0].accepted_ns) / 1e9)
+            if entry is not None:
+                return max(0.0, (now_ns - entry.accepted_ns) / 1e9)
     return None

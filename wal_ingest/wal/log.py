@@ -9,10 +9,12 @@ Invariants:
 3. A segment is dropped only when the caller says that everything in it is confirmed, and the cursors that say so
    are durable by then. The last segment is never dropped: it carries the numbering on.
 4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole.
+5. Nothing is appended to a file from an earlier life of the process: each life begins a segment of its own.
 
-Opening: every sync that a killed process may have left undone is made up for first (a kill -9 leaves pages
+Opening: the syncs that a killed process may have left undone are made up for first (a kill -9 leaves pages
 in the page cache that look committed; delivering those and moving a cursor past them, then losing
-power, would give their seqs out twice). Then the segments' headers and last entries are read, in order.
+power, would give their seqs out twice). Then the segments' headers and last entries are read, without LMDB's
+engine, which a damaged file could crash; before its first real use each file is verified once.
 
 Threads: `commit`, `seal_if_due` and `open` belong to the writer thread; `read`, `truncate` and `set_aside` may
 run on any; the list of segments has a lock of its own, held for list operations only.
@@ -34,11 +36,11 @@ from wal_ingest.wal.entry import Entry, NewEntry, encode
 from wal_ingest.wal.lmdb_file import Item, MapFull
 from wal_ingest.wal.segment import (
     NEW_SUFFIX,
-    SUFFIX,
+    SEQ_DIGITS,
     Segment,
     SegmentHeader,
     map_bytes_for,
-    segment_name,
+    segment_paths,
     set_aside,
 )
 
@@ -85,6 +87,8 @@ class Wal:
         self._settings = settings
         self._segments = segments
         self._segments_mutex = threading.Lock()
+        # Held while files are removed or moved: truncation and setting aside must not meet over one.
+        self._removal_mutex = threading.Lock()
         # A running sum: a WAL may have thousands of segments, and every commit asks for its size.
         self._sealed_bytes = sum(segment.bytes for segment in segments[:-1])
         self._now_ns = now_ns
@@ -103,22 +107,24 @@ class Wal:
         """Recovers the log in `directory`, or begins one.
 
         `above_seq` is the highest seq that any cursor has passed and `points_above` what it says of the points
-        up to there: the numbering goes on above both. Raises `UnknownFormatVersion` (nothing was changed),
-        `StorageFailed`, `ConfigError`.
+        up to there: the numbering goes on above both. Raises `UnknownFormatVersion` or `WalDamaged` (nothing was
+        changed; the latter when all segments belong to another WAL), `StorageFailed`, `ConfigError`.
         """
         make_directory(directory)
         segments, damaged = _recover(directory, settings, wal_id)
         # Behind a damaged file only the start of the next good one tells where its seqs ended.
         good_seq = segments[-1].first_seq if segments else 0
-        ends = [_end_of(item.path) for item in damaged if _start_of(item.path) > good_seq]
+        ends = [_end_of(path) for path in _set_aside_earlier(directory) if _start_of(path) > good_seq]
         floor_seq = max([above_seq, *ends])
         wal = cls(directory, settings, wal_id=wal_id, segments=segments, found_damaged=damaged, now_ns=now_ns)
-        if not segments or segments[-1].last_seq < floor_seq:
-            points = max(points_above, segments[-1].points_after if segments else 0)
-            previous = segments[-1] if segments else None
-            wal._begin_segment(floor_seq + 1, points)
-            if previous is not None and not previous.sealed:
-                previous.seal()
+        last = segments[-1] if segments else None
+        if last is not None and last.last_seq < last.first_seq and last.first_seq > floor_seq:
+            last.reopen_empty()
+        else:
+            wal._begin_segment(
+                max(floor_seq, last.last_seq if last else 0) + 1,
+                max(points_above, last.points_after if last else 0),
+            )
         return wal
 
     # -- writing ---------------------------------------------------------------------------------------
@@ -159,7 +165,11 @@ class Wal:
         if segment.last_seq < segment.first_seq:
             return
         age_s = (self._now_ns() - segment.header.created_ns) / 1e9
-        if segment.bytes >= self._settings.segment_bytes_max or age_s >= self._settings.segment_s_max:
+        # A negative age: the clock was ahead when the segment was begun. A full WAL: only sealed segments can
+        # be dropped, so waiting for this one to grow would be waiting for ever.
+        due_by_age = not 0 <= age_s < self._settings.segment_s_max
+        due_by_size = segment.bytes >= self._settings.segment_bytes_max
+        if due_by_age or due_by_size or self.bytes >= self._settings.wal_bytes_max:
             self._seal()
 
     def seal(self) -> None:
@@ -231,10 +241,10 @@ class Wal:
                 return entries
         return []
 
-    def rest_segments(self, before_seq: int) -> None:
-        """Unmaps sealed segments that end before a seq: every reader has passed them."""
+    def rest_segments(self, cursors: Sequence[int]) -> None:
+        """Unmaps the sealed segments that none of the cursors is in: nobody reads them just now."""
         for segment in self.segments():
-            if segment.last_seq < before_seq:
+            if not any(segment.first_seq - 1 <= seq < segment.last_seq for seq in cursors):
                 segment.rest()
 
     # -- giving space back -----------------------------------------------------------------------------
@@ -246,20 +256,24 @@ class Wal:
         each whole; the next truncation goes on. Raises `StorageFailed`.
         """
         dropped = 0
-        for segment in self.segments()[:-1]:
-            if segment.last_seq > confirmed_seq:
-                break
-            try:
-                segment.drop()
-            except OSError as exc:
-                raise StorageFailed(segment.path, f"cannot be removed: {exc.strerror}") from exc
-            with self._segments_mutex:
-                self._segments.remove(segment)
-                self._sealed_bytes -= segment.bytes
-            dropped += 1
-        if dropped:
-            sync_directory(self.directory)
+        with self._removal_mutex:
+            for segment in self.segments()[:-1]:
+                if segment.last_seq > confirmed_seq:
+                    break
+                try:
+                    segment.drop()
+                except OSError as exc:
+                    raise StorageFailed(segment.path, f"cannot be removed: {exc.strerror}") from exc
+                self._forget(segment)
+                dropped += 1
+            if dropped:
+                sync_directory(self.directory)
         return dropped
+
+    def _forget(self, segment: Segment) -> None:
+        with self._segments_mutex:
+            self._segments.remove(segment)
+            self._sealed_bytes -= segment.bytes
 
     def set_aside(self, path: Path, reason: str) -> SetAside | None:
         """Moves a sealed segment that turned out damaged out of the way; reading goes on behind it.
@@ -267,19 +281,19 @@ class Wal:
         None when the segment is not there any more (another reader did it). Raises `StorageFailed`, and
         `WalDamaged` for the last segment, which is being written to: that one needs a restart.
         """
-        with self._segments_mutex:
-            segment = next((segment for segment in self._segments if segment.path == path), None)
+        with self._removal_mutex:
+            segments = self.segments()
+            segment = next((segment for segment in segments if segment.path == path), None)
             if segment is None:
                 return None
-            if segment is self._segments[-1]:
+            if segment is segments[-1]:
                 raise WalDamaged(path, f"{reason}; it is the segment that is being written to")
-            self._segments.remove(segment)
-            self._sealed_bytes -= segment.bytes
-        directory = self.directory / DAMAGED_DIR
-        make_directory(directory)
-        moved = SetAside(segment.set_aside(directory), reason)
-        _note_reason(moved)
-        sync_directory(self.directory)
+            directory = self.directory / DAMAGED_DIR
+            make_directory(directory)
+            moved = SetAside(segment.set_aside(directory), reason)
+            self._forget(segment)
+            sync_directory(self.directory)
+            _note_reason(moved)
         self.damaged.append(moved)
         return moved
 
@@ -292,42 +306,64 @@ class Wal:
 def _recover(
     directory: Path, settings: WalSettings, wal_id: uuid.UUID
 ) -> tuple[list[Segment], list[SetAside]]:
-    """Opens what is there, oldest first; the last one for writing. Sets aside what is not readable."""
+    """Opens what is there for reading, oldest first, and sets aside what is not readable.
+
+    Nothing is changed when this raises `UnknownFormatVersion` or `WalDamaged`.
+    """
+    segments: list[Segment] = []
+    damage: dict[Path, str] = {}
+    foreign = 0
+    paths = segment_paths(directory)
+    for path in paths:
+        try:
+            segment = Segment.open(path, map_bytes=map_bytes_for(settings.segment_bytes_max))
+        except UnknownFormatVersion:
+            raise  # by name: a newer wal-ingest can read it
+        except WalDamaged as exc:
+            damage[path] = exc.reason
+            continue
+        if segment.header.wal_id == wal_id:
+            segments.append(segment)
+        else:
+            damage[path] = f"it belongs to another WAL ({segment.header.wal_id})"
+            foreign += 1
+    if foreign and not segments:
+        raise WalDamaged(directory, f"none of its {foreign} segments belongs to this WAL ({wal_id})")
+    if paths and paths[-1] not in damage:
+        _make_up_for_sync(paths[-1])
     for leftover in directory.glob(f"*{NEW_SUFFIX}"):
         # Never had an entry: it gets its real name only after its header, and entries only after that.
         leftover.unlink()
+    target = directory / DAMAGED_DIR
+    damaged = []
+    for path, reason in damage.items():
+        make_directory(target)
+        moved = SetAside(set_aside(path, target), reason)
+        sync_directory(directory)
+        _note_reason(moved)
+        damaged.append(moved)
     sync_directory(directory)
-    paths = sorted(directory.glob(f"*{SUFFIX}"))
-    segments: list[Segment] = []
-    damaged: list[SetAside] = []
-    for path in paths:
-        try:
-            segment = Segment(
-                path, map_bytes=map_bytes_for(settings.segment_bytes_max), sealed=path != paths[-1]
-            )
-            if segment.header.wal_id != wal_id:
-                segment.close()
-                raise WalDamaged(path, f"it belongs to another WAL ({segment.header.wal_id})")
-        except UnknownFormatVersion:
-            raise  # by name, and nothing was touched: a newer wal-ingest can read it
-        except WalDamaged as exc:
-            target = directory / DAMAGED_DIR
-            make_directory(target)
-            moved = SetAside(set_aside(path, target), exc.reason)
-            _note_reason(moved)
-            sync_directory(directory)
-            damaged.append(moved)
-        else:
-            segments.append(segment)
-    if segments and segments[-1].path == paths[-1]:
-        segments[-1].sync()
     return segments, damaged
+
+
+def _make_up_for_sync(path: Path) -> None:
+    """Syncs what a killed process may have left in the page cache only. Raises `StorageFailed`."""
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise StorageFailed(path, f"cannot be synced: {exc.strerror}") from exc
+
+
+def _set_aside_earlier(directory: Path) -> list[Path]:
+    """Every damaged segment ever set aside: its seqs must not be given out again either."""
+    return [path for path in (directory / DAMAGED_DIR).glob("*") if _start_of(path)]
 
 
 def _start_of(path: Path) -> int:
     """The first seq in a segment's file name; 0 when the name says none."""
-    digits = path.name[: len(segment_name(0)) - len(SUFFIX)]
-    return int(digits) if digits.isdigit() else 0
+    digits = path.name[:SEQ_DIGITS]
+    return int(digits) if len(digits) == SEQ_DIGITS and digits.isdigit() else 0
 
 
 def _end_of(path: Path) -> int:

@@ -5,7 +5,8 @@ Invariants:
 * The file `<first seq, 20 digits>.lmdb` appears under that name only with its header record in it, and the
   name is durable before any seq in it is acknowledged.
 * Key 0 (no entry ever has it) holds the header record; keys from the first seq on hold entries, without gaps.
-* Only the last segment is written to. A sealed one is never changed again, so it is read without LMDB's lock file.
+* Only the last segment is written to, and only by the process that made it. A sealed one is never changed again,
+  so it is read without LMDB's lock file.
 
 What a crash leaves: before the rename, a file `….lmdb.new` that never held an entry; after it, a segment
 with no entries, which is as good as a full one.
@@ -23,9 +24,11 @@ from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.directory import sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
 from wal_ingest.wal.gzip_codec import crc32
-from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path
+from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path, verify
+from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 
 SUFFIX = ".lmdb"
+SEQ_DIGITS = 20
 NEW_SUFFIX = ".lmdb.new"
 VERSION = 1
 MAGIC = b"walingst"
@@ -71,32 +74,79 @@ class SegmentHeader:
         return cls(uuid.UUID(bytes=wal_id), first_seq, points_before, created_ns)
 
 
-class Segment:
-    """A segment that is open. `last_seq` is `first_seq - 1` while it holds no entry.
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What a segment says of itself: its header, and where its entries end.
 
-    Thread rules: `append` and `seal` on the writer thread only; `read` on any thread. A lock keeps `seal` and
-    `close` from unmapping the file under a read; `append` does not take it, so reads never hold a commit up.
+    `last_seq` is `first_seq - 1` while there is no entry.
     """
 
-    def __init__(self, path: Path, *, map_bytes: int, sealed: bool, readonly: bool = False) -> None:
-        """Opens an existing segment and reads its header and its last entry.
+    header: SegmentHeader
+    last_seq: int
+    points_after: int
+    last_accepted_ns: int
+    bytes: int
 
-        A sealed one is always read-only; `readonly` opens the last one so that another process may write to it.
-        Raises `WalDamaged` (or `UnknownFormatVersion`), `StorageFailed`.
-        """
+
+def read_ends(path: Path) -> Ends:
+    """Reads a segment's ends without LMDB's engine, also while a server writes to it.
+
+    Raises `UnknownFormatVersion`, `WalDamaged`, `StorageFailed`.
+    """
+    return snapshot(path, _ends)
+
+
+def _ends(reader: PageReader) -> Ends:
+    path = reader.path
+    record = reader.get(_HEADER_KEY)
+    if record is None:
+        raise WalDamaged(path, "the segment has no header record")
+    header = SegmentHeader.decode(record, path)
+    if segment_name(header.first_seq) != path.name:
+        raise WalDamaged(path, f"the header says that its first seq is {header.first_seq}")
+    last = reader.last()
+    if last is None or last[0] == _HEADER_KEY:
+        return Ends(header, header.first_seq - 1, header.points_before, header.created_ns, reader.used_bytes)
+    entry = _decode(last, path)
+    return Ends(header, entry.seq, entry.points_before + entry.points, entry.accepted_ns, reader.used_bytes)
+
+
+def read_entry(path: Path, seq: int) -> Entry | None:
+    """One entry, read without LMDB's engine. Raises `WalDamaged`, `StorageFailed`."""
+    key = seq.to_bytes(8, "big")
+    value = snapshot(path, lambda reader: reader.get(key))
+    return None if value is None else _decode((key, value), path)
+
+
+class Segment:
+    """A segment. `last_seq` is `first_seq - 1` while it holds no entry.
+
+    Written to by one process life only: a segment from an earlier one is sealed, however small, so that
+    nothing is ever appended to a file that a crash left behind.
+
+    Thread rules: `append` and `seal` on the writer thread only; `read` on any thread. A lock keeps `seal` and
+    `rest` from unmapping the file under a read; `append` does not take it, so reads never hold a commit up.
+    """
+
+    def __init__(self, path: Path, ends: Ends, *, map_bytes: int, file: LmdbFile | None) -> None:
+        """Use `open` or `create`. With a `file` the segment can be appended to."""
         self.path = path
-        self.sealed = sealed
-        self._readonly = readonly
+        self.header = ends.header
+        self.last_seq = ends.last_seq
+        self.points_after = ends.points_after
+        self.last_accepted_ns = ends.last_accepted_ns
+        self.bytes = ends.bytes
+        self.sealed = file is None
         self._map_bytes = map_bytes
         self._mutex = threading.Lock()
-        self._file: LmdbFile | None = self._open()
-        try:
-            self._read_ends()
-        except WalDamaged:
-            self.close()
-            raise
-        if sealed:
-            self.close()
+        self._file = file
+        self._verified = file is not None
+        self._dropped = False
+
+    @classmethod
+    def open(cls, path: Path, *, map_bytes: int) -> Segment:
+        """An existing segment, for reading. Raises `WalDamaged` (or `UnknownFormatVersion`), `StorageFailed`."""
+        return cls(path, read_ends(path), map_bytes=map_bytes, file=None)
 
     @classmethod
     def create(cls, directory: Path, header: SegmentHeader, *, segment_bytes_max: int) -> Segment:
@@ -113,31 +163,15 @@ class Segment:
             file.close()
         new.rename(path)
         sync_directory(directory)
-        return cls(path, map_bytes=map_bytes, sealed=False)
+        return cls(path, read_ends(path), map_bytes=map_bytes, file=LmdbFile(path, map_bytes=map_bytes))
 
-    def _open(self) -> LmdbFile:
-        readonly = self.sealed or self._readonly
-        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=readonly, lock=not self.sealed)
-
-    def _read_ends(self) -> None:
-        file = self._file
-        assert file is not None
-        record = file.get(_HEADER_KEY)
-        if record is None:
-            raise WalDamaged(self.path, "the segment has no header record")
-        self.header = SegmentHeader.decode(record, self.path)
-        if segment_name(self.header.first_seq) != self.path.name:
-            raise WalDamaged(self.path, f"the header says that its first seq is {self.header.first_seq}")
-        self.last_seq = self.header.first_seq - 1
-        self.points_after = self.header.points_before
-        self.last_accepted_ns = self.header.created_ns
-        last = file.last()
-        if last is not None and last[0] != _HEADER_KEY:
-            entry = _decode(last, self.path)
-            self.last_seq = entry.seq
-            self.points_after = entry.points_before + entry.points
-            self.last_accepted_ns = entry.accepted_ns
-        self.bytes = file.used_bytes
+    def reopen_empty(self) -> None:
+        """Makes a segment that never held an entry writable: its successor would need the same name."""
+        assert self.last_seq < self.first_seq
+        verify(self.path)
+        self._file = LmdbFile(self.path, map_bytes=self._map_bytes)
+        self._verified = True
+        self.sealed = False
 
     @property
     def first_seq(self) -> int:
@@ -169,20 +203,34 @@ class Segment:
 
         None when the segment has been dropped meanwhile. Raises `WalDamaged` naming the entry, `StorageFailed`.
         """
-        key = max(after_seq + 1, self.first_seq).to_bytes(8, "big")
+        first = max(after_seq + 1, self.first_seq)
         with self._mutex:
             if self._dropped:
                 return None
             if self._file is None:
-                self._file = self._open()
-            items = self._file.read_from(key, bytes_max=bytes_max)
-        return [_decode(item, self.path) for item in items]
+                self._file = self._open_sealed()
+            items = self._file.read_from(first.to_bytes(8, "big"), bytes_max=bytes_max)
+        entries = [_decode(item, self.path) for item in items]
+        self._check_order(entries, first)
+        return entries
 
-    def sync(self) -> None:
-        """Makes durable what a killed process may have left in the page cache only."""
-        assert self._file is not None
-        self._file.sync()
-        self._file.free_stale_readers()
+    def _open_sealed(self) -> LmdbFile:
+        if not self._verified:
+            verify(self.path)
+            self._verified = True
+        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=True, lock=False)
+
+    def _check_order(self, entries: list[Entry], first: int) -> None:
+        """Raises `WalDamaged` when an entry is missing: nothing may be passed over in silence."""
+        expected, points_before = first, entries[0].points_before if entries else 0
+        for entry in entries:
+            if entry.seq != expected or entry.points_before != points_before:
+                raise WalDamaged(
+                    self.path, f"entry {expected} is missing, or does not count on from the one before"
+                )
+            expected, points_before = expected + 1, points_before + entry.points
+        if not entries and first <= self.last_seq:
+            raise WalDamaged(self.path, f"entry {first} is missing")
 
     def seal(self) -> None:
         """Ends the writing: from here on the segment is read-only. Writer thread only."""
@@ -211,7 +259,6 @@ class Segment:
         with self._mutex:
             self._dropped = True
             self.close()
-            lock_path(self.path).unlink(missing_ok=True)
             return set_aside(self.path, directory)
 
     def close(self) -> None:
@@ -220,12 +267,15 @@ class Segment:
             self._file.close()
             self._file = None
 
-    _dropped = False
-
 
 def segment_name(first_seq: int) -> str:
     """The file name of the segment that begins with `first_seq`."""
-    return f"{first_seq:020d}{SUFFIX}"
+    return f"{first_seq:0{SEQ_DIGITS}d}{SUFFIX}"
+
+
+def segment_paths(directory: Path) -> list[Path]:
+    """The segments in a directory, oldest first. Files of any other name are nobody's business here."""
+    return sorted(directory.glob("[0-9]" * SEQ_DIGITS + SUFFIX))
 
 
 def map_bytes_for(segment_bytes_max: int) -> int:
@@ -241,6 +291,7 @@ def set_aside(path: Path, directory: Path) -> Path:
         number += 1
         target = directory / f"{path.name}.{number}"
     path.rename(target)
+    lock_path(path).unlink(missing_ok=True)
     return target
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,10 +31,11 @@ from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import sync_directory
 from wal_ingest.wal.entry import Destination
-from wal_ingest.wal.lmdb_file import Item, LmdbFile
+from wal_ingest.wal.lmdb_file import Item, LmdbFile, verify
+from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 
 STATE_NAME = "state.lmdb"
-_VERSION = 1
+_VERSION = b"1"
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
 _READ_BYTES = 1 << 20
 
@@ -58,48 +60,78 @@ class _StoredLetter(msgspec.Struct, frozen=True):
     bucket: str
 
 
+@dataclass(frozen=True, slots=True)
+class StateView:
+    """What a state file says: the WAL's identity, and each sink's cursor by its name."""
+
+    wal_id: uuid.UUID
+    cursors: dict[str, Cursor]
+
+
+def read_state(path: Path) -> StateView:
+    """Reads a state file without LMDB's engine, also while a server writes to it.
+
+    Raises `UnknownFormatVersion`, `WalDamaged`, `StorageFailed`.
+    """
+    return snapshot(path, _view)
+
+
+def check_state(path: Path) -> None:
+    """Verifies a state file before LMDB's engine is trusted with it. Raises as `read_state` does."""
+    read_state(path)
+    verify(path)
+
+
+def _view(reader: PageReader) -> StateView:
+    version, node = reader.get(_KEY_FORMAT), reader.get(_KEY_NODE)
+    if version is not None and version != _VERSION:
+        raise UnknownFormatVersion(
+            reader.path, f"state format version {version!r} is not known to this program ({_VERSION!r} is)"
+        )
+    if node is None:
+        raise WalDamaged(reader.path, "it holds no identity")
+    cursors = {}
+    try:
+        for key, value in reader.items_from(_CURSOR):
+            if not key.startswith(_CURSOR):
+                break
+            cursors[key.removeprefix(_CURSOR).decode()] = msgspec.json.decode(value, type=Cursor)
+        return StateView(msgspec.json.decode(node, type=_Node).wal_id, cursors)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
+
+
+def _make(path: Path, node: _Node) -> None:
+    file = LmdbFile(path, map_bytes=_MAP_BYTES, lock=False)
+    try:
+        file.write([(_KEY_FORMAT, _VERSION), (_KEY_NODE, msgspec.json.encode(node))])
+    finally:
+        file.close()
+
+
 class State:
     """The state file of one data directory. `commit_cursor` may be called on any thread."""
 
-    def __init__(
-        self, data_dir: Path, *, now_ns: int, readonly: bool = False, adopt: uuid.UUID | None = None
-    ) -> None:
+    def __init__(self, data_dir: Path, *, now_ns: int, adopt: uuid.UUID | None = None) -> None:
         """Opens the file, or makes it: with the identity `adopt`, or a new one when that is None.
 
-        Raises `UnknownFormatVersion`, `WalDamaged` when it is no state file, `StorageFailed`.
+        The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
         """
         self.path = data_dir / STATE_NAME
-        self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES, readonly=readonly)
+        new = data_dir / f"{STATE_NAME}.new"
+        new.unlink(missing_ok=True)  # a crash kept it from ever being the state
+        if not self.path.exists():
+            _make(new, _Node(adopt or uuid.uuid4(), now_ns))
+            new.rename(self.path)
+        self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES)
         self._mutex = threading.Lock()
-        try:
-            if not readonly:
-                self._file.sync()  # see the WAL's opening: a kill -9 may have left this undone
-                self._file.free_stale_readers()
-                sync_directory(data_dir)
-            self.wal_id = self._identity(now_ns, readonly, adopt)
-            self._cursors = dict(self._stored_cursors())
-            self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
-        except (WalDamaged, msgspec.DecodeError) as exc:
-            self._file.close()
-            if isinstance(exc, WalDamaged):
-                raise
-            raise WalDamaged(self.path, f"a record cannot be read: {exc}") from exc
-
-    def _identity(self, now_ns: int, readonly: bool, adopt: uuid.UUID | None) -> uuid.UUID:
-        version = self._file.get(_KEY_FORMAT)
-        stored = self._file.get(_KEY_NODE)
-        if version is not None and version != str(_VERSION).encode():
-            self._file.close()
-            raise UnknownFormatVersion(
-                self.path, f"state format version {version!r} is not known to this program ({_VERSION} is)"
-            )
-        if stored is not None:
-            return msgspec.json.decode(stored, type=_Node).wal_id
-        if readonly:
-            raise WalDamaged(self.path, "it holds no identity")
-        node = _Node(adopt or uuid.uuid4(), now_ns)
-        self._file.write([(_KEY_FORMAT, str(_VERSION).encode()), (_KEY_NODE, msgspec.json.encode(node))])
-        return node.wal_id
+        self._file.sync()  # see the WAL's opening: a kill -9 may have left this undone
+        self._file.free_stale_readers()
+        sync_directory(data_dir)
+        view = read_state(self.path)
+        self.wal_id = view.wal_id
+        self._cursors = view.cursors
+        self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
 
     # -- cursors ---------------------------------------------------------------------------------------
 
@@ -129,12 +161,6 @@ class State:
             self._file.write(puts)
             self._cursors[sink] = cursor
             self._letter_counts[sink] = number + len(letters)
-
-    def _stored_cursors(self) -> Iterator[tuple[str, Cursor]]:
-        for key, value in self._file.read_from(_CURSOR, bytes_max=_READ_BYTES):
-            if not key.startswith(_CURSOR):
-                return
-            yield key.removeprefix(_CURSOR).decode(), msgspec.json.decode(value, type=Cursor)
 
     # -- dead letters ----------------------------------------------------------------------------------
 

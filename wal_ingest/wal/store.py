@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wal_ingest.errors import WalDamaged
+from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.cursor import Cursor, DeadLetter
-from wal_ingest.wal.directory import DirectoryLock, make_directory
-from wal_ingest.wal.log import Wal
-from wal_ingest.wal.segment import SUFFIX, Segment
-from wal_ingest.wal.state import STATE_NAME, State
+from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
+from wal_ingest.wal.log import DAMAGED_DIR, Wal
+from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
+from wal_ingest.wal.state import STATE_NAME, State, check_state
 
 WAL_DIR = "wal"
 
@@ -27,16 +27,23 @@ class Store:
     def __init__(self, data_dir: Path, settings: WalSettings, *, now_ns: Callable[[], int]) -> None:
         """Opens or begins a data directory.
 
-        Raises `DataDirLocked`, `ConfigError` (the directory cannot be made), `UnknownFormatVersion`,
-        `WalDamaged` (the state file), `StorageFailed`.
+        `state_trouble` says afterwards what was wrong with the state file, or is empty. Raises `DataDirLocked`,
+        `ConfigError` (the directory cannot be made), `UnknownFormatVersion`, `WalDamaged` (all segments belong to
+        another WAL), `StorageFailed`.
         """
         make_directory(data_dir)
+        # Its name may be as new as the process that was killed right after making it.
+        sync_directory(data_dir.absolute().parent)
         self.data_dir = data_dir
         self._lock = DirectoryLock(data_dir)
         try:
             wal_dir = data_dir / WAL_DIR
-            self.state_lost = not (data_dir / STATE_NAME).exists() and any(wal_dir.glob(f"*{SUFFIX}"))
-            adopt = _identity_in(wal_dir) if self.state_lost else None
+            self.state_trouble = _set_damaged_state_aside(data_dir)
+            adopt = None
+            if not (data_dir / STATE_NAME).exists():
+                adopt = _identity_in(wal_dir)
+                if adopt is not None and not self.state_trouble:
+                    self.state_trouble = "the state file was missing"
             self.state = State(data_dir, now_ns=now_ns(), adopt=adopt)
             cursors = self.state.cursors().values()
             self.wal = Wal.open(
@@ -67,11 +74,34 @@ class Store:
         self._lock.close()
 
 
+def _set_damaged_state_aside(data_dir: Path) -> str:
+    """Moves a state file that cannot be used out of the way, whole; returns what was wrong with it, or "".
+
+    No point is lost by going on without it: every sink is given everything that is kept once more. A file from a
+    newer wal-ingest is not damaged: `UnknownFormatVersion`, and it stays.
+    """
+    path = data_dir / STATE_NAME
+    if not path.exists():
+        return ""
+    try:
+        check_state(path)
+    except UnknownFormatVersion:
+        raise
+    except WalDamaged as exc:
+        directory = data_dir / WAL_DIR / DAMAGED_DIR
+        make_directory(directory)
+        moved = set_aside(path, directory)
+        sync_directory(directory)
+        sync_directory(data_dir)
+        return f"the state file was damaged ({exc.reason}) and is set aside as {moved}"
+    return ""
+
+
 def _identity_in(wal_dir: Path) -> uuid.UUID | None:
     """The identity that the oldest readable segment carries: what a lost state file is made again with."""
-    for path in sorted(wal_dir.glob(f"*{SUFFIX}")):
+    for path in segment_paths(wal_dir):
         try:
-            return Segment(path, map_bytes=path.stat().st_size, sealed=True).header.wal_id
+            return read_ends(path).header.wal_id
         except WalDamaged:
             continue
     return None

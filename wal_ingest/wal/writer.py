@@ -5,6 +5,7 @@ Invariants:
 * An append returns only after the commit that holds its entries has returned: an acknowledgement is a value.
 * No timer gathers appends. While one sync is under way the next ones queue, and all of them share the next
   commit, up to `commit_bytes_max`: the sync in progress is the gathering window. A lone append waits for nothing.
+* No append waits for ever: after `commit_wait_s_max` its sender is told to come back, and what became of it is unknown.
 * A failed commit is final. Everyone who waits gets `WalBroken`, so does everyone who comes after; `failed` is set,
   and the service ends the process. Nothing is tried again, least of all a sync.
 
@@ -19,14 +20,17 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
 import trio
 
 from wal_ingest.errors import (
     AppendQueueFull,
     ComeBackLater,
+    CommitTooSlow,
     Stopping,
     StorageFailed,
     WalBroken,
@@ -40,6 +44,8 @@ from wal_ingest.wal.log import Appended, Wal
 # What a sender is told to wait when the WAL is full: draining takes longer than a commit.
 _FULL_RETRY_AFTER_S = 10
 _BUSY_RETRY_AFTER_S = 1
+
+_log = structlog.get_logger("wal_ingest.wal")
 
 
 class _Ticket:
@@ -78,8 +84,15 @@ class Writer:
     """
 
     def __init__(
-        self, wal: Wal, settings: WalSettings, *, free_bytes: Callable[[Path], int] = free_disk_bytes
+        self,
+        wal: Wal,
+        settings: WalSettings,
+        *,
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic_s = monotonic_s
+        self._commit_began_s: float | None = None
         self._wal = wal
         self._settings = settings
         self._free_bytes = free_bytes
@@ -98,7 +111,8 @@ class Writer:
     async def append(self, entries: Sequence[NewEntry]) -> Appended:
         """Makes entries durable, all or none, and returns their seqs. At least one entry.
 
-        Raises `WalFull`, `AppendQueueFull`, `Stopping` (nothing was stored), `WalBroken` (unknown, see there).
+        Raises `WalFull`, `AppendQueueFull`, `Stopping` (nothing was stored), `WalBroken` and `CommitTooSlow`
+        (unknown, see there).
 
         **Cancellation:** the caller stops waiting; the entries may become durable nevertheless.
         """
@@ -107,7 +121,13 @@ class Writer:
         ticket = _Ticket(entries, size)
         self._queued_bytes += size
         self._queue.put(ticket)
-        await ticket.done.wait()
+        with trio.move_on_after(self._settings.commit_wait_s_max):
+            await ticket.done.wait()
+        if not ticket.done.is_set():
+            raise CommitTooSlow(
+                f"not committed within {self._settings.commit_wait_s_max:g} s (wal.commit_wait_s_max)",
+                retry_after_s=_FULL_RETRY_AFTER_S,
+            )
         if ticket.error is not None:
             raise ticket.error
         assert ticket.appended is not None
@@ -121,6 +141,11 @@ class Writer:
             return Stopping("the server is shutting down", retry_after_s=_BUSY_RETRY_AFTER_S)
         if self._full is not None:
             return WalFull(self._full, retry_after_s=_FULL_RETRY_AFTER_S)
+        began_s = self._commit_began_s
+        if began_s is not None and self._monotonic_s() - began_s > self._settings.commit_wait_s_max:
+            return CommitTooSlow(
+                "the disk has not finished a commit in time", retry_after_s=_FULL_RETRY_AFTER_S
+            )
         return None
 
     def _admit(self, size: int) -> None:
@@ -209,7 +234,9 @@ class Writer:
         last = False
         while not last:
             tickets, seals, last = self._take()
+            self._commit_began_s = self._monotonic_s()
             self._commit(tickets, seals)
+            self._commit_began_s = None
             waiting: list[_Ticket | _SealRequest] = [*tickets, *seals]
             token.run_sync_soon(self._settle, waiting, sum(ticket.bytes for ticket in tickets))
 
@@ -250,8 +277,9 @@ class Writer:
                 return
             except (StorageFailed, WalDamaged) as exc:
                 self.failure = exc
-            except OSError as exc:
-                self.failure = StorageFailed(self._wal.directory, str(exc))
+            except Exception as exc:  # whatever it is, those who wait must be told
+                _log.exception("the WAL failed in a way that is a bug")
+                self.failure = StorageFailed(self._wal.directory, f"{type(exc).__name__}: {exc}")
         for ticket in tickets:
             if ticket.appended is None:
                 ticket.error = WalBroken(f"the WAL failed: {self.failure}", retry_after_s=_FULL_RETRY_AFTER_S)

@@ -1,0 +1,348 @@
+"""Damage as a table: what was hit is set aside whole and reported, the rest survives, and new points are taken.
+
+Whatever is done to a file, the process must live: LMDB's engine is never handed a file that was not verified.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.wal.factories import MIB, fill, new_entry, open_store, read_all
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.segment import SegmentHeader
+
+PAGE = 4096
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flips every bit of a byte."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+def flip_header(path: Path) -> None:
+    """Flips a byte in every copy of the header record: LMDB leaves old pages behind, and only it knows which."""
+    offsets = [match.start() for match in re.finditer(b"walingst", path.read_bytes())]
+    assert offsets
+    for offset in offsets:
+        flip(path, offset + 30)
+
+
+def zero(path: Path, *numbers: int) -> None:
+    """Zeroes pages, as a torn write does."""
+    with path.open("r+b") as file:
+        for page in numbers:
+            file.seek(page * PAGE)
+            file.write(bytes(PAGE))
+
+
+def pages(path: Path) -> int:
+    """How many pages a file has."""
+    return path.stat().st_size // PAGE
+
+
+def cut(path: Path, part: float) -> None:
+    """Cuts a file at a page's end."""
+    os.truncate(path, int(pages(path) * part) * PAGE)
+
+
+def zero_tree(path: Path) -> None:
+    """Zeroes every page of the tree, whatever its state; the entries' own pages stay."""
+    content = path.read_bytes()
+    for page in range(2, pages(path)):
+        flags = int.from_bytes(content[page * PAGE + 10 : page * PAGE + 12], "little")
+        number = int.from_bytes(content[page * PAGE : page * PAGE + 8], "little")
+        if flags in (1, 2) and number == page:
+            zero(path, page)
+
+
+def three_segments(tmp_path: Path) -> list[Path]:
+    """Three segments of about ten entries each, 25 in all, and the paths of their files."""
+    store = open_store(tmp_path)
+    fill(store, 25)
+    paths = [segment.path for segment in store.wal.segments()]
+    store.close()
+    assert len(paths) == 3
+    return paths
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty file": lambda path: path.write_bytes(b""),
+    "cut within the meta pages": lambda path: os.truncate(path, 5000),
+    "cut to a twentieth": lambda path: cut(path, 0.05),
+    "cut in half": lambda path: cut(path, 0.5),
+    "torn tail": lambda path: cut(path, 0.95),
+    "last byte missing": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "foreign file": lambda path: path.write_bytes(b"not LMDB at all" * 1000),
+    "both meta pages zeroed": lambda path: zero(path, 0, 1),
+    "tree pages zeroed": zero_tree,
+    "header record flipped": flip_header,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_damaged_segment_is_set_aside_and_the_others_survive(
+    tmp_path: Path, damage: Callable[[Path], object], which: int
+) -> None:
+    paths = three_segments(tmp_path)
+    starts = [int(path.name[:20]) for path in paths] + [26]
+    damage(paths[which])
+    evidence = paths[which].read_bytes()
+
+    store = open_store(tmp_path)
+
+    [moved] = store.wal.damaged
+    assert moved.path.read_bytes() == evidence
+    assert moved.reason
+    assert moved.reason in moved.path.with_name(moved.path.name + ".reason.txt").read_text()
+    lost = range(starts[which], starts[which + 1])
+    survivors = [seq for seq in range(1, 26) if seq not in lost]
+    assert [seq for seq, _ in read_all(store)] == survivors
+    [[appended]] = [store.wal.commit([[new_entry(99)]])]
+    assert appended.first_seq > 25
+    assert [seq for seq, _ in read_all(store)] == [*survivors, appended.first_seq]
+    store.close()
+    store = open_store(tmp_path)
+    assert [seq for seq, _ in read_all(store)] == [*survivors, appended.first_seq]
+    store.close()
+
+
+def test_a_damaged_entry_is_found_when_it_is_read_and_its_segment_set_aside(tmp_path: Path) -> None:
+    paths = three_segments(tmp_path)
+    flip(paths[1], paths[1].stat().st_size // 2)
+    store = open_store(tmp_path)
+    first = store.wal.segments()[0]
+    with pytest.raises(WalDamaged) as caught:
+        read_all(store)
+    assert caught.value.path == paths[1]
+    moved = store.wal.set_aside(caught.value.path, caught.value.reason)
+    assert moved is not None
+    assert moved.path.exists()
+    assert store.wal.set_aside(caught.value.path, "again") is None
+    third = store.wal.segments()[-2]
+    assert [seq for seq, _ in read_all(store)] == [
+        *range(1, first.last_seq + 1),
+        *range(third.first_seq, 26),
+    ]
+    store.close()
+
+
+def test_a_segment_of_another_wal_is_set_aside(tmp_path: Path) -> None:
+    ours, other = open_store(tmp_path / "ours"), open_store(tmp_path / "other")
+    for store in (ours, other):
+        store.wal.commit([[new_entry(1)]])
+        store.wal.seal()
+        store.wal.commit([[new_entry(2)]])
+        store.close()
+    name = "00000000000000000001.lmdb"
+    (tmp_path / "other" / "wal" / name).replace(tmp_path / "ours" / "wal" / name)
+    store = open_store(tmp_path / "ours")
+    assert "another WAL" in store.wal.damaged[0].reason
+    assert [seq for seq, _ in read_all(store)] == [2]
+    store.close()
+
+
+def test_where_every_segment_is_foreign_nothing_is_touched(tmp_path: Path) -> None:
+    for name in ("ours", "other"):
+        store = open_store(tmp_path / name)
+        store.wal.commit([[new_entry(1)]])
+        store.close()
+    (tmp_path / "other" / "state.lmdb").replace(tmp_path / "ours" / "state.lmdb")
+    before = sorted(path.name for path in (tmp_path / "ours" / "wal").glob("*.lmdb"))
+    with pytest.raises(WalDamaged, match="none of its 1 segments belongs to this WAL"):
+        open_store(tmp_path / "ours")
+    assert sorted(path.name for path in (tmp_path / "ours" / "wal").glob("*.lmdb")) == before
+
+
+def test_swapped_segments_are_set_aside(tmp_path: Path) -> None:
+    paths = three_segments(tmp_path)
+    spare = tmp_path / "spare"
+    paths[0].rename(spare)
+    paths[1].rename(paths[0])
+    spare.rename(paths[1])
+    store = open_store(tmp_path)
+    assert len(store.wal.damaged) == 2
+    assert all("says that its first seq" in item.reason for item in store.wal.damaged)
+    store.close()
+
+
+def test_a_format_version_from_the_future_is_refused_by_name_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("wal_ingest.wal.segment.VERSION", 2)
+        store = open_store(tmp_path)
+        store.close()
+    before = {path: path.read_bytes() for path in (tmp_path / "wal").glob("*.lmdb")}
+    with pytest.raises(UnknownFormatVersion, match="version 2"):
+        open_store(tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "wal").glob("*.lmdb")} == before
+
+
+def test_a_lost_state_file_costs_no_entry(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)], [new_entry(2)]])
+    store.state.commit_cursor("influxdb", Cursor(1, 1))
+    wal_id = store.state.wal_id
+    store.close()
+    (tmp_path / "state.lmdb").unlink()
+    store = open_store(tmp_path)
+    assert store.state_trouble == "the state file was missing"
+    assert store.state.wal_id == wal_id
+    assert store.cursor("influxdb") == Cursor(0, 0)
+    assert [seq for seq, _ in read_all(store)] == [1, 2]
+    store.close()
+
+
+def test_a_segment_header_survives_its_codec(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    header = SegmentHeader(store.wal.wal_id, 12, 345, 678)
+    assert SegmentHeader.decode(header.encode(), tmp_path) == header
+    store.close()
+
+
+STATE_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty file": lambda path: path.write_bytes(b""),
+    "one page only": lambda path: os.truncate(path, PAGE),
+    "foreign file": lambda path: path.write_bytes(b"not LMDB at all" * 1000),
+    "tree pages zeroed": zero_tree,
+}
+
+
+@pytest.mark.parametrize("damage", STATE_DAMAGE.values(), ids=STATE_DAMAGE.keys())
+def test_a_damaged_state_file_is_set_aside_and_costs_no_entry(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)], [new_entry(2)]])
+    store.commit_cursor("influxdb", Cursor(1, 1))
+    wal_id = store.state.wal_id
+    store.close()
+    path = tmp_path / "state.lmdb"
+    damage(path)
+    evidence = path.read_bytes()
+    store = open_store(tmp_path)
+    assert "the state file was damaged" in store.state_trouble
+    assert (tmp_path / "wal" / "damaged" / "state.lmdb").read_bytes() == evidence
+    assert store.state.wal_id == wal_id
+    assert [seq for seq, _ in read_all(store)] == [1, 2]
+    [appended] = store.wal.commit([[new_entry(3)]])
+    assert appended.first_seq == 3
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_never_ends_the_process_and_never_shows_a_wrong_entry(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    store = open_store(tmp_path)
+    expected = {}
+    for number in range(1, 200):
+        store.wal.commit([[new_entry(number, points=rng.randrange(1, 200))]])
+        if number % 60 == 0:
+            store.wal.seal()
+    expected = dict(read_all(store))
+    store.close()
+    originals = {path: path.read_bytes() for path in (tmp_path / "wal").glob("*.lmdb")}
+    for _round in range(25):
+        path = rng.choice(list(originals))
+        page = rng.randrange(pages(path))
+        if rng.random() < 0.5:
+            zero(path, page)
+        else:
+            flip(path, page * PAGE + rng.randrange(PAGE))
+        found, store = [], open_store(tmp_path)
+        while True:
+            try:
+                found = read_all(store)
+                break
+            except WalDamaged as exc:
+                store.wal.set_aside(exc.path, exc.reason)
+        assert all(lines == expected[seq] for seq, lines in found)
+        lost = {int(moved.path.name[:20]) for moved in store.wal.damaged}
+        assert len(lost) <= 1
+        store.wal.commit([[new_entry(1)]])
+        store.close()
+        for extra in [*(tmp_path / "wal").glob("*.lmdb"), *(tmp_path / "wal" / "damaged").glob("*")]:
+            extra.unlink()
+        for original, content in originals.items():
+            original.write_bytes(content)
+
+
+def remove(path: Path, *seqs: int) -> None:
+    """Takes entries out of a segment, in a way that LMDB finds fine."""
+    file = LmdbFile(path, map_bytes=MIB * 64)
+    file.write([], [seq.to_bytes(8, "big") for seq in seqs])
+    file.close()
+
+
+@pytest.mark.parametrize("missing", [(5,), (9, 10), (1,)])
+def test_a_missing_entry_is_damage_and_never_passed_over(tmp_path: Path, missing: tuple[int, ...]) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(number) for number in range(1, 21)]])
+    [segment] = store.wal.segments()
+    store.close()
+    remove(segment.path, *missing)
+    store = open_store(tmp_path)
+    with pytest.raises(WalDamaged, match=f"entry {missing[0]} is missing"):
+        read_all(store)
+    with pytest.raises(WalDamaged, match=f"entry {missing[0]} is missing"):
+        store.wal.read(missing[0] - 1, bytes_max=1)
+    store.close()
+
+
+def test_an_append_that_lmdb_would_skip_is_an_error_and_stores_nothing(tmp_path: Path) -> None:
+    file = LmdbFile(tmp_path / "x.lmdb", map_bytes=MIB)
+    file.append([(b"5", b"five")])
+    with pytest.raises(StorageFailed, match="1 of 3 entries"):
+        file.append([(b"4", b"four"), (b"5", b"other"), (b"6", b"six")])
+    assert file.read_from(b"", bytes_max=MIB) == [(b"5", b"five")]
+    file.close()
+
+
+def test_seqs_are_not_reused_when_the_numbering_was_not_moved_on_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(number) for number in range(1, 51)]])
+    store.close()
+    [path] = (tmp_path / "wal").glob("*.lmdb")
+    path.write_bytes(b"")
+
+    def crash(*_: object) -> None:
+        raise StorageFailed(path, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wal_ingest.wal.log._note_reason", crash)
+        with pytest.raises(StorageFailed):
+            open_store(tmp_path)
+    store = open_store(tmp_path)
+    [appended] = store.wal.commit([[new_entry(51)]])
+    assert appended.first_seq > 50
+    store.close()
+
+
+def test_truncation_and_setting_aside_may_meet_over_one_segment(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for number in (1, 2):
+        store.wal.commit([[new_entry(number)]])
+        store.wal.seal()
+    first, second, _last = store.wal.segments()
+    assert store.wal.truncate(1) == 1
+    assert store.wal.set_aside(first.path, "too late") is None
+    assert store.wal.set_aside(second.path, "damaged") is not None
+    assert store.wal.truncate(2) == 0
+    store.close()

@@ -1,0 +1,228 @@
+"""LMDB files read page by page, without the engine: for files that may be damaged or belong to a running server.
+
+LMDB's engine maps a file and trusts it: a zeroed page ends the process by an assertion, a short file by
+SIGBUS. And to read beside a writer it must write itself, a slot in the lock file. This reader does neither.
+It takes pages with `pread`, checks every offset before it follows it, and calls whatever it finds odd damage.
+
+Beside a running writer: LMDB never overwrites a page of its latest two states, so what was read is
+whole as long as the file is at most one transaction further on afterwards. `snapshot` sees to that, by trying again.
+
+The layout (LMDB 0.9, data format 1, 64 bit, the machine's byte order) is that of `struct MDB_page`, `MDB_meta` and
+`MDB_node` in LMDB's mdb.c.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from wal_ingest.errors import StorageFailed, WalDamaged
+
+T = TypeVar("T")
+Item = tuple[bytes, bytes]
+
+_MAGIC = 0xBEEFC0DE
+_DATA_VERSION = 1
+_PAGE_HEADER = struct.Struct("=QHHHH")  # page number, pad, flags, lower, upper
+_META = struct.Struct("=IIQQ")  # magic, version, address, map size
+_TREE = struct.Struct("=IHHQQQQQ")  # page size, flags, depth, branches, leaves, overflows, entries, root
+_META_END = struct.Struct("=QQ")  # last page, transaction
+_NODE = struct.Struct("=HHHH")  # low, high, flags, key size
+
+_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_BIG = 0x01
+_NO_ROOT = (1 << 64) - 1
+_PAGE_SIZES = (4096, 8192, 16384, 32768)
+_DEPTH_MAX = 32
+_TRIES_MAX = 50
+
+
+class PageReader:
+    """One state of an LMDB file. Raises `WalDamaged` for whatever does not hold together, `StorageFailed` for I/O."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise StorageFailed(path, str(exc.strerror)) from exc
+        try:
+            self._read_metas()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+    # -- what is in it ---------------------------------------------------------------------------------
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the file that the state spans."""
+        return (self.last_page + 1) * self._page_size
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value under a key, or None."""
+        for found, value in self.items_from(key):
+            return value if found == key else None
+        return None
+
+    def last(self) -> Item | None:
+        """The item with the highest key, or None."""
+        number, page = self._root, b""
+        for _depth in range(self._depth):
+            page = self._page(number, _BRANCH | _LEAF)
+            offset = self._nodes(page)[-1]
+            if self._flags(page) & _LEAF:
+                return self._item(page, offset)
+            number = self._child(page, offset)
+        if self._root == _NO_ROOT:
+            return None
+        raise self._damaged("the tree is deeper than it says")
+
+    def items_from(self, key: bytes) -> Iterator[Item]:
+        """Items with keys from `key` on, in order."""
+        if self._root != _NO_ROOT:
+            yield from self._walk(self._root, key, 1)
+
+    def _walk(self, number: int, key: bytes, depth: int) -> Iterator[Item]:
+        if depth > min(self._depth, _DEPTH_MAX):
+            raise self._damaged("the tree is deeper than it says")
+        page = self._page(number, _BRANCH | _LEAF)
+        offsets = self._nodes(page)
+        if self._flags(page) & _LEAF:
+            for offset in offsets:
+                if self._key(page, offset) >= key:
+                    yield self._item(page, offset)
+            return
+        # A branch's first key counts as lower than all; a child ends where its right neighbour begins.
+        starts = [b"", *(self._key(page, offset) for offset in offsets[1:])]
+        for index, offset in enumerate(offsets):
+            if index + 1 == len(offsets) or starts[index + 1] > key:
+                yield from self._walk(self._child(page, offset), key, depth + 1)
+
+    # -- pages -----------------------------------------------------------------------------------------
+
+    def _read_metas(self) -> None:
+        size = os.fstat(self._fd).st_size
+        metas: list[tuple[int, int, int, int, int]] = []
+        for number in (0, 1):
+            # The second meta page stands where the first one says that the first page ends.
+            offset = number * (metas[0][0] if metas else _PAGE_SIZES[0])
+            meta = self._meta(self._pread(offset + 16, 136))
+            if meta is not None:
+                metas.append(meta)
+        if not metas:
+            raise self._damaged("neither meta page is LMDB's")
+        self._page_size, self._depth, self._root, self.last_page, self.transaction = max(
+            metas, key=lambda meta: meta[4]
+        )
+        if size < self.used_bytes:
+            raise self._damaged(f"the file has {size} bytes, its last page ends at {self.used_bytes}")
+
+    def _meta(self, data: bytes) -> tuple[int, int, int, int, int] | None:
+        magic, version, _address, _map_bytes = _META.unpack_from(data)
+        page_size = _TREE.unpack_from(data, 24)[0]
+        tree = _TREE.unpack_from(data, 72)
+        last_page, transaction = _META_END.unpack_from(data, 120)
+        if magic != _MAGIC or version != _DATA_VERSION or page_size not in _PAGE_SIZES:
+            return None
+        return page_size, tree[2], tree[7], last_page, transaction
+
+    def _page(self, number: int, kinds: int) -> bytes:
+        if not 2 <= number <= self.last_page:
+            raise self._damaged(f"page {number} is not in the file")
+        page = self._pread(number * self._page_size, self._page_size)
+        found = _PAGE_HEADER.unpack_from(page)
+        if found[0] != number or not found[2] & kinds:
+            raise self._damaged(f"page {number} is not the page that it should be")
+        return page
+
+    def _flags(self, page: bytes) -> int:
+        flags: int = _PAGE_HEADER.unpack_from(page)[2]
+        return flags
+
+    def _nodes(self, page: bytes) -> tuple[int, ...]:
+        """The offsets of a page's nodes; at least one."""
+        lower = _PAGE_HEADER.unpack_from(page)[3]
+        if not 18 <= lower <= len(page):
+            raise self._damaged("a page has no nodes")
+        offsets: tuple[int, ...] = struct.unpack_from(f"={(lower - 16) // 2}H", page, 16)
+        if min(offsets) < lower or max(offsets) > len(page) - _NODE.size:
+            raise self._damaged("a node is not in its page")
+        return offsets
+
+    def _key(self, page: bytes, offset: int) -> bytes:
+        length = _NODE.unpack_from(page, offset)[3]
+        start = offset + _NODE.size
+        return page[start : start + length]
+
+    def _child(self, page: bytes, offset: int) -> int:
+        low, high, flags, _length = _NODE.unpack_from(page, offset)
+        child: int = low | high << 16 | flags << 32
+        return child
+
+    def _item(self, page: bytes, offset: int) -> Item:
+        low, high, flags, key_bytes = _NODE.unpack_from(page, offset)
+        length = low | high << 16
+        start = offset + _NODE.size + key_bytes
+        if not flags & _BIG:
+            value = page[start : start + length]
+        elif start + 8 <= len(page):
+            number = int.from_bytes(page[start : start + 8], "little" if struct.pack("=H", 1)[0] else "big")
+            self._page(number, _OVERFLOW)
+            value = self._pread(number * self._page_size + 16, length)
+        else:
+            value = b""
+        if len(value) != length:
+            raise self._damaged("a value ends outside of its page")
+        return self._key(page, offset), value
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as exc:
+            raise StorageFailed(self.path, str(exc.strerror)) from exc
+        if len(data) < length:
+            raise self._damaged(f"the file ends at {offset + len(data)}, within a page")
+        return data
+
+    def _damaged(self, reason: str) -> WalDamaged:
+        return WalDamaged(self.path, reason)
+
+
+def snapshot(path: Path, read: Callable[[PageReader], T]) -> T:
+    """What `read` makes of one state of a file that a server may be writing to meanwhile.
+
+    Raises what `read` and `PageReader` raise, when that is no matter of the moment.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        before = _transaction(path)
+        try:
+            reader = PageReader(path)
+            try:
+                result = read(reader)
+            finally:
+                reader.close()
+        except WalDamaged:
+            if tries >= _TRIES_MAX or _transaction(path) == before:
+                raise
+            continue
+        if _transaction(path) - reader.transaction <= 1 or tries >= _TRIES_MAX:
+            return result
+
+
+def _transaction(path: Path) -> int:
+    try:
+        reader = PageReader(path)
+    except WalDamaged:
+        return -1
+    reader.close()
+    return reader.transaction
