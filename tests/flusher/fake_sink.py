@@ -28,6 +28,7 @@ class FakeSink:
         self.in_flight = 0
         self.in_flight_peak = 0
         self.opened_with: list[bytes | None] = []
+        self.opening: bytes | Exception | None = None
         self.closed = 0
         self._began = trio.lowlevel.ParkingLot()
 
@@ -39,9 +40,12 @@ class FakeSink:
     def group(self, entry: Entry) -> Hashable:
         return entry.destination
 
-    async def open(self, position: bytes | None) -> None:
+    async def open(self, position: bytes | None) -> bytes | None:
         await trio.lowlevel.checkpoint()
         self.opened_with.append(position)
+        if isinstance(self.opening, Exception):
+            raise self.opening
+        return self.opening
 
     async def write(self, batch: Batch) -> Outcome:
         lines = batch.lines().splitlines(keepends=True)

@@ -26,10 +26,12 @@ SETTINGS = FlusherSettings(
 class DeliveryRig:
     """Log, state and sink that outlive the deliveries which `running` starts, as they outlive processes."""
 
-    def __init__(self, *, in_flight_max: int = 1, settings: FlusherSettings = SETTINGS) -> None:
+    def __init__(
+        self, *, in_flight_max: int = 1, required: bool = True, settings: FlusherSettings = SETTINGS
+    ) -> None:
         self.log = MemoryLog()
         self.state = MemoryState()
-        self.sink = FakeSink(in_flight_max=in_flight_max)
+        self.sink = FakeSink(in_flight_max=in_flight_max, required=required)
         self.settings = settings
         self.told: list[int] = []
         self.grace_s = 5.0

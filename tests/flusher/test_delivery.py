@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.flusher.fake_sink import FakeSink
 from tests.flusher.rig import SETTINGS, DeliveryRig
 from tests.flusher.twins import START_NS
-from wal_ingest.errors import WalDamaged
+from wal_ingest.errors import ArchiveBroken, ConfigError, OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.flusher import delivery as delivery_module
 from wal_ingest.flusher.outcome import Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.flusher.status import SinkState
@@ -289,6 +289,86 @@ async def test_damage_in_the_wal_ends_the_delivery(
     with pytest.RaisesGroup(WalDamaged):
         await rig.delivery().run()
     assert rig.sink.closed == 1
+
+
+async def test_the_position_that_a_sink_begins_with_is_durable_before_its_first_write(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.opening = b"from here"
+    seen: list[bytes | None] = []
+    rig.sink.answer = lambda _lines: seen.append(rig.state.cursor("fake").position)
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert seen == [b"from here"]
+    assert rig.state.cursor("fake") == Cursor(seq=1, points=10, parked=0, position=b"after 1")
+
+
+async def test_a_sink_that_gives_no_position_keeps_the_one_it_began_with(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.opening = b"from here"
+    rig.sink.answer = lambda _lines: Rejected("never", dropped=10)
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert rig.state.cursor("fake") == Cursor(seq=1, points=10, parked=10, position=b"from here")
+
+
+BREAKDOWNS = [ArchiveBroken(Path("a file"), "a sync failed"), ConfigError("wrong"), OperatorNeeded("look")]
+
+
+@pytest.mark.parametrize("at", ["open", "write"])
+@pytest.mark.parametrize("error", BREAKDOWNS, ids=lambda error: type(error).__name__)
+async def test_an_optional_sink_that_breaks_down_ends_its_own_delivery_alone(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, error: Exception, at: str
+) -> None:
+    rig = DeliveryRig(in_flight_max=3, required=False)
+    break_down(rig, error, at)
+    delivery = rig.delivery()
+    await delivery.run()
+    status = delivery.status()
+    assert status.state is SinkState.FAILED
+    assert status.last_error == str(error)
+    assert str(error) in caplog.text
+    assert rig.state.commits == []
+    assert rig.sink.closed == 1
+
+
+@pytest.mark.parametrize("at", ["open", "write"])
+@pytest.mark.parametrize("error", BREAKDOWNS, ids=lambda error: type(error).__name__)
+async def test_a_required_sink_that_breaks_down_ends_more_than_itself(
+    autojump_clock: trio.testing.MockClock, error: Exception, at: str
+) -> None:
+    rig = DeliveryRig()
+    break_down(rig, error, at)
+    with pytest.RaisesGroup(type(error), allow_unwrapped=True, flatten_subgroups=True):
+        await rig.delivery().run()
+    assert rig.sink.closed == 1
+
+
+@pytest.mark.parametrize("opening", [None, b"from here"])
+async def test_a_failed_commit_is_not_forgiven_to_an_optional_sink_either(
+    autojump_clock: trio.testing.MockClock, opening: bytes | None
+) -> None:
+    rig = DeliveryRig(required=False)
+    rig.sink.opening = opening
+    rig.state.fail = StorageFailed(Path("state"), "no space")
+    rig.log.append(10)
+    with pytest.RaisesGroup(StorageFailed, allow_unwrapped=True, flatten_subgroups=True):
+        await rig.delivery().run()
+    assert rig.sink.closed == 1
+
+
+def break_down(rig: DeliveryRig, error: Exception, at: str) -> None:
+    def breaks(_lines: list[bytes]) -> None:
+        raise error
+
+    for _ in range(5):
+        rig.log.append(10)
+    if at == "open":
+        rig.sink.opening = error
+    rig.sink.answer = breaks
 
 
 async def test_the_state_goes_from_idle_to_delivering_and_back(

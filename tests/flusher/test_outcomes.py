@@ -10,7 +10,14 @@ import trio.testing
 
 from tests.flusher.rig import SETTINGS, DeliveryRig
 from wal_ingest.flusher import delivery as delivery_module
-from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
+from wal_ingest.flusher.outcome import (
+    REASON_CHARS_MAX,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    TooLarge,
+    Unavailable,
+)
 from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX
 from wal_ingest.flusher.status import SinkState
 from wal_ingest.wal.entry import Destination
@@ -237,6 +244,120 @@ async def test_a_batch_of_which_every_point_was_dropped_is_parked_at_once(
     await rig.deliver_all()
     assert len(rig.sink.writes) == 1
     assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 9, 11, 5000])
+async def test_a_count_that_is_not_that_of_the_piece_is_not_believed(
+    autojump_clock: trio.testing.MockClock, dropped: int
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = refuse(Rejected("partial write", 400, dropped=dropped), b"n=3i")
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert [letter.line for letter in rig.state.letters] == [rig.log.all_lines()[3]]
+    assert len(set(rig.sink.confirmed)) == 9
+
+
+async def test_a_letters_reason_can_be_stored_whatever_the_sink_said(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = script(Rejected("bad \ud83d\x00 " + "x" * 10_000, 400, dropped=10))
+    rig.log.append(10)
+    async with rig.running() as delivery:
+        await rig.state.reached(1)
+        said = delivery.status().last_error
+    reason = rig.state.letters[0].reason
+    assert reason == said
+    assert reason.encode().startswith(b"bad ?  xxx")
+    assert len(reason) <= REASON_CHARS_MAX
+
+
+BAD_REQUEST = Rejected("HTTP 400: Bad Request", 400, about_points=False)
+
+
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_a_sink_that_refuses_everything_and_confirmed_nothing_is_held(
+    autojump_clock: trio.testing.MockClock, in_flight_max: int
+) -> None:
+    rig = DeliveryRig(in_flight_max=in_flight_max)
+    wrong = True
+    rig.sink.answer = lambda _lines: BAD_REQUEST if wrong else None
+    for _ in range(20):
+        rig.log.append(10)
+    async with rig.running() as delivery:
+        await rig.sink.wrote(200)
+        begun, writes = trio.current_time(), len(rig.sink.writes)
+        await rig.sink.wrote(writes + 10)
+        assert trio.current_time() - begun >= 9 * SETTINGS.hold_retry_s
+        status = delivery.status()
+        assert status.state is SinkState.HOLDING
+        assert "Bad Request" in status.last_error
+        assert rig.state.commits == []
+        wrong = False
+        await rig.state.reached(20)
+    assert rig.state.letters == []
+    assert set(rig.sink.confirmed) == set(rig.log.all_lines())
+
+
+async def test_a_first_batch_that_is_refused_for_its_points_is_parked(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = lambda _lines: Rejected("HTTP 422: points beyond retention policy", 422)
+    rig.log.append(10)
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()
+
+
+async def test_once_anything_was_confirmed_a_batch_refused_whole_is_parked(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = refuse(BAD_REQUEST, b"seq=2 ")
+    rig.log.append(10)
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert [letter.seq for letter in rig.state.letters] == [2] * 10
+
+
+async def test_a_first_batch_with_a_good_line_is_bisected_not_held(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = lambda lines: BAD_REQUEST if any(b"n=9i" not in line for line in lines) else None
+    rig.log.append(10)
+    await rig.deliver_all()
+    assert len(rig.state.letters) == 9
+    assert rig.sink.confirmed == [rig.log.all_lines()[9]]
+
+
+async def test_a_few_points_that_are_all_refused_do_not_hold_the_rest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = refuse(BAD_REQUEST, b"seq=1 ")
+    rig.log.append(3, destination=Destination("acme", "a"))
+    rig.log.append(10, destination=Destination("acme", "b"))
+    await rig.deliver_all()
+    assert len(rig.state.letters) == 3
+    assert len(rig.sink.confirmed) == 10
+
+
+async def test_parking_is_said_at_once_and_then_once_a_minute_with_the_count(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = DeliveryRig()
+    rig.sink.answer = refuse(Rejected("never", 400), b"n=7i")
+    async with rig.running():
+        for seq in range(1, 101):
+            rig.log.append(10)
+            await rig.state.reached(seq)  # two a second
+    said = [record.getMessage() for record in caplog.records if "parked" in record.getMessage()]
+    assert said[0] == "fake: parked 1 points, the last because of: never"
+    assert len(said) <= 3
+    assert sum(int(message.split()[2]) for message in said) == 100
 
 
 async def test_letters_are_durable_in_the_commit_that_passes_them(

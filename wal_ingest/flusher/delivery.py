@@ -16,8 +16,8 @@ What a stop or a cancellation leaves behind: writes under way have `grace_s` to 
 cursor is committed once more and the sink is closed. What a crash leaves behind: the durable cursor; what was
 written after it is written again, which is harmless (every line carries its own time).
 
-What ends it by raising: a failed commit, a damaged WAL, a sink that says an operator is needed. The cursor is
-not touched again then.
+What ends it by raising: a failed commit, a damaged WAL, a required sink that says an operator is needed. The cursor
+is not touched again then. An optional sink that raises ends its own delivery alone, and its status says so.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from random import Random
 
 import trio
 
+from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.batches import Batch, Batcher
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.log import Log, NowNs, RunSync, State
+from wal_ingest.flusher.outcome import plain
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
 from wal_ingest.flusher.window import Slot, Window
@@ -123,16 +125,27 @@ class Delivery:
         )
 
     async def run(self) -> None:
-        """Opens the sink and delivers until `stop`.
+        """Opens the sink and delivers until `stop`, or until an optional sink raises: that ends its delivery alone.
 
-        Raises (in an ExceptionGroup) what ends it for good: WalDamaged, OperatorNeeded, ConfigError, and whatever a
-        commit of the cursor raises.
+        Raises (in an ExceptionGroup) what ends it for good: WalDamaged, whatever a commit of the cursor raises, and
+        from a required sink OperatorNeeded, ConfigError and the like.
 
         **Cancellation:** like `stop`: writes under way are finished within the grace, the cursor is committed, the
         sink is closed.
         """
         try:
-            await self._sink.open(self._window.durable.position)
+            await self._live()
+        except BaseException as exc:
+            if self._sink.required or not self._is_the_sinks_own(exc):
+                raise
+            reason = plain(str(self._writer.failures[0]))
+            self._progress.error(reason, self._now_ns())
+            self._progress.enter(SinkState.FAILED, self._now_ns())
+            log.error("%s: nothing more is delivered to this optional sink: %s", self._sink.name, reason)
+
+    async def _live(self) -> None:
+        try:
+            await self._open()
             try:
                 await self._deliver()
             except BaseException as exc:
@@ -141,8 +154,27 @@ class Delivery:
                 raise
             await self._commit_last()
         finally:
+            self._writer.finish()
             with trio.move_on_after(self._grace_s, shield=True):
                 await self._sink.aclose()
+
+    async def _open(self) -> None:
+        """Opens the sink; the position that it begins with is durable before its first write."""
+        try:
+            position = await self._sink.open(self._window.durable.position)
+        except WalIngestError as exc:
+            self._writer.failures.append(exc)
+            raise
+        if position is not None:
+            cursor = self._window.opened(position)
+            await self._run_sync(self._state.commit_cursor, self._sink.name, cursor, ())
+            self._window.committed(cursor)
+
+    def _is_the_sinks_own(self, exc: BaseException) -> bool:
+        """Whether nothing but errors that the sink raised is in it; a failed commit is none of these."""
+        if isinstance(exc, BaseExceptionGroup):
+            return all(map(self._is_the_sinks_own, exc.exceptions))
+        return any(exc is failure for failure in self._writer.failures)
 
     async def _deliver(self) -> None:
         send, receive = trio.open_memory_channel[Slot](WINDOW_BATCHES_MAX)

@@ -15,6 +15,7 @@ class SinkState(enum.Enum):
     DELIVERING = "delivering"
     RETRYING = "retrying"  # the sink is unavailable for some write at least; it mends itself
     HOLDING = "holding"  # the sink is misconfigured; an operator must act
+    FAILED = "failed"  # the sink, an optional one, broke down: nothing is delivered to it until a restart
 
 
 @dataclass(frozen=True, slots=True)

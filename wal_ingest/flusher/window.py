@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.wal.cursor import Cursor, DeadLetter
@@ -70,6 +70,10 @@ class Window:
         """Whether any batch is still on its way."""
         return bool(self._slots)
 
+    def opened(self, position: bytes) -> Cursor:
+        """The durable cursor with the position that a sink opened with; only before the first `add`."""
+        return replace(self.durable, position=position)
+
     def add(self, batch: Batch) -> Slot:
         """Takes the next batch in order; its slot is what `settle` wants back."""
         slot = Slot(batch.last_seq, batch.points_after, len(batch.body), batch)
@@ -97,8 +101,10 @@ class Window:
             return None
         return self._confirmed, tuple(self._letters)
 
-    def committed(self, cursor: Cursor, letters: Sequence[DeadLetter]) -> None:
-        """What `pending` offered is on disk now."""
+    def committed(self, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
+        """What `pending` or `opened` offered is on disk now."""
+        if self._confirmed is self.durable:
+            self._confirmed = cursor
         self.durable = cursor
         del self._letters[: len(letters)]
         self._held_bytes -= self._letters_bytes
@@ -110,12 +116,17 @@ class Window:
     def _pass(self, slot: Slot) -> None:
         settled = slot.settled
         assert settled is not None
-        before = self._confirmed
-        self._confirmed = Cursor(
-            seq=slot.last_seq,
-            points=slot.points_after,
-            parked=before.parked + len(settled.letters),
-            position=before.position if settled.position is None else settled.position,
-        )
+        self._confirmed = _advanced(self._confirmed, slot, settled)
         self._letters.extend(settled.letters)
         self._letters_bytes += slot.letter_bytes
+
+
+def _advanced(cursor: Cursor, slot: Slot, settled: Settled) -> Cursor:
+    """The cursor behind a settled slot: the one place where its numbers are counted on."""
+    return replace(
+        cursor,
+        seq=slot.last_seq,
+        points=slot.points_after,
+        parked=cursor.parked + len(settled.letters),
+        position=cursor.position if settled.position is None else settled.position,
+    )

@@ -7,6 +7,8 @@ Invariants:
 * A point is parked only when the sink refused it alone, or refused every point of its piece, or failed for
   it alone again and again while writes of its neighbours passed (see `suspicion`).
 * While the sink is misconfigured exactly one task probes it; all others wait.
+* A batch of which every point was refused, in words that name nothing a point has, by a sink that confirmed
+  nothing yet is not parked but held: see `_doubtful`.
 * Nothing is written before the time that a server asked for with Retry-After, by any task.
 
 A write under way is shielded from cancellation (`Grace`), so that a stop learns its outcome rather than
@@ -15,19 +17,28 @@ throwing it away. Cancellation anywhere else leaves nothing behind: the batch is
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from random import Random
 
 import trio
 
+from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.batches import Batch, halve
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.log import NowNs, RunSync
-from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Rejected, TooLarge, Unavailable
-from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX, back_off_s, retry_after_s
+from wal_ingest.flusher.outcome import (
+    Confirmed,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    plain,
+)
+from wal_ingest.flusher.parking import ParkingLog, letters_of
+from wal_ingest.flusher.patience import Patience
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
 from wal_ingest.flusher.suspicion import Neighbours, Suspicion
@@ -35,10 +46,10 @@ from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
 
-log = logging.getLogger(__name__)
-
 # Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
 _GROUPS_MAX = 32
+# A batch with fewer points says little about the sink when all of them are refused.
+_DOUBTFUL_POINTS_MIN = 10
 
 
 @dataclass(slots=True)
@@ -58,6 +69,7 @@ class _Split:
 class _Park:
     reason: str
     status: int
+    about_points: bool = True
 
 
 _Verdict = Confirmed | _Split | _Park
@@ -72,7 +84,10 @@ class _Group:
 
 
 class SinkWriter:
-    """Turns batches into settled ones, for several tasks at once. `changed` is called when the state may have."""
+    """Turns batches into settled ones, for several tasks at once. `changed` is called when the state may have.
+
+    `failures` are the errors that the sink raised, each of which ended `settle`.
+    """
 
     def __init__(
         self,
@@ -89,18 +104,16 @@ class SinkWriter:
     ) -> None:
         self._sink = sink
         self._points_max = points_max
-        self._settings = settings
         self._progress = progress
         self._grace = grace
         self._run_sync = run_sync
         self._now_ns = now_ns
-        self._rng = rng
         self._changed = changed
-        self._held: trio.Event | None = None
-        self._not_before = -float("inf")
-        self._confirmed_writes = 0
+        self._patience = Patience(sink.name, settings, rng=rng, changed=changed)
+        self._refused_whole = False
+        self._parking_log = ParkingLog(sink.name)
+        self.failures: list[WalIngestError] = []
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
-        self._recovered = trio.lowlevel.ParkingLot()
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
 
     @property
@@ -111,33 +124,72 @@ class SinkWriter:
     @property
     def holding(self) -> bool:
         """Whether the sink is misconfigured, as far as is known."""
-        return self._held is not None
+        return self._patience.holding
 
     async def settle(self, batch: Batch) -> Settled:
         """Writes a batch, in pieces where it must be, until all its points are confirmed or parked.
 
+        Raises what the sink raises.
+
         **Cancellation:** a write under way is finished within the grace; nothing is settled.
         """
+        while (settled := await self._settle_in_pieces(batch)) is None:
+            self._refused_whole = True
+        self._progress.parked_points += len(settled.letters)
+        if settled.letters:
+            reason = settled.letters[-1].reason
+            self._parking_log.parked(len(settled.letters), reason, now_s=trio.current_time())
+        return settled
+
+    def finish(self) -> None:
+        """Says what the log was spared so far."""
+        self._parking_log.say()
+
+    async def _settle_in_pieces(self, batch: Batch) -> Settled | None:
+        """What became of the batch; None when all of it was refused, and that is not to be believed."""
         pieces = deque([_Piece(batch)])
         letters: list[DeadLetter] = []
         position: bytes | None = None
+        confirmed_points = 0
+        parked_for_points = False
+        believing = not self._refused_whole
         while pieces:
             piece = pieces.popleft()
             oversize = piece.batch.points > self._points_max
             verdict = _Split() if oversize else await self._decide(piece)
             if isinstance(verdict, Confirmed):
-                self._progress.confirmed_points += piece.batch.points
+                confirmed_points += piece.batch.points
                 position = position if verdict.position is None else verdict.position
             elif isinstance(verdict, _Park):
-                letters.extend(self._letters_of(piece.batch, verdict))
+                parked_for_points |= verdict.about_points
+                reason, now_ns = plain(verdict.reason), self._now_ns()
+                letters += letters_of(self._sink.name, piece.batch, reason, verdict.status, parked_ns=now_ns)
             else:
                 inherited = verdict.suspect or piece.suspicion.inherited
                 first, second = await self._run_sync(halve, piece.batch)
                 pieces.appendleft(_Piece(second, Suspicion(inherited=inherited)))
                 pieces.appendleft(_Piece(first, Suspicion(inherited=inherited)))
-        if letters:
-            log.warning("%s: parked %d points: %s", self._sink.name, len(letters), letters[0].reason)
+        whole = len(letters) == batch.points >= _DOUBTFUL_POINTS_MIN
+        if whole and not parked_for_points and self._patience.confirmed_writes == 0:
+            return None
+        if letters and believing and self._refused_whole:
+            return None  # the doubt arose elsewhere while this was bisected: its refusals are asked for again
+        self._progress.confirmed_points += confirmed_points
         return Settled(position, tuple(letters))
+
+    def _doubtful(self, outcome: Outcome) -> bool:
+        """Whether a refusal is to be taken for a misconfiguration.
+
+        A server that refused every single point of a batch, never confirmed anything to this process, and says
+        nothing that only a database would say (a gateway's `{"message": "Bad Request"}`) is likely no database.
+        Parking would empty the WAL into dead letters, so delivery holds, visibly, and asks again now and then.
+
+        It is not held when the words are about points (`Rejected.about_points`, all 422 among them): a fleet whose
+        first batches are all beyond the retention must not stall for ever. Nor before the batch was bisected, as a
+        good line in it would be confirmed and so clear the doubt; nor for a few points, which may well all be bad.
+        """
+        doubt = self._refused_whole and self._patience.confirmed_writes == 0
+        return doubt and isinstance(outcome, Rejected) and not outcome.about_points
 
     async def _decide(self, piece: _Piece) -> _Verdict:
         try:
@@ -152,15 +204,18 @@ class SinkWriter:
         probing = False
         while True:
             if not probing:
-                await self._gate()
+                await self._patience.gate()
             outcome = await self._write(piece.batch)
+            if isinstance(outcome, Rejected) and self._doubtful(outcome):
+                said = f"everything is refused, and nothing was ever confirmed: {outcome.reason}"
+                outcome = Misconfigured(said, outcome.status)
             if isinstance(outcome, Misconfigured):
-                probing = await self._hold(outcome, probing=probing)
+                probing = await self._patience.hold(outcome, probing=probing)
                 self._progress.retried_writes += 1
                 continue
             if probing:
                 probing = False
-                self._release()
+                self._patience.release()
             if isinstance(outcome, Confirmed):
                 return outcome
             if isinstance(outcome, TooLarge):
@@ -174,7 +229,7 @@ class SinkWriter:
                 if piece.batch.points > 1:
                     return _Split(suspect=True)
                 return _Park(f"{outcome.reason} (for this point alone, every time)", outcome.status)
-            await self._back_off(outcome, piece.suspicion)
+            await self._patience.back_off(outcome, piece.suspicion)
             await self._write_control(piece)
             self._progress.retried_writes += 1
 
@@ -186,6 +241,9 @@ class SinkWriter:
                 outcome = await self._sink.write(batch)
                 self._note(batch, outcome)
                 return outcome
+        except WalIngestError as exc:
+            self.failures.append(exc)
+            raise
         finally:
             self._progress.in_flight -= 1
         await trio.sleep_forever()  # the grace is over, and so is the surrounding scope: raises Cancelled
@@ -193,67 +251,16 @@ class SinkWriter:
 
     def _note(self, batch: Batch, outcome: Outcome) -> None:
         if not isinstance(outcome, Confirmed):
-            self._progress.error(outcome.reason, self._now_ns())
+            self._progress.error(plain(outcome.reason), self._now_ns())
             if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
-                asked_s = min(outcome.retry_after_s, RETRY_AFTER_S_MAX)
-                self._not_before = max(self._not_before, trio.current_time() + asked_s)
+                self._patience.asked(outcome.retry_after_s)
             return
-        self._confirmed_writes += 1
+        self._patience.confirmed()
         group = self._group(batch)
         group.neighbours.passed += 1
         group.control = batch
-        self._recovered.unpark_all()
 
-    # -- waiting ----------------------------------------------------------------------------------------
-
-    async def _gate(self) -> None:
-        """Waits while the sink is held, or asked to be left alone. Always a checkpoint."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            if self._held is not None:
-                await self._held.wait()
-                continue
-            wait_s = self._not_before - trio.current_time()
-            if wait_s <= 0:
-                return
-            # They were sent away together and should not come back in the same instant.
-            await trio.sleep(wait_s + self._rng.random() * self._settings.retry_s_min)
-
-    async def _hold(self, outcome: Misconfigured, *, probing: bool) -> bool:
-        """Waits until it makes sense to write again; true for the one task that does so as the probe."""
-        if self._held is None:
-            self._held = trio.Event()
-            probing = True
-            self._changed()
-            log.error("%s: everything is kept, nothing is delivered: %s", self._sink.name, outcome.reason)
-        if probing:
-            await trio.sleep(self._settings.hold_retry_s)
-        else:
-            await self._held.wait()
-        return probing
-
-    def _release(self) -> None:
-        assert self._held is not None
-        self._held.set()
-        self._held = None
-        self._changed()
-
-    async def _back_off(self, outcome: Unavailable, suspicion: Suspicion) -> None:
-        """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect."""
-        settings, passed = self._settings, self._confirmed_writes
-        limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
-        if outcome.retry_after_s is not None:
-            await trio.sleep(retry_after_s(outcome.retry_after_s, rng=self._rng, **limits))
-            return
-        delay_s = back_off_s(suspicion.failures, rng=self._rng, **limits)
-        # The least wait keeps a sink that answers every other write from being asked in a tight loop.
-        certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
-        await trio.sleep(certain_s)
-        if self._confirmed_writes == passed:
-            with trio.move_on_after(delay_s - certain_s):
-                await self._recovered.park()
-
-    # -- suspects and dead letters ----------------------------------------------------------------------
+    # -- suspects ---------------------------------------------------------------------------------------
 
     def _group(self, batch: Batch) -> _Group:
         group = self._groups.setdefault(batch.group, _Group())
@@ -269,28 +276,15 @@ class SinkWriter:
         """
         group = self._group(piece.batch)
         if group.control is not None and piece.suspicion.wants_control(group.neighbours):
-            await self._gate()
+            await self._patience.gate()
             await self._write(group.control)
-
-    def _letters_of(self, batch: Batch, park: _Park) -> Iterator[DeadLetter]:
-        lines = batch.lines().split(b"\n")
-        parts = (part for part in batch.parts for _ in range(part.points))
-        parked_ns = self._now_ns()
-        self._progress.parked_points += batch.points
-        for line in lines[:-1]:
-            part = next(parts, None)
-            yield DeadLetter(
-                sink=self._sink.name,
-                seq=part.seq if part else batch.first_seq,
-                line=line + b"\n",
-                reason=park.reason,
-                status=park.status,
-                parked_ns=parked_ns,
-                destination=part.destination if part else batch.destination,
-            )
 
 
 def _refusal(outcome: Rejected, points: int) -> _Verdict:
-    """What a refusal means for a piece of so many points: all of them, or some that must be found."""
-    everything = outcome.dropped is not None and outcome.dropped >= points
-    return _Park(outcome.reason, outcome.status) if points == 1 or everything else _Split()
+    """What a refusal means for a piece of so many points: all of them, or some that must be found.
+
+    Only the exact count is believed: a larger one is about something else than this piece.
+    """
+    if points == 1 or outcome.dropped == points:
+        return _Park(outcome.reason, outcome.status, outcome.about_points)
+    return _Split()

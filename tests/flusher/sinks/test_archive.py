@@ -7,6 +7,8 @@ import gzip
 import json
 import logging
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,14 @@ from wal_ingest.errors import ArchiveBroken, OperatorNeeded
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Unavailable
 from wal_ingest.flusher.sinks.archive import ArchiveSink
-from wal_ingest.flusher.sinks.archive_position import FILES_MAX, ArchivePosition, file_of_hour, hour_of_ns
+from wal_ingest.flusher.sinks.archive_position import (
+    FILES_MAX,
+    ArchivePosition,
+    ConfirmedFile,
+    file_of_hour,
+    hour_and_part,
+    hour_of_ns,
+)
 from wal_ingest.settings import ArchiveSettings
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.gzip_codec import compress
@@ -43,12 +52,25 @@ def sink_in(data_dir: Path) -> ArchiveSink:
     return ArchiveSink(data_dir, ArchiveSettings(), run_sync=run_inline)
 
 
-def file_in(data_dir: Path, hours: int = 0) -> Path:
-    return data_dir / "archive" / file_of_hour(HOUR + hours)
+def file_in(data_dir: Path, hours: int = 0, part: int = 0) -> Path:
+    return data_dir / "archive" / file_of_hour(HOUR + hours, part)
 
 
 def content(path: Path) -> bytes:
     return gzip.decompress(path.read_bytes())
+
+
+def zcat(data_dir: Path) -> bytes:
+    """What `zcat archive/*/*.lp.gz` prints: nothing behind a damaged member of a file can be read."""
+    read = b""
+    for path in sorted(data_dir.glob("archive/*/*.lp.gz")):
+        try:
+            with gzip.open(path) as file:
+                while chunk := file.read(1):
+                    read += chunk
+        except (EOFError, OSError, zlib.error):
+            continue
+    return read
 
 
 def aside(data_dir: Path) -> dict[str, bytes]:
@@ -124,37 +146,203 @@ async def test_a_confirmed_later_hour_stays_when_an_earlier_one_was_written_last
     assert aside(tmp_path) == {}
 
 
-async def test_a_lost_state_touches_nothing_and_appends(
+async def test_a_lost_state_touches_nothing_and_goes_on_in_a_new_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await write(tmp_path, batch_of(1), batch_of(2, hours=1))
     await write(tmp_path, batch_of(1), position=None)
-    assert content(file_in(tmp_path)) == lines_of(1, 20) * 2
+    assert content(file_in(tmp_path)) == lines_of(1, 20)
+    assert content(file_in(tmp_path, part=1)) == lines_of(1, 20)
     assert content(file_in(tmp_path, 1)) == lines_of(2, 20)
     assert aside(tmp_path) == {}
     assert "nothing is remembered" in caplog.text
+
+
+async def test_behind_half_a_member_of_a_lost_state_nothing_is_written(tmp_path: Path) -> None:
+    file_in(tmp_path).parent.mkdir(parents=True)
+    file_in(tmp_path).write_bytes(batch_of(1).body[:-9])
+    (position,) = await write(tmp_path, batch_of(2), position=None)
+    await write(tmp_path, batch_of(3), position=position)
+    assert lines_of(2, 20) + lines_of(3, 20) in zcat(tmp_path)
+    assert file_in(tmp_path).read_bytes() == batch_of(1).body[:-9]
+
+
+async def test_behind_half_a_member_of_a_forgotten_hour_nothing_is_written(tmp_path: Path) -> None:
+    (ahead,) = await write(tmp_path, batch_of(1, hours=5))  # the clock was ahead once
+    file_in(tmp_path).parent.mkdir(parents=True, exist_ok=True)
+    file_in(tmp_path).write_bytes(batch_of(2).body[:-9])  # a write that the crash cut short
+    (position,) = await write(tmp_path, batch_of(2), position=ahead)
+    await write(tmp_path, batch_of(3), position=position)
+    assert lines_of(2, 20) + lines_of(3, 20) in zcat(tmp_path)
+    assert file_in(tmp_path).read_bytes() == batch_of(2).body[:-9]
 
 
 async def test_an_operator_may_move_a_file_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (position,) = await write(tmp_path, batch_of(1))
     file_in(tmp_path).unlink()
     await write(tmp_path, batch_of(2), position=position)
-    assert content(file_in(tmp_path)) == lines_of(2, 20)
+    assert zcat(tmp_path) == lines_of(2, 20)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-async def test_a_file_shorter_than_confirmed_is_reported_and_gone_on_with(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_what_follows_a_file_that_was_moved_away_is_never_cut_to_its_length(tmp_path: Path) -> None:
+    (position,) = await write(tmp_path, batch_of(1))
+    file_in(tmp_path).unlink()
+    await write(tmp_path, batch_of(2, points=60), position=position)  # its cursor was never committed
+    (position,) = await write(tmp_path, batch_of(2, points=60), position=position)
+    await write(tmp_path, batch_of(3), position=position)
+    assert zcat(tmp_path) == lines_of(2, 60) + lines_of(3, 20)
+    assert list(aside(tmp_path).values()) == [batch_of(2, points=60).body]
+
+
+@pytest.mark.parametrize("lost", [1, 9, 100])
+async def test_a_file_shorter_than_confirmed_is_reported_and_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: int
 ) -> None:
     position = (await write(tmp_path, batch_of(1), batch_of(2)))[-1]
-    os.truncate(file_in(tmp_path), len(batch_of(1).body))
+    left = file_in(tmp_path).read_bytes()[:-lost]
+    file_in(tmp_path).write_bytes(left)
     await write(tmp_path, batch_of(3), position=position)
-    assert content(file_in(tmp_path)) == lines_of(1, 20) + lines_of(3, 20)
+    assert lines_of(3, 20) in zcat(tmp_path)
+    assert file_in(tmp_path).read_bytes() == left
     assert "were confirmed" in caplog.text
 
 
+@pytest.mark.parametrize("opened", ["by its first write", "by a second one"])
+@pytest.mark.parametrize("taken", ["moved", "unlinked", "replaced"])
+async def test_a_file_taken_away_between_writes_is_not_written_to(
+    tmp_path: Path, taken: str, opened: str
+) -> None:
+    sink = sink_in(tmp_path)
+    await sink.open(None)
+    await sink.write(batch_of(1))
+    if opened == "by a second one":
+        await sink.write(batch_of(2, hours=1))
+        await sink.write(batch_of(3))
+    take_away(file_in(tmp_path), taken)
+    outcome = await sink.write(batch_of(4))
+    await sink.aclose()
+    assert isinstance(outcome, Confirmed)
+    assert lines_of(4, 20) in zcat(tmp_path)
+    await write(tmp_path, batch_of(5), position=outcome.position)
+    assert lines_of(4, 20) + lines_of(5, 20) in zcat(tmp_path)
+
+
+@pytest.mark.parametrize("taken", ["moved", "unlinked", "replaced"])
+async def test_points_on_their_way_into_a_file_that_is_taken_away_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    sink = sink_in(tmp_path)
+    await sink.open(None)
+    await sink.write(batch_of(1))
+    during(monkeypatch, "fdatasync", lambda: take_away(file_in(tmp_path), taken))
+    assert isinstance(await sink.write(batch_of(2)), Confirmed)
+    await sink.aclose()
+    assert lines_of(2, 20) in zcat(tmp_path)
+
+
+async def test_a_file_that_is_taken_away_time_and_again_is_tried_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_in(tmp_path)
+    await sink.open(None)
+    real = os.fdatasync
+
+    def taking(fd: int) -> None:
+        real(fd)
+        Path(f"/proc/self/fd/{fd}").readlink().unlink()
+
+    monkeypatch.setattr(os, "fdatasync", taking)
+    assert isinstance(await sink.write(batch_of(1)), Unavailable)
+    monkeypatch.undo()
+    assert isinstance(await sink.write(batch_of(1)), Confirmed)
+    await sink.aclose()
+    assert zcat(tmp_path) == lines_of(1, 20)
+
+
+async def test_a_file_that_something_else_wrote_to_is_left_to_it(tmp_path: Path) -> None:
+    sink = sink_in(tmp_path)
+    await sink.open(None)
+    await sink.write(batch_of(1))
+    with file_in(tmp_path).open("ab") as file:
+        file.write(b"half a memb")
+    assert isinstance(await sink.write(batch_of(2)), Confirmed)
+    await sink.aclose()
+    assert content(file_in(tmp_path, part=1)) == lines_of(2, 20)
+
+
+async def test_a_crash_before_the_first_cursor_leaves_no_doubles(tmp_path: Path) -> None:
+    sink = sink_in(tmp_path)
+    begun = await sink.open(None)
+    await sink.write(batch_of(1))  # the crash: its cursor was never committed, the opening position was
+    await sink.aclose()
+    assert begun is not None
+    await write(tmp_path, batch_of(1), position=begun)
+    assert zcat(tmp_path) == lines_of(1, 20)
+    assert list(aside(tmp_path).values()) == [batch_of(1).body]
+
+
+async def test_files_found_without_a_position_stay_in_their_place_after_the_next_start_too(
+    tmp_path: Path,
+) -> None:
+    await write(tmp_path, batch_of(1), batch_of(2, hours=1))
+    sink = sink_in(tmp_path)
+    begun = await sink.open(None)
+    await sink.aclose()
+    await write(tmp_path, position=begun)
+    assert zcat(tmp_path) == lines_of(1, 20) + lines_of(2, 20)
+    assert aside(tmp_path) == {}
+
+
+async def test_with_a_position_there_is_none_to_begin_with(tmp_path: Path) -> None:
+    (position,) = await write(tmp_path, batch_of(1))
+    sink = sink_in(tmp_path)
+    assert await sink.open(position) is None
+    await sink.aclose()
+
+
+async def test_a_position_of_the_first_version_is_understood(tmp_path: Path) -> None:
+    await write(tmp_path, batch_of(1))
+    length = len(batch_of(1).body)
+    stored = json.dumps({"version": 1, "hour_max": HOUR, "lengths": [[HOUR, length]]}).encode()
+    await write(tmp_path, batch_of(2), position=stored)
+    assert content(file_in(tmp_path)) == lines_of(1, 20) + lines_of(2, 20)
+
+
+def take_away(path: Path, how: str) -> None:
+    """What an operator, or rsync and logrotate, do to a file."""
+    if how == "moved":
+        path.rename(path.parent.parent.parent / path.name)
+    else:
+        path.unlink()
+    if how == "replaced":
+        path.write_bytes(compress(b"m n=1i 1\n"))
+
+
+def during(monkeypatch: pytest.MonkeyPatch, call: str, act: Callable[[], None]) -> None:
+    """Acts once, right after the next call."""
+    real = getattr(os, call)
+    left = [act]
+
+    def with_act(fd: int) -> None:
+        real(fd)
+        if left:
+            left.pop()()
+
+    monkeypatch.setattr(os, call, with_act)
+
+
 @pytest.mark.parametrize(
-    "position", [b"", b"nonsense", b"[]", b'{"version": 2}', b'{"version":1,"hour_max":1,"lengths":[[1,-5]]}']
+    "position",
+    [
+        b"",
+        b"nonsense",
+        b"[]",
+        b'{"version": 2}',
+        b'{"version":3,"hour_max":1,"files":[]}',
+        b'{"version":1,"hour_max":1,"lengths":[[1,-5]]}',
+        b'{"version":2,"hour_max":1,"files":[[1,0]]}',
+    ],
 )
 async def test_a_position_that_cannot_be_read_needs_an_operator(tmp_path: Path, position: bytes) -> None:
     await write(tmp_path, batch_of(1))
@@ -260,9 +448,25 @@ async def test_file_and_directories_are_synced_before_the_first_confirmation(
 def test_the_position_remembers_the_files_written_last_and_the_latest_hour() -> None:
     position = ArchivePosition()
     for hour in [*range(100, 100 + FILES_MAX + 2), 101]:
-        position = position.grown(hour, hour * 2)
+        position = position.grown(ConfirmedFile(hour, 0, hour * 2))
     assert position.hour_max == 100 + FILES_MAX + 1
-    assert position.lengths[-1] == (101, 202)
-    assert len(position.lengths) == FILES_MAX
+    assert position.files[-1] == (101, 0, 202)
+    assert len(position.files) == FILES_MAX
     assert ArchivePosition.decode(position.encode(), where=Path("archive")) == position
-    assert json.loads(position.encode())["version"] == 1
+
+
+@pytest.mark.parametrize("part", [0, 1, 12])
+def test_a_files_name_tells_its_hour_and_part(part: int) -> None:
+    assert hour_and_part(Path("archive") / file_of_hour(HOUR, part)) == (HOUR, part)
+
+
+@pytest.mark.parametrize(
+    "name", ["08.part0.lp.gz", "08.part.lp.gz", "8.lp.gz", "25.lp.gz", "08.1.lp.gz", "a.lp.gz"]
+)
+def test_other_names_are_no_files_of_the_archive(name: str) -> None:
+    assert hour_and_part(Path("2025-11-22") / name) is None
+
+
+def test_the_parts_of_an_hour_are_read_in_their_order() -> None:
+    names = [file_of_hour(HOUR, part) for part in range(4)] + [file_of_hour(HOUR + 1)]
+    assert sorted(names) == names

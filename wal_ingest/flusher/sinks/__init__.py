@@ -31,9 +31,10 @@ class Sink(Protocol):
         """What entries must have in common to share a batch (a destination, an hour). Must be cheap."""
         ...
 
-    async def open(self, position: bytes | None) -> None:
+    async def open(self, position: bytes | None) -> bytes | None:
         """Called once before the first write, with the position that was stored with the cursor, if any.
 
+        Gives the position to store before the first write, None when there is nothing new to remember.
         Raises `OperatorNeeded` or `ConfigError` for what no retry can mend. A server that is away is no error.
         """
         ...

@@ -81,9 +81,10 @@ class InfluxDBSink:
         """Entries share a batch when they go to the same bucket."""
         return self._destination(entry.destination)
 
-    async def open(self, position: bytes | None) -> None:  # noqa: ARG002 - this sink remembers none
+    async def open(self, position: bytes | None) -> bytes | None:  # noqa: ARG002 - this sink remembers none
         """Prepares the connections; contacts nobody. Raises ConfigError for an address that cannot be one."""
         self._connection = await self._run_sync(_connect, self._settings)
+        return None
 
     async def write(self, batch: Batch) -> Outcome:
         """One POST, no retries, no redirects.

@@ -1,0 +1,100 @@
+"""The waits of one sink's writes: held by a misconfiguration, sent away by the server, backing off after failures.
+
+While the sink is held exactly one task probes it. Cancellation anywhere here leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+
+import trio
+
+from wal_ingest.flusher.outcome import Misconfigured, Unavailable, plain
+from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX, back_off_s, retry_after_s
+from wal_ingest.flusher.suspicion import Suspicion
+from wal_ingest.settings import FlusherSettings
+
+log = logging.getLogger(__name__)
+
+
+class Patience:
+    """What all tasks that write to one sink wait for. `changed` is called when `holding` changed.
+
+    `confirmed_writes` counts since the start of this process.
+    """
+
+    def __init__(
+        self, sink: str, settings: FlusherSettings, *, rng: Random, changed: Callable[[], None]
+    ) -> None:
+        self._sink = sink
+        self._settings = settings
+        self._rng = rng
+        self._changed = changed
+        self._held: trio.Event | None = None
+        self._not_before = -float("inf")
+        self._recovered = trio.lowlevel.ParkingLot()
+        self.confirmed_writes = 0
+
+    @property
+    def holding(self) -> bool:
+        """Whether the sink is misconfigured, as far as is known."""
+        return self._held is not None
+
+    def asked(self, asked_s: float) -> None:
+        """The server asked to be left alone for so many seconds: nothing is written before, by any task."""
+        self._not_before = max(self._not_before, trio.current_time() + min(asked_s, RETRY_AFTER_S_MAX))
+
+    def confirmed(self) -> None:
+        """A write was confirmed: the others need not wait any longer."""
+        self.confirmed_writes += 1
+        self._recovered.unpark_all()
+
+    async def gate(self) -> None:
+        """Waits while the sink is held, or asked to be left alone. Always a checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            if self._held is not None:
+                await self._held.wait()
+                continue
+            wait_s = self._not_before - trio.current_time()
+            if wait_s <= 0:
+                return
+            # They were sent away together and should not come back in the same instant.
+            await trio.sleep(wait_s + self._rng.random() * self._settings.retry_s_min)
+
+    async def hold(self, outcome: Misconfigured, *, probing: bool) -> bool:
+        """Waits until it makes sense to write again; true for the one task that does so as the probe."""
+        if self._held is None:
+            self._held = trio.Event()
+            probing = True
+            self._changed()
+            log.error("%s: everything is kept, nothing is delivered: %s", self._sink, plain(outcome.reason))
+        if probing:
+            await trio.sleep(self._settings.hold_retry_s)
+        else:
+            await self._held.wait()
+        return probing
+
+    def release(self) -> None:
+        """The probe was answered: ends the hold. Only for the task that probes."""
+        assert self._held is not None
+        self._held.set()
+        self._held = None
+        self._changed()
+
+    async def back_off(self, outcome: Unavailable, suspicion: Suspicion) -> None:
+        """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect."""
+        settings, passed = self._settings, self.confirmed_writes
+        limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
+        if outcome.retry_after_s is not None:
+            await trio.sleep(retry_after_s(outcome.retry_after_s, rng=self._rng, **limits))
+            return
+        delay_s = back_off_s(suspicion.failures, rng=self._rng, **limits)
+        # The least wait keeps a sink that answers every other write from being asked in a tight loop.
+        certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
+        await trio.sleep(certain_s)
+        if self.confirmed_writes == passed:
+            with trio.move_on_after(delay_s - certain_s):
+                await self._recovered.park()
