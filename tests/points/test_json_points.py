@@ -95,7 +95,7 @@ def test_every_number_becomes_a_float_and_strings_and_booleans_keep_their_type()
         "b": 1.5,
         "c": -0.0,
         "d": 1e300,
-        "e": 10**30,
+        "e": 10.0**30,
         "s": 'x"\\y',
         "t": True,
         "f": False,
@@ -158,9 +158,9 @@ REFUSED: list[tuple[Any, str]] = [
     (general(fields={}), "no fields"),
     (general(fields={"": 1}), "an empty field key"),
     (general(fields={"f\\": 1}), "a backslash before a space"),
-    (general(fields={"f": None}), "Expected `bool | float | str`, got `null` at fields[...]"),
-    (general(fields={"f": [1]}), "Expected `bool | float | str`, got `array` at fields[...]"),
-    (general(fields={"f": {"g": 1}}), "Expected `bool | float | str`, got `object` at fields[...]"),
+    (general(fields={"f": None}), "Expected `bool | int | float | str`, got `null` at fields[...]"),
+    (general(fields={"f": [1]}), "Expected `bool | int | float | str`, got `array` at fields[...]"),
+    (general(fields={"f": {"g": 1}}), "Expected `bool | int | float | str`, got `object` at fields[...]"),
     (general(fields={"f": "a\nb"}), "a line feed inside a string field is not supported"),
     ({"measurement": "m", "tags": {"a": "b"}}, "no fields"),
     ({"fields": {"f": 1}}, "missing: measurement"),
@@ -199,8 +199,17 @@ def test_numbers_beyond_a_float_are_refused(number: str) -> None:
         f'{{"serverId":"a","cpu":1,"ram":{number}}}',
         f'{{"measurement":"m","fields":{{"f":{number}}}}}',
     ):
-        with pytest.raises(PointError, match="Number out of range"):
+        with pytest.raises(PointError, match=r"Number out of range|beyond 2\^53"):
             accept(body.encode())
+
+
+def test_an_integer_that_a_float_would_change_is_refused() -> None:
+    kept = accept(general(fields={"f": 2**53, "g": -(2**53), "h": 3}))
+    assert b" f=9007199254740992.0,g=-9007199254740992.0,h=3.0 " in kept.data
+    for number in (2**53 + 1, -(2**53) - 1, 2**63, 10**400):
+        with pytest.raises(PointError, match=r"beyond 2\^53") as caught:
+            accept([general(), general(fields={"f": number})])
+        assert caught.value.index == 1
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "01", "+1", ".5", "0x1"])

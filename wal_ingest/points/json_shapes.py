@@ -28,6 +28,10 @@ SERVER_TAG = "server_id"
 _OUT_OF_RANGE = "the timestamp is out of range"
 
 
+# Up to here every integer is a float.
+EXACT_INT_MAX = 1 << 53
+
+
 class FleetPoint(Struct, forbid_unknown_fields=True, gc=False):
     """The fleet's shape, for bodies that hold nothing else."""
 
@@ -45,7 +49,7 @@ class AnyPoint(Struct, forbid_unknown_fields=True):
     ram: float | UnsetType = UNSET
     measurement: str | UnsetType = UNSET
     tags: dict[str, str] | UnsetType = UNSET
-    fields: dict[str, float | str | bool] | UnsetType = UNSET
+    fields: dict[str, float | int | str | bool] | UnsetType = UNSET
     timestamp: int | None = None
 
 
@@ -192,11 +196,18 @@ def _name(name: str, what: str, escaped: re.Pattern[str]) -> str:
     return escaped.sub(r"\\\1", name)
 
 
-def _field_value(value: float | str | bool) -> str:
+def _field_value(value: float | int | str | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, int):
+        if abs(value) > EXACT_INT_MAX:
+            raise ValueError(
+                "an integer beyond 2^53, which a float cannot hold exactly: send it as line protocol, with an 'i' "
+                "behind it, or as a string"
+            )
+        return repr(float(value))
     if "\n" in value:
         raise ValueError("a line feed inside a string field is not supported")
     return '"' + _IN_STRING.sub(r"\\\1", value) + '"'
