@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,9 +14,10 @@ from tests.flusher.rig import SETTINGS
 from tests.flusher.twins import START_NS, MemoryLog, MemoryState, run_inline
 from tests.rigs.influxdb import InfluxDB
 from tests.rigs.needs import require
+from tests.rigs.victoria_metrics import VictoriaMetrics
 from wal_ingest.flusher.batches import Batcher
 from wal_ingest.flusher.delivery import Delivery
-from wal_ingest.flusher.outcome import Misconfigured, Rejected, TooLarge
+from wal_ingest.flusher.outcome import Misconfigured, Rejected, TooLarge, Unavailable
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.settings import InfluxDBSettings
 
@@ -108,3 +110,19 @@ async def test_batches_that_are_too_large_for_the_server_are_halved_until_they_f
         state = await deliver(sink_to(influxdb, database), log, points_max=1000)
         assert state.letters == []
         assert influxdb.rows(database, "SELECT count(v) FROM cpu")[0]["count"] == 900
+
+
+async def test_victoriametrics_words_about_a_body_it_cannot_read_park_nothing(
+    victoria_metrics: VictoriaMetrics,
+) -> None:
+    settings = InfluxDBSettings(url=victoria_metrics.url, bucket="b")
+    sink = InfluxDBSink(settings, run_sync=trio.to_thread.run_sync, now_ns=time.time_ns)
+    await sink.open(None)
+    log = MemoryLog()
+    log.append(10)
+    (batch,) = (batcher := Batcher(sink.group, points_max=100)).add(log.entries) + batcher.flush()
+    outcome = await sink.write(replace(batch, body=batch.body[:-9]))
+    await sink.aclose()
+    assert isinstance(outcome, Unavailable)
+    assert outcome.status == 400
+    assert outcome.suspect
