@@ -117,7 +117,10 @@ class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 8 * MIB
     commit_wait_s_max: Annotated[
         float,
-        _why("Seconds an append waits for its commit; then it is answered 503, and the node is not ready.", gt=0),
+        _why(
+            "Seconds an append waits for its commit; then it is answered 503, and the node is not ready.",
+            gt=0,
+        ),
     ] = 20.0
     append_queue_bytes_max: Annotated[
         int, _why("Bytes of lines that may wait for a commit; past it requests are answered 503.", ge=MIB)

@@ -22,6 +22,7 @@ class FakeSink:
     def __init__(self, *, in_flight_max: int = 1, required: bool = True) -> None:
         self.required = required
         self.in_flight_max = in_flight_max
+        self.batch_points_max: int | None = None
         self.answer: Answer = lambda _lines: None
         self.writes: list[tuple[float, list[bytes]]] = []
         self.confirmed: list[bytes] = []

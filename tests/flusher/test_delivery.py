@@ -30,7 +30,7 @@ async def test_everything_appended_is_confirmed_and_the_cursor_says_so(
         rig.log.append(points)
     await rig.deliver_all()
     assert rig.sink.confirmed == rig.log.all_lines()
-    assert rig.state.cursor("fake") == Cursor(seq=4, points=23, parked=0, position=b"after 4")
+    assert rig.state.cursor("fake") == Cursor(seq=4, points=23, parked=0, position=b"after 4", confirmed=23)
     assert rig.sink.opened_with == [None]
     assert rig.sink.closed == 1
 
@@ -301,7 +301,7 @@ async def test_the_position_that_a_sink_begins_with_is_durable_before_its_first_
     rig.log.append(10)
     await rig.deliver_all()
     assert seen == [b"from here"]
-    assert rig.state.cursor("fake") == Cursor(seq=1, points=10, parked=0, position=b"after 1")
+    assert rig.state.cursor("fake") == Cursor(seq=1, points=10, parked=0, position=b"after 1", confirmed=10)
 
 
 async def test_a_sink_that_gives_no_position_keeps_the_one_it_began_with(

@@ -46,6 +46,10 @@ WINDOW_BATCHES_MAX = 64
 WINDOW_BYTES_MAX = 32 * 1024 * 1024
 # One read of the WAL: enough batches to make the trip to a thread cheap.
 READ_BYTES_MAX = 1024 * 1024
+# Where fewer batches than this wait, a moment is given for more to come: entry by entry the trips to a thread
+# cost more than the reading.
+GATHER_BATCHES = 8
+GATHER_S = 0.01
 
 
 class Delivery:
@@ -80,10 +84,11 @@ class Delivery:
         self._window = Window(
             state.cursor(sink.name), batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX
         )
-        self._batcher = Batcher(sink.group, points_max=settings.batch_points_max)
+        self._points_max = sink.batch_points_max or settings.batch_points_max
+        self._batcher = Batcher(sink.group, points_max=self._points_max)
         self._writer = SinkWriter(
             sink,
-            points_max=settings.batch_points_max,
+            points_max=self._points_max,
             settings=settings,
             progress=self._progress,
             grace=self._grace,
@@ -198,6 +203,8 @@ class Delivery:
     async def _read(self, send: trio.MemorySendChannel[Slot]) -> None:
         while True:
             flush = await self._wait_for_points()
+            if not flush and self._log.points_total - self._read_points < GATHER_BATCHES * self._points_max:
+                await trio.sleep(GATHER_S)
             for batch in await self._run_sync(self._next_batches, flush):
                 while self._window.full:
                     await self._room.park()
@@ -227,7 +234,7 @@ class Delivery:
 
     def _fillable(self) -> bool:
         waiting = self._log.points_total - self._read_points + self._batcher.open_points
-        return self._log.last_seq > self._read_seq and waiting >= self._settings.batch_points_max
+        return self._log.last_seq > self._read_seq and waiting >= self._points_max
 
     def _next_batches(self, flush: bool) -> list[Batch]:
         """Runs in a thread, one at a time: only the reader calls it, and it waits for the answer."""

@@ -39,6 +39,7 @@ class Slot:
 
     last_seq: int
     points_after: int
+    points: int
     body_bytes: int
     batch: Batch | None
     settled: Settled | None = None
@@ -76,7 +77,7 @@ class Window:
 
     def add(self, batch: Batch) -> Slot:
         """Takes the next batch in order; its slot is what `settle` wants back."""
-        slot = Slot(batch.last_seq, batch.points_after, len(batch.body), batch)
+        slot = Slot(batch.last_seq, batch.points_after, batch.points, len(batch.body), batch)
         self._slots.append(slot)
         self._held_bytes += slot.body_bytes
         return slot
@@ -116,17 +117,12 @@ class Window:
     def _pass(self, slot: Slot) -> None:
         settled = slot.settled
         assert settled is not None
-        self._confirmed = _advanced(self._confirmed, slot, settled)
+        self._confirmed = self._confirmed.passed(
+            seq=slot.last_seq,
+            points_after=slot.points_after,
+            points=slot.points,
+            parked=len(settled.letters),
+            position=settled.position,
+        )
         self._letters.extend(settled.letters)
         self._letters_bytes += slot.letter_bytes
-
-
-def _advanced(cursor: Cursor, slot: Slot, settled: Settled) -> Cursor:
-    """The cursor behind a settled slot: the one place where its numbers are counted on."""
-    return replace(
-        cursor,
-        seq=slot.last_seq,
-        points=slot.points_after,
-        parked=cursor.parked + len(settled.letters),
-        position=cursor.position if settled.position is None else settled.position,
-    )

@@ -12,7 +12,13 @@ class Cursor:
     """Up to which seq a sink has confirmed (or parked) every point; seq 0 is before the first entry.
 
     `points` is how many points the WAL had taken up to and including that seq, so a sink's lag in points is a
-    subtraction even after the segments are gone. `parked` counts the points that were parked on the way.
+    subtraction even after the segments are gone. Each of them has gone one of four ways, counted here:
+
+    * `since`: taken before this sink began;
+    * `confirmed`: the sink has it;
+    * `parked`: it is a dead letter;
+    * `skipped`: its segment was set aside as damaged before the sink came to it.
+
     `position` is the sink's own (see `outcome.Confirmed`).
     """
 
@@ -20,6 +26,32 @@ class Cursor:
     points: int = 0
     parked: int = 0
     position: bytes | None = None
+    confirmed: int = 0
+    skipped: int = 0
+    since: int = 0
+
+    @property
+    def unaccounted(self) -> int:
+        """Points that went none of the four ways: 0, or there is a bug, or the file was tampered with."""
+        return self.points - self.since - self.confirmed - self.parked - self.skipped
+
+    def passed(
+        self, *, seq: int, points_after: int, points: int, parked: int, position: bytes | None
+    ) -> Cursor:
+        """The cursor behind a settled batch that ends with `seq`.
+
+        The batch has `points` points, `parked` of them dead letters; up to its end the WAL had taken `points_after`.
+        What lies between this cursor and the batch was not there to be read.
+        """
+        return Cursor(
+            seq=seq,
+            points=points_after,
+            confirmed=self.confirmed + points - parked,
+            parked=self.parked + parked,
+            skipped=self.skipped + points_after - points - self.points,
+            since=self.since,
+            position=self.position if position is None else position,
+        )
 
 
 @dataclass(frozen=True, slots=True)

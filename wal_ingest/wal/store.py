@@ -61,7 +61,8 @@ class Store:
     def cursor(self, sink: str) -> Cursor:
         """The sink's durable cursor; for a sink that never had one, the place before the oldest entry kept."""
         cursor = self.state.cursor(sink)
-        return cursor or Cursor(self.wal.first_seq - 1, self.wal.first_points_before)
+        before = self.wal.first_points_before
+        return cursor or Cursor(self.wal.first_seq - 1, points=before, since=before)
 
     def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
         """Moves a cursor and parks dead letters: `State.commit_cursor`."""

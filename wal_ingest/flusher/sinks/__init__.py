@@ -20,12 +20,14 @@ class Sink(Protocol):
 
     `name` is the cursor's key: renaming a sink starts it again from the oldest entry kept. A `required` sink
     holds truncation back, an optional one does not. `in_flight_max` is how many writes may be under way at
-    once; 1 keeps strict order.
+    once; 1 keeps strict order. `batch_points_max` is how many points it wants in one write, None for what the
+    settings say.
     """
 
     name: str
     required: bool
     in_flight_max: int
+    batch_points_max: int | None
 
     def group(self, entry: Entry) -> Hashable:
         """What entries must have in common to share a batch (a destination, an hour). Must be cheap."""

@@ -83,6 +83,8 @@ class ArchiveSink:
 
     name = "archive"
     in_flight_max = 1
+    # A write ends with a sync, on the disk that the WAL syncs on too: few large ones leave it alone.
+    batch_points_max: int | None = 50_000
 
     def __init__(self, data_dir: Path, settings: ArchiveSettings, *, run_sync: RunSync) -> None:
         self.required = settings.required

@@ -55,6 +55,7 @@ class InfluxDBSink:
     """Writes batches as they lie. `run_sync` is the thread door, `now_ns` the wall clock (for Retry-After dates)."""
 
     name = "influxdb"
+    batch_points_max: int | None = None
 
     def __init__(self, settings: InfluxDBSettings, *, run_sync: RunSync, now_ns: NowNs) -> None:
         self.required = settings.required
