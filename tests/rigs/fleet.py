@@ -96,8 +96,11 @@ class Request:
 
 def make_request(plan: Plan, client: int, number: int) -> Request:
     """The request that `client` sends as its `number`th; the same for the same arguments."""
-    points = make_points(plan, client, number)
-    shape = plan.shapes[number % len(plan.shapes)]
+    return request_of(plan.shapes[number % len(plan.shapes)], make_points(plan, client, number))
+
+
+def request_of(shape: Shape, points: list[Point]) -> Request:
+    """These points in this shape."""
     path, content_type, encode = _FORMS[shape.form]
     body = encode(points)
     headers = {"Content-Type": content_type}

@@ -4,7 +4,7 @@ What the file system has written to its disk is in the image file; what only lie
 So a copy of the image that is taken without unmounting is the disk as a power cut leaves it: everything
 synced is there, nothing that the kernel had not got round to. Three things keep that honest:
 
-* `commit=` makes ext4's own timer, which would sync the journal every 5 s, wait far longer than a round;
+* `PATIENT` makes ext4's own timer, which would sync the journal every 5 s, wait far longer than a round;
 * a round is shorter than the 30 s after which the kernel writes old pages back by itself;
 * the copy is taken while the writing process is stopped or dead, so that it is one moment's image.
 """
@@ -19,19 +19,30 @@ from pathlib import Path
 
 from tests.rigs.processes import find_program
 
-_COMMIT_S = 600
+# ext4's own timer waits longer than any round.
+PATIENT = "commit=600"
 
 
 @contextmanager
 def mounted_image(root: Path, *, bytes_max: int) -> Iterator[LoopImage]:
     """A fresh image below `root`, mounted; unmounted and detached at the end."""
     image = root / "disk.img"
+    make_image(image, bytes_max=bytes_max)
+    with mounted(image, root / "disk", options=PATIENT) as where:
+        yield LoopImage(root, image, where)
+
+
+def make_image(image: Path, *, bytes_max: int) -> None:
+    """A fresh ext4 file system in a sparse file."""
     with image.open("wb") as file:
         file.truncate(bytes_max)
     # Without lazy initialisation no kernel thread writes to the disk behind the test's back.
     _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", "-F", str(image))
-    with _mounted(image, root / "disk", options=f"commit={_COMMIT_S}") as where:
-        yield LoopImage(root, image, where)
+
+
+def copy_as_cut(image: Path, copy: Path) -> None:
+    """The image as a power cut at this moment leaves it; the file system in it stays mounted."""
+    _run("cp", "--sparse=always", "--reflink=never", str(image), str(copy))
 
 
 class LoopImage:
@@ -50,16 +61,17 @@ class LoopImage:
     def as_after_a_power_cut(self) -> Iterator[Path]:
         """Copies the image as it is, with the file system mounted, and mounts the copy; gives where."""
         copy = self._root / "after-the-cut.img"
-        _run("cp", "--sparse=always", "--reflink=never", str(self._image), str(copy))
+        copy_as_cut(self._image, copy)
         try:
-            with _mounted(copy, self._root / "after-the-cut", options="noatime") as where:
+            with mounted(copy, self._root / "after-the-cut", options="noatime") as where:
                 yield where
         finally:
             copy.unlink()
 
 
 @contextmanager
-def _mounted(image: Path, where: Path, *, options: str) -> Iterator[Path]:
+def mounted(image: Path, where: Path, *, options: str) -> Iterator[Path]:
+    """Mounts an image at `where`, which is made; unmounted and detached at the end."""
     where.mkdir()
     device = _run("losetup", "--find", "--show", str(image)).strip()
     try:

@@ -49,7 +49,7 @@ class Service:
     """One server over a data directory. It can be started again after an end of any kind.
 
     `settings` are named "section.key". `under` is put in front of the command line (strace), `env` on top of
-    the environment (LD_PRELOAD).
+    the environment (LD_PRELOAD). `command` is what is started instead of `wal-ingest`.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class Service:
         settings: Mapping[str, object] | None = None,
         under: Sequence[str | Path] = (),
         env: Mapping[str, str] | None = None,
+        command: Sequence[str | Path] = (COMMAND,),
     ) -> None:
         self.data_dir = data_dir
         self.settings = dict(settings or {})
         self._logs = logs
         self._under = under
+        self._command = command
         self._env = dict(env or {})
         self._starts = 0
         self._process: Process | None = None
@@ -97,7 +99,7 @@ class Service:
         out.unlink(missing_ok=True)
         self._process = Process(
             f"wal-ingest (start {self._starts})",
-            [*self._under, COMMAND, "serve", "--data-dir", self.data_dir, "--bind", "127.0.0.1:0"],
+            [*self._under, *self._command, "serve", "--data-dir", self.data_dir, "--bind", "127.0.0.1:0"],
             log=self._logs / f"serve-{self._starts}.err",
             stdout=out,
             env=environment(self.settings) | self._env,
