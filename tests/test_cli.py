@@ -13,7 +13,7 @@ import pytest
 from tests.wal.factories import new_entry, open_store
 from wal_ingest import __version__
 from wal_ingest.cli.output import age_text, bytes_text
-from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.cursor import Cursor, Trouble
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,7 +93,8 @@ def data_dir(tmp_path: Path) -> Path:
     store.wal.commit([[new_entry(1, points=20)]])
     store.wal.seal()
     store.wal.commit([[new_entry(2, points=20)]])
-    store.commit_cursor("influxdb", Cursor(1, 20, parked=3))
+    store.commit_cursor("influxdb", Cursor(1, 20, parked=3, confirmed=17))
+    store.state.note_trouble("influxdb", Trouble("holding", "401 unauthorized", 1_700_000_000_000_000_000))
     store.close()
     return tmp_path / "data"
 
@@ -104,8 +105,12 @@ def test_a_status_for_people_says_what_waits(tmp_path: Path, data_dir: Path) -> 
     assert "40 points accepted, 40 kept in seqs 1 to 2" in ran.stdout
     rows = [line.split() for line in ran.stdout.splitlines()]
     [sink] = [row for row in rows if row[:1] == ["influxdb"]]
-    assert sink[1:4] == ["1", "1", "20"]
-    assert sink[-1] == "3"
+    # cursor, confirmed, waiting
+    assert sink[1:4] == ["1", "17", "20"]
+    assert sink[-3:] == ["3", "0", "holding"]
+    assert "influxdb: holding for " in ran.stdout
+    assert "401 unauthorized" in ran.stdout
+    assert "unaccounted" not in ran.stdout
     assert [row[-1] for row in rows if row and row[0].endswith(".lmdb")] == ["sealed", "to"]
 
 
@@ -114,7 +119,10 @@ def test_a_status_for_programs_has_every_number(tmp_path: Path, data_dir: Path) 
     assert told["points_accepted"] == 40
     assert told["server_pid"] is None
     assert [segment["points"] for segment in told["segments"]] == [20, 20]
-    assert told["sinks"]["influxdb"]["waiting_points"] == 20
+    sink = told["sinks"]["influxdb"]
+    assert sink["waiting_points"] == 20
+    assert sink["confirmed_points"] + sink["parked"] + sink["waiting_points"] == told["points_accepted"]
+    assert (sink["state"], sink["reason"]) == ("holding", "401 unauthorized")
 
 
 def test_a_data_directory_in_use_is_refused_with_the_others_process_id(

@@ -106,6 +106,13 @@ class WalFull(ComeBackLater):
     """
 
 
+class DiskFull(ComeBackLater):
+    """The disk has no room for the next write. Nothing was written: the same may be tried again later.
+
+    Unlike `StorageFailed`, which leaves open what is on disk and is final for the process.
+    """
+
+
 class AppendQueueFull(ComeBackLater):
     """More bytes wait for the disk than `wal.append_queue_bytes_max` allows: the disk is the bottleneck."""
 
@@ -157,10 +164,12 @@ class StorageFailed(OperatorNeeded):
     error). On the write path this is final for the process (see `WalBroken`).
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, number: int = 0) -> None:
+        """`number` is the operating system's error number, 0 when there is none."""
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+        self.number = number
 
 
 class ArchiveBroken(OperatorNeeded):

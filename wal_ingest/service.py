@@ -38,11 +38,14 @@ from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.sinks.archive import ArchiveSink
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
+from wal_ingest.flusher.status import SinkState, SinkStatus
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.settings import Settings
+from wal_ingest.wal.cursor import Trouble
 from wal_ingest.wal.entry import Entry
+from wal_ingest.wal.retention import droppable_seq
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -58,6 +61,9 @@ _CARETAKER_S = 1.0
 
 # The part of `stop_s_max` that deliveries have for their writes under way.
 _DELIVERY_PART_OF_STOP = 0.15
+
+# States of a sink that an operator should hear of.
+_TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED)
 
 _log = structlog.get_logger("wal_ingest.service")
 
@@ -101,7 +107,7 @@ class LogReader:
             except UnknownFormatVersion:
                 raise
             except WalDamaged as exc:
-                if self.store.wal.segments()[-1].path == exc.path:
+                if self.store.wal.is_written_to(exc.path):
                     trio.from_thread.run(self.writer.seal)
                 moved = self.store.wal.set_aside(exc.path, exc.reason)
                 if moved is not None:
@@ -182,7 +188,11 @@ class Service:
     async def _run_parts(
         self, store: Store, writer: Writer, deliveries: list[Delivery], sockets: list[socket.socket]
     ) -> None:
-        admin = create_admin_app(readiness=lambda: self._not_ready(writer), now=lambda: datetime.now(UTC))
+        admin = create_admin_app(
+            readiness=lambda: self._not_ready(writer),
+            sinks=lambda: {delivery.name: _sink_detail(delivery.status(), store) for delivery in deliveries},
+            now=lambda: datetime.now(UTC),
+        )
         app = Ingest(
             appender=writer,
             fallback=cast("AsgiCallable", admin),
@@ -200,6 +210,7 @@ class Service:
                     await wal.start(writer.run)
                     wal.start_soon(self._seal_by_age, writer)
                     wal.start_soon(self._truncate, store, writer, deliveries)
+                    wal.start_soon(self._note_troubles, store, deliveries)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)
                         _spare_the_collector()
@@ -237,6 +248,17 @@ class Service:
             # Cursors may not have moved, yet what was sealed just now may be confirmed already.
             self._confirmed.set()
 
+    async def _note_troubles(self, store: Store, deliveries: list[Delivery]) -> None:
+        """Writes down which sinks are in trouble, for `wal status` to tell from outside."""
+        while True:
+            for delivery in deliveries:
+                status = delivery.status()
+                trouble = None
+                if status.state in _TROUBLED:
+                    trouble = Trouble(status.state.value, status.last_error, status.since_ns)
+                await trio.to_thread.run_sync(store.state.note_trouble, delivery.name, trouble)
+            await trio.sleep(_CARETAKER_S)
+
     async def _truncate(self, store: Store, writer: Writer, deliveries: list[Delivery]) -> None:
         """Drops what every required sink has confirmed, after each durable move of a cursor."""
         while True:
@@ -247,9 +269,22 @@ class Service:
             ]
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
-            await trio.to_thread.run_sync(store.wal.truncate, min(holding))
+            await trio.to_thread.run_sync(self._drop_confirmed, store, writer, min(holding))
             await trio.to_thread.run_sync(store.wal.rest_segments, [seq for _, seq in cursors])
             await writer.seal_if_due()  # which also measures: a WAL that was full may take points again
+
+    def _drop_confirmed(self, store: Store, writer: Writer, confirmed_seq: int) -> None:
+        settings = self._settings.wal
+        store.wal.truncate(
+            droppable_seq(
+                store.wal.segments(),
+                confirmed_seq,
+                now_ns=time.time_ns(),
+                keep_s=settings.keep_confirmed_s,
+                keep_bytes_max=settings.keep_confirmed_bytes_max,
+                space_is_short=writer.space_is_short(),
+            )
+        )
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -276,6 +311,19 @@ class Service:
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
+
+
+def _sink_detail(status: SinkStatus, store: Store) -> dict[str, object]:
+    """A sink for `/readyz`: whether it takes points, and if not, why and since when."""
+    detail: dict[str, object] = {
+        "state": status.state.value,
+        "waiting_points": store.wal.points_total - status.cursor.points,
+        "parked_points": status.cursor.parked,
+    }
+    if status.state in _TROUBLED:
+        since = datetime.fromtimestamp(status.since_ns / 1e9, UTC)
+        detail |= {"since": since.isoformat(timespec="seconds"), "reason": status.last_error}
+    return detail
 
 
 def _spare_the_collector() -> None:

@@ -108,6 +108,19 @@ class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             gt=0,
         ),
     ] = 60.0
+    keep_confirmed_s: Annotated[
+        float,
+        _why(
+            "Seconds a segment is kept after its last point was accepted, when all sinks have it, for a replay.",
+            ge=0,
+        ),
+    ] = 300.0
+    keep_confirmed_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes of confirmed segments that are kept at the most; they go first when space is short.", ge=0
+        ),
+    ] = 256 * MIB
     commit_bytes_max: Annotated[
         int,
         _why(

@@ -11,7 +11,7 @@ import pytest
 from tests.rigs.influxdb import InfluxDB
 from tests.rigs.service import Service, to_influxdb
 from wal_ingest.wal.cursor import DeadLetter
-from wal_ingest.wal.state import State
+from wal_ingest.wal.state import read_dead_letters
 
 
 def _post(service: Service, lines: list[str]) -> None:
@@ -22,11 +22,7 @@ def _post(service: Service, lines: list[str]) -> None:
 
 
 def _dead_letters(service: Service) -> list[DeadLetter]:
-    state = State(service.data_dir, now_ns=time.time_ns(), readonly=True)
-    try:
-        return list(state.dead_letters("influxdb"))
-    finally:
-        state.close()
+    return read_dead_letters(service.data_dir / "state.lmdb", "influxdb")
 
 
 @pytest.mark.needs("influxdb")

@@ -63,7 +63,8 @@ class Service:
         command: Sequence[str | Path] = (COMMAND,),
     ) -> None:
         self.data_dir = data_dir
-        self.settings = dict(settings or {})
+        # Confirmed segments go at once, so that a test sees truncation while it watches.
+        self.settings = {"wal.keep_confirmed_s": 0, **(settings or {})}
         self._logs = logs
         self._under = under
         self._command = command

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from wal_ingest.errors import UnknownFormatVersion, WalDamaged
-from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.lmdb_file import LmdbFile
-from wal_ingest.wal.state import State, check_state, read_state
+from wal_ingest.wal.state import State, check_state, read_dead_letters, read_state
 
 
 def letter(number: int, sink: str = "influxdb") -> DeadLetter:
@@ -122,3 +122,30 @@ def test_a_look_at_the_state_changes_no_file(tmp_path: Path) -> None:
     assert read_state(tmp_path / "state.lmdb").wal_id == state.wal_id
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     state.close()
+
+
+def test_trouble_is_remembered_until_it_is_over(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    trouble = Trouble("holding", "401 unauthorized", 5)
+    state.note_trouble("influxdb", trouble)
+    state.note_trouble("influxdb", trouble)
+    assert read_state(state.path).troubles == {"influxdb": trouble}
+    state.close()
+    state = State(tmp_path, now_ns=2)
+    state.note_trouble("influxdb", None)
+    state.note_trouble("influxdb", None)
+    assert read_state(state.path).troubles == {}
+    state.close()
+
+
+def test_dead_letters_can_be_read_from_outside(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50, 2), [letter(1), letter(2)])
+    state.commit_cursor("zzz", Cursor(5, 50, 1), [letter(3, "zzz")])
+    assert read_dead_letters(state.path, "influxdb") == [letter(1), letter(2)]
+    assert read_dead_letters(state.path, "zzz") == [letter(3, "zzz")]
+    assert read_dead_letters(state.path, "nobody") == []
+    state.close()
+    overwrite(tmp_path, b"letter/influxdb/%020d" % 1, b"{")
+    with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
+        read_dead_letters(tmp_path / "state.lmdb", "influxdb")

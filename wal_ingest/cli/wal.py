@@ -28,7 +28,7 @@ def _group() -> None:
 
 @app.command()
 def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
-    """Segments, seqs, points and bytes; each sink's cursor, and what waits for it."""
+    """Segments, seqs, points and bytes; what each sink confirmed, what waits for it, and what troubles it."""
     from wal_ingest.wal.inspect import status as read_status
 
     settings = load_config(config, data_dir=data_dir).settings
@@ -54,19 +54,27 @@ def _print_status(found: WalStatus) -> None:
     )
     sinks = Table(box=None, pad_edge=False, header_style="bold")
     sinks.add_column("sink")
-    for heading in ("cursor", "entries waiting", "points waiting", "oldest", "parked"):
+    for heading in ("cursor", "confirmed", "waiting", "oldest", "parked", "skipped"):
         sinks.add_column(heading, justify="right")
+    sinks.add_column("state")
     for name, sink in found.sinks.items():
         sinks.add_row(
             name,
             f"{sink.cursor_seq:,}",
-            f"{sink.waiting_entries:,}",
+            f"{sink.confirmed_points:,}",
             f"{sink.waiting_points:,}",
             age_text(sink.oldest_waiting_s),
             f"{sink.parked:,}",
+            f"{sink.skipped_points:,}",
+            sink.state,
         )
     console.print()
     console.print(sinks)
+    for name, sink in found.sinks.items():
+        if sink.state != "ok":
+            console.print(f"{name}: {sink.state} for {age_text(sink.state_s)}: {sink.reason}")
+        if sink.unaccounted_points:
+            console.print(f"{name}: {sink.unaccounted_points:,} points are unaccounted for: report this")
     segments = Table(box=None, pad_edge=False, header_style="bold")
     segments.add_column("segment")
     for heading in ("first seq", "last seq", "points", "size"):

@@ -5,7 +5,7 @@ It never sees a body (see `ingest._without_body`), takes no token, and answers f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,9 @@ from wal_ingest import __version__
 # Why the node cannot take points now, a sentence each; nothing when it can.
 Readiness = Callable[[], Sequence[str]]
 
+# Each sink by its name: its state, what waits for it, and where it is in trouble the reason and since when.
+SinkDetails = Callable[[], Mapping[str, Mapping[str, object]]]
+
 RETRY_AFTER_S = 5
 
 # InfluxDB's tools ask for a version that begins like one of the 2.x line, whose write API this is.
@@ -25,7 +28,12 @@ INFLUXDB_VERSION = f"v2.0.0-wal-ingest-{__version__}"
 _INFLUXDB_HEADERS = {"X-Influxdb-Version": INFLUXDB_VERSION, "X-Influxdb-Build": "wal-ingest"}
 
 
-def create_admin_app(*, readiness: Readiness, now: Callable[[], datetime]) -> QuartTrio:
+def create_admin_app(
+    *,
+    readiness: Readiness,
+    now: Callable[[], datetime],
+    sinks: SinkDetails = dict,
+) -> QuartTrio:
     """The Quart-Trio app with every route that is not a write route; `now` gives aware times."""
     app = QuartTrio("wal_ingest.http.admin", static_folder=None)
     started = now()
@@ -38,8 +46,8 @@ def create_admin_app(*, readiness: Readiness, now: Callable[[], datetime]) -> Qu
     async def readyz() -> Response:
         reasons = list(readiness())
         if reasons:
-            return _not_ready({"status": "not ready", "reasons": reasons})
-        return jsonify({"status": "ready", "reasons": []})
+            return _not_ready({"status": "not ready", "reasons": reasons, "sinks": sinks()})
+        return jsonify({"status": "ready", "reasons": [], "sinks": sinks()})
 
     @app.get("/health")
     async def health() -> Response:

@@ -68,3 +68,15 @@ class DeadLetter:
     status: int
     parked_ns: int
     destination: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a sink from taking points: "retrying", "holding" or "failed", in whose words, and since when.
+
+    `since_ns` is Unix time in nanoseconds.
+    """
+
+    state: str
+    reason: str
+    since_ns: int

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
-from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import holder_of
 from wal_ingest.wal.log import DAMAGED_DIR
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
@@ -36,10 +36,23 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far one sink has come, by its durable cursor.
 
     `waiting_points` counts what is behind the cursor; `oldest_waiting_s` is the age in seconds of the oldest
-    entry there, None when nothing waits. `parked` counts the sink's dead letters.
+    entry there, None when nothing waits. `parked` counts the sink's dead letters. For each sink
+
+        points_accepted = since_points + confirmed_points + parked + skipped_points + waiting_points
+
+    where `since_points` were accepted before the sink began and `skipped_points` were in segments that were set
+    aside as damaged; `unaccounted_points` is what is missing from that sum, and should be 0. `state` is "ok", or
+    "retrying", "holding" or "failed" with the `reason` and `state_s`, for how many seconds: as the server last said.
     """
 
     cursor_seq: int
+    confirmed_points: int
+    skipped_points: int
+    since_points: int
+    unaccounted_points: int
+    state: str
+    reason: str
+    state_s: float
     waiting_entries: int
     waiting_points: int
     oldest_waiting_s: float | None
@@ -88,7 +101,10 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         bytes=sum(row.bytes for row in rows),
         segments=rows,
         damaged=_damaged(wal_dir),
-        sinks={name: _sink(cursor, segments, now_ns) for name, cursor in state.cursors.items()},
+        sinks={
+            name: _sink(cursor, state.troubles.get(name), segments, now_ns)
+            for name, cursor in state.cursors.items()
+        },
     )
 
 
@@ -127,15 +143,21 @@ def _damaged(wal_dir: Path) -> list[str]:
     return sorted(path.name for path in (wal_dir / DAMAGED_DIR).glob("*.lmdb*") if path.suffix != ".txt")
 
 
-def _sink(cursor: Cursor, segments: list[_Segment], now_ns: int) -> SinkStatus:
-    waiting = segments and segments[-1].ends.last_seq > cursor.seq
-    first, last = (segments[0].ends, segments[-1].ends) if waiting else (None, None)
+def _sink(cursor: Cursor, trouble: Trouble | None, segments: list[_Segment], now_ns: int) -> SinkStatus:
+    last = segments[-1].ends if segments else None
+    waiting = last is not None and last.last_seq > cursor.seq
+    first_seq = segments[0].ends.header.first_seq if segments else 0
     return SinkStatus(
         cursor_seq=cursor.seq,
-        waiting_entries=last.last_seq - max(cursor.seq, first.header.first_seq - 1) if first and last else 0,
-        waiting_points=last.points_after - max(cursor.points, first.header.points_before)
-        if first and last
-        else 0,
+        confirmed_points=cursor.confirmed,
+        skipped_points=cursor.skipped,
+        since_points=cursor.since,
+        unaccounted_points=cursor.unaccounted,
+        state=trouble.state if trouble else "ok",
+        reason=trouble.reason if trouble else "",
+        state_s=max(0.0, (now_ns - trouble.since_ns) / 1e9) if trouble else 0.0,
+        waiting_entries=last.last_seq - max(cursor.seq, first_seq - 1) if last and waiting else 0,
+        waiting_points=last.points_after - cursor.points if last and waiting else 0,
         oldest_waiting_s=_oldest_waiting_s(cursor, segments, now_ns) if waiting else None,
         parked=cursor.parked,
     )

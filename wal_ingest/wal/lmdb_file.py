@@ -71,7 +71,9 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
         except OSError as exc:
-            raise StorageFailed(path, f"the lock file cannot be made: {exc.strerror}") from exc
+            raise StorageFailed(
+                path, f"the lock file cannot be made: {exc.strerror}", number=exc.errno or 0
+            ) from exc
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class LmdbFile:
     def _translated(self, exc: lmdb.Error) -> StorageFailed | WalDamaged:
         if isinstance(exc, _DAMAGE):
             return WalDamaged(self.path, str(exc))
-        return StorageFailed(self.path, str(exc))
+        return StorageFailed(self.path, str(exc), number=exc.code)
 
 
 def lock_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ Invariants:
 2. What `commit` has returned is on disk: data synced, then LMDB's meta page synced, then memory moved on,
    then the caller told. `last_seq` never runs ahead of the disk.
 3. A segment is dropped only when the caller says that everything in it is confirmed, and the cursors that say so
-   are durable by then. The last segment is never dropped: it carries the numbering on.
+   are durable by then. The last segment is never dropped: it carries the numbering on, as the cursors do.
 4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole.
 5. Nothing is appended to a file from an earlier life of the process: each life begins a segment of its own.
 
@@ -22,6 +22,7 @@ run on any; the list of segments has a lock of its own, held for list operations
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import uuid
@@ -29,7 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.directory import make_directory, sync_directory
 from wal_ingest.wal.entry import Entry, NewEntry, encode
@@ -43,6 +44,7 @@ from wal_ingest.wal.segment import (
     segment_paths,
     set_aside,
 )
+from wal_ingest.wal.space import give_back
 
 DAMAGED_DIR = "damaged"
 
@@ -90,7 +92,12 @@ class Wal:
         # Held while files are removed or moved: truncation and setting aside must not meet over one.
         self._removal_mutex = threading.Lock()
         # A running sum: a WAL may have thousands of segments, and every commit asks for its size.
-        self._sealed_bytes = sum(segment.bytes for segment in segments[:-1])
+        self._sealed_bytes = sum(segment.bytes for segment in segments)
+        # The segment that is written to; None while the disk is too full to begin one.
+        self._active: Segment | None = None
+        # What comes next; memory moves on only after the disk.
+        self._next_seq = 1
+        self._points_total = 0
         self._now_ns = now_ns
 
     @classmethod
@@ -118,13 +125,15 @@ class Wal:
         floor_seq = max([above_seq, *ends])
         wal = cls(directory, settings, wal_id=wal_id, segments=segments, found_damaged=damaged, now_ns=now_ns)
         last = segments[-1] if segments else None
-        if last is not None and last.last_seq < last.first_seq and last.first_seq > floor_seq:
+        wal._next_seq = max(floor_seq, last.last_seq if last else 0) + 1
+        wal._points_total = max(points_above, last.points_after if last else 0)
+        if last is not None and last.last_seq < last.first_seq == wal._next_seq:
             last.reopen_empty()
+            wal._active = last
+            wal._sealed_bytes -= last.bytes
         else:
-            wal._begin_segment(
-                max(floor_seq, last.last_seq if last else 0) + 1,
-                max(points_above, last.points_after if last else 0),
-            )
+            with contextlib.suppress(DiskFull):  # then it is begun by the first commit that finds room
+                wal._begin_segment()
         return wal
 
     # -- writing ---------------------------------------------------------------------------------------
@@ -132,66 +141,70 @@ class Wal:
     def commit(self, groups: Sequence[Sequence[NewEntry]]) -> list[Appended]:
         """Makes all entries of all groups durable in one transaction; returns each group's seqs, in order.
 
-        Every group must hold an entry. Raises `StorageFailed` or `WalDamaged`; what became of the entries is
-        then unknown, and this log must not be written to again by this process.
+        Every group must hold an entry. Raises `DiskFull` (nothing was stored; try again later), `StorageFailed` or
+        `WalDamaged`; with the latter two, what became of the entries is unknown, and this log must not be written
+        to again by this process.
         """
         self.seal_if_due()
-        segment = self._segments[-1]
         items: list[Item] = []
         appended: list[Appended] = []
-        seq = segment.last_seq + 1
-        points_before = segment.points_after
+        seq = self._next_seq
+        points_after = self._points_total
         for group in groups:
             first_seq = seq
             for entry in group:
-                items.append((seq.to_bytes(8, "big"), encode(entry, seq=seq, points_before=points_before)))
-                points_before += entry.points
+                items.append((seq.to_bytes(8, "big"), encode(entry, seq=seq, points_before=points_after)))
+                points_after += entry.points
                 seq += 1
             appended.append(Appended(first_seq, seq - 1))
-        points = points_before - segment.points_after
+        points = points_after - self._points_total
         accepted_ns = groups[-1][-1].accepted_ns
+        active = self._active or self._begin_segment()
         try:
-            segment.append(items, points=points, accepted_ns=accepted_ns)
+            active.append(items, points=points, accepted_ns=accepted_ns)
         except MapFull:
             # The transaction was aborted and nothing of it is in the file, so this is no retried sync: the
             # same entries go into a new segment, under the seqs they were going to have.
-            segment = self._seal()
-            segment.append(items, points=points, accepted_ns=accepted_ns)
+            self.seal()
+            (self._active or self._begin_segment()).append(items, points=points, accepted_ns=accepted_ns)
+        self._next_seq = seq
+        self._points_total = points_after
         return appended
 
     def seal_if_due(self) -> None:
-        """Seals the last segment and begins the next when its size or its age says so."""
-        segment = self._segments[-1]
-        if segment.last_seq < segment.first_seq:
+        """Seals the segment that is written to when its size or its age says so. Raises `StorageFailed`."""
+        active = self._active
+        if active is None or active.last_seq < active.first_seq:
             return
-        age_s = (self._now_ns() - segment.header.created_ns) / 1e9
+        age_s = (self._now_ns() - active.header.created_ns) / 1e9
         # A negative age: the clock was ahead when the segment was begun. A full WAL: only sealed segments can
         # be dropped, so waiting for this one to grow would be waiting for ever.
         due_by_age = not 0 <= age_s < self._settings.segment_s_max
-        due_by_size = segment.bytes >= self._settings.segment_bytes_max
+        due_by_size = active.bytes >= self._settings.segment_bytes_max
         if due_by_age or due_by_size or self.bytes >= self._settings.wal_bytes_max:
-            self._seal()
+            self.seal()
 
     def seal(self) -> None:
-        """Seals the last segment and begins the next, unless it holds no entry yet."""
-        segment = self._segments[-1]
-        if segment.last_seq >= segment.first_seq:
-            self._seal()
+        """Seals the segment that is written to, unless it holds no entry yet, and begins the next.
 
-    def _seal(self) -> Segment:
-        last = self._segments[-1]
-        # The next segment is durable, name and all, before the last one stops taking entries.
-        begun = self._begin_segment(last.last_seq + 1, last.points_after)
-        last.seal()
-        return begun
+        On a full disk the next is begun by the first commit that finds room. Raises `StorageFailed`.
+        """
+        active = self._active
+        if active is None or active.last_seq < active.first_seq:
+            return
+        active.seal()
+        with self._segments_mutex:
+            self._sealed_bytes += active.bytes
+            self._active = None
+        with contextlib.suppress(DiskFull):
+            self._begin_segment()
 
-    def _begin_segment(self, first_seq: int, points_before: int) -> Segment:
-        header = SegmentHeader(self.wal_id, first_seq, points_before, self._now_ns())
+    def _begin_segment(self) -> Segment:
+        header = SegmentHeader(self.wal_id, self._next_seq, self._points_total, self._now_ns())
         segment = Segment.create(self.directory, header, segment_bytes_max=self._settings.segment_bytes_max)
         with self._segments_mutex:
-            if self._segments:
-                self._sealed_bytes += self._segments[-1].bytes
             self._segments.append(segment)
+            self._active = segment
         return segment
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -199,28 +212,30 @@ class Wal:
     @property
     def last_seq(self) -> int:
         """The highest committed seq; 0 before the first."""
-        return self._segments[-1].last_seq
+        return self._next_seq - 1
 
     @property
     def points_total(self) -> int:
         """Points of all entries ever committed."""
-        return self._segments[-1].points_after
+        return self._points_total
 
     @property
     def first_seq(self) -> int:
         """The lowest seq that is still kept, or the next one to come when none is."""
-        return self.segments()[0].first_seq
+        segments = self.segments()
+        return segments[0].first_seq if segments else self._next_seq
 
     @property
     def first_points_before(self) -> int:
         """Points of all entries in front of `first_seq`."""
-        return self.segments()[0].header.points_before
+        segments = self.segments()
+        return segments[0].header.points_before if segments else self._points_total
 
     @property
     def bytes(self) -> int:
         """What the segments take on disk."""
         with self._segments_mutex:
-            return self._sealed_bytes + self._segments[-1].bytes
+            return self._sealed_bytes + (self._active.bytes if self._active else 0)
 
     def segments(self) -> list[Segment]:
         """The segments, oldest first: a copy of the list."""
@@ -240,6 +255,10 @@ class Wal:
             if entries:
                 return entries
         return []
+
+    def is_written_to(self, path: Path) -> bool:
+        """Whether a file is the segment that is written to: it must be sealed before it can be set aside."""
+        return self._active is not None and self._active.path == path
 
     def rest_segments(self, cursors: Sequence[int]) -> None:
         """Unmaps the sealed segments that none of the cursors is in: nobody reads them just now."""
@@ -282,11 +301,10 @@ class Wal:
         `WalDamaged` for the last segment, which is being written to: that one needs a restart.
         """
         with self._removal_mutex:
-            segments = self.segments()
-            segment = next((segment for segment in segments if segment.path == path), None)
+            segment = next((segment for segment in self.segments() if segment.path == path), None)
             if segment is None:
                 return None
-            if segment is segments[-1]:
+            if segment is self._active:
                 raise WalDamaged(path, f"{reason}; it is the segment that is being written to")
             directory = self.directory / DAMAGED_DIR
             make_directory(directory)
@@ -351,6 +369,7 @@ def _make_up_for_sync(path: Path) -> None:
     try:
         with path.open("rb") as file:
             os.fsync(file.fileno())
+        give_back(path)  # what its last life held for it to grow into
     except OSError as exc:
         raise StorageFailed(path, f"cannot be synced: {exc.strerror}") from exc
 

@@ -20,12 +20,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.directory import sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
 from wal_ingest.wal.gzip_codec import crc32
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
+from wal_ingest.wal.space import Reserve, give_back, is_no_space
 
 SUFFIX = ".lmdb"
 SEQ_DIGITS = 20
@@ -38,6 +39,10 @@ _HEADER_KEY = bytes(8)
 
 # Address space beyond the size at which a segment is sealed: the group that crosses the line must fit.
 _MAP_BYTES_SPARE = 4 << 30
+
+# Disk space is taken ahead in steps of this size, so that not every commit asks for some.
+_RESERVE_STEP_BYTES = 4 << 20
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,7 @@ class Segment:
         self._file = file
         self._verified = file is not None
         self._dropped = False
+        self._reserve = None if file is None else Reserve(path)
 
     @classmethod
     def open(cls, path: Path, *, map_bytes: int) -> Segment:
@@ -150,26 +156,37 @@ class Segment:
 
     @classmethod
     def create(cls, directory: Path, header: SegmentHeader, *, segment_bytes_max: int) -> Segment:
-        """Makes a new segment, its name durable, ready to be appended to. Raises `StorageFailed`."""
+        """Makes a new segment, its name durable, ready to be appended to.
+
+        Raises `DiskFull` (nothing is there then, or one without an entry), `StorageFailed`.
+        """
         path = directory / segment_name(header.first_seq)
         new = path.with_suffix(NEW_SUFFIX)
         map_bytes = map_bytes_for(segment_bytes_max)
-        # The header is committed (and synced) under a name that recovery does not read, so that no crash
-        # can leave a segment without one.
-        file = LmdbFile(new, map_bytes=map_bytes, lock=False)
         try:
-            file.append([(_HEADER_KEY, header.encode())])
-        finally:
-            file.close()
-        new.rename(path)
-        sync_directory(directory)
-        return cls(path, read_ends(path), map_bytes=map_bytes, file=LmdbFile(path, map_bytes=map_bytes))
+            # The header is committed (and synced) under a name that recovery does not read, so that no
+            # crash can leave a segment without one.
+            file = LmdbFile(new, map_bytes=map_bytes, lock=False)
+            try:
+                file.append([(_HEADER_KEY, header.encode())])
+            finally:
+                file.close()
+            new.rename(path)
+            sync_directory(directory)
+            return cls(path, read_ends(path), map_bytes=map_bytes, file=LmdbFile(path, map_bytes=map_bytes))
+        except StorageFailed as exc:
+            if is_no_space(exc.number):
+                # Nothing was ever stored in it, so it may be begun again, from nothing, when there is room.
+                new.unlink(missing_ok=True)
+                raise DiskFull(f"the disk is full: {path} cannot be begun") from exc
+            raise
 
     def reopen_empty(self) -> None:
         """Makes a segment that never held an entry writable: its successor would need the same name."""
         assert self.last_seq < self.first_seq
         verify(self.path)
         self._file = LmdbFile(self.path, map_bytes=self._map_bytes)
+        self._reserve = Reserve(self.path)
         self._verified = True
         self.sealed = False
 
@@ -187,11 +204,12 @@ class Segment:
         """Stores items in one durable transaction, then moves the ends on. Writer thread only.
 
         `points` is how many points the items hold together, `accepted_ns` the last one's time of acceptance. Raises
-        `MapFull` (nothing was stored), `StorageFailed`, `WalDamaged`.
+        `DiskFull` and `MapFull` (nothing was stored), `StorageFailed`, `WalDamaged`.
         """
         file = self._file
         assert file is not None
-        assert not self.sealed
+        assert self._reserve is not None
+        self._reserve.hold(self.bytes + _growth_bytes_max(items), step=_RESERVE_STEP_BYTES)
         file.append(items)
         self.last_seq = int.from_bytes(items[-1][0], "big")
         self.points_after += points
@@ -237,6 +255,7 @@ class Segment:
         with self._mutex:
             self.sealed = True
             self.close()
+            give_back(self.path)
             # Nobody writes any more, so nobody needs the lock file; it holds nothing durable.
             lock_path(self.path).unlink(missing_ok=True)
 
@@ -266,6 +285,9 @@ class Segment:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
 
 def segment_name(first_seq: int) -> str:
@@ -293,6 +315,16 @@ def set_aside(path: Path, directory: Path) -> Path:
     path.rename(target)
     lock_path(path).unlink(missing_ok=True)
     return target
+
+
+def _growth_bytes_max(items: list[Item]) -> int:
+    """How much a file may grow by a transaction, at the most.
+
+    A large value takes whole pages of its own, a small one at worst twice its size in half-full leaves; to that the
+    branches above, the list of free pages and the pages that are written anew.
+    """
+    values = sum(len(value) + _PAGE_BYTES if len(value) > 1000 else 2 * len(value) + 64 for _, value in items)
+    return values + values // 8 + 64 * _PAGE_BYTES
 
 
 def _decode(item: Item, path: Path) -> Entry:

@@ -12,6 +12,7 @@ Invariants:
 | `node` | `{"wal_id": uuid, "created_ns": n}` |
 | `cursor/<sink>` | a Cursor |
 | `letter/<sink>/<20-digit number>` | a DeadLetter |
+| `trouble/<sink>` | a Trouble, while there is one |
 
 Losing this file loses no point: every sink starts again at the oldest entry kept, and what it had is written
 a second time, which changes nothing.
@@ -19,6 +20,7 @@ a second time, which changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -27,22 +29,26 @@ from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import UnknownFormatVersion, WalDamaged
-from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.directory import sync_directory
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
+from wal_ingest.wal.space import Reserve
 
 STATE_NAME = "state.lmdb"
 _VERSION = b"1"
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
 _READ_BYTES = 1 << 20
+# Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
+_RESERVE_BYTES = 8 << 20
 
 _KEY_FORMAT = b"format"
 _KEY_NODE = b"node"
 _CURSOR = b"cursor/"
 _LETTER = b"letter/"
+_TROUBLE = b"trouble/"
 
 
 class _Node(msgspec.Struct, frozen=True):
@@ -62,10 +68,11 @@ class _StoredLetter(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StateView:
-    """What a state file says: the WAL's identity, and each sink's cursor by its name."""
+    """What a state file says: the WAL's identity; each sink's cursor, and its trouble if any, by its name."""
 
     wal_id: uuid.UUID
     cursors: dict[str, Cursor]
+    troubles: dict[str, Trouble]
 
 
 def read_state(path: Path) -> StateView:
@@ -74,6 +81,24 @@ def read_state(path: Path) -> StateView:
     Raises `UnknownFormatVersion`, `WalDamaged`, `StorageFailed`.
     """
     return snapshot(path, _view)
+
+
+def read_dead_letters(path: Path, sink: str) -> list[DeadLetter]:
+    """A sink's dead letters, oldest first, read as `read_state` reads. Raises as that does."""
+    prefix = _LETTER + sink.encode() + b"/"
+
+    def letters(reader: PageReader) -> list[DeadLetter]:
+        found = []
+        for key, value in reader.items_from(prefix):
+            if not key.startswith(prefix):
+                break
+            found.append(_decode_letter(sink, value))
+        return found
+
+    try:
+        return snapshot(path, letters)
+    except msgspec.DecodeError as exc:
+        raise WalDamaged(path, f"a dead letter cannot be read: {exc}") from exc
 
 
 def check_state(path: Path) -> None:
@@ -90,15 +115,21 @@ def _view(reader: PageReader) -> StateView:
         )
     if node is None:
         raise WalDamaged(reader.path, "it holds no identity")
-    cursors = {}
     try:
-        for key, value in reader.items_from(_CURSOR):
-            if not key.startswith(_CURSOR):
-                break
-            cursors[key.removeprefix(_CURSOR).decode()] = msgspec.json.decode(value, type=Cursor)
-        return StateView(msgspec.json.decode(node, type=_Node).wal_id, cursors)
+        return StateView(
+            msgspec.json.decode(node, type=_Node).wal_id,
+            {name: msgspec.json.decode(value, type=Cursor) for name, value in _records(reader, _CURSOR)},
+            {name: msgspec.json.decode(value, type=Trouble) for name, value in _records(reader, _TROUBLE)},
+        )
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
+
+
+def _records(reader: PageReader, prefix: bytes) -> Iterator[tuple[str, bytes]]:
+    for key, value in reader.items_from(prefix):
+        if not key.startswith(prefix):
+            return
+        yield key.removeprefix(prefix).decode(), value
 
 
 def _make(path: Path, node: _Node) -> None:
@@ -132,6 +163,16 @@ class State:
         self.wal_id = view.wal_id
         self._cursors = view.cursors
         self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
+        self._troubles = view.troubles
+        self._reserve = Reserve(self.path)
+        self._hold_space()
+
+    def _hold_space(self) -> None:
+        """Keeps room for cursors and dead letters, so that a full disk does not keep the WAL from draining."""
+        used = self._file.used_bytes
+        if used + _RESERVE_BYTES > self._reserve.held_bytes:
+            with contextlib.suppress(DiskFull):  # there is room for the next one at least, as for this one
+                self._reserve.hold(used + _RESERVE_BYTES, step=_RESERVE_BYTES)
 
     # -- cursors ---------------------------------------------------------------------------------------
 
@@ -159,8 +200,25 @@ class State:
                 for offset, letter in enumerate(letters, 1)
             ]
             self._file.write(puts)
+            self._hold_space()
             self._cursors[sink] = cursor
             self._letter_counts[sink] = number + len(letters)
+
+    def note_trouble(self, sink: str, trouble: Trouble | None) -> None:
+        """Remembers what keeps a sink from taking points, or (None) that nothing does any more.
+
+        For whoever looks from outside; delivery does not read it. Raises `StorageFailed`.
+        """
+        with self._mutex:
+            if self._troubles.get(sink) == trouble:
+                return
+            key = _TROUBLE + sink.encode()
+            if trouble is None:
+                self._file.write([], [key])
+                del self._troubles[sink]
+            else:
+                self._file.write([(key, msgspec.json.encode(trouble))])
+                self._troubles[sink] = trouble
 
     # -- dead letters ----------------------------------------------------------------------------------
 
@@ -197,6 +255,7 @@ class State:
 
     def close(self) -> None:
         """Unmaps the file."""
+        self._reserve.close()
         self._file.close()
 
 

@@ -31,6 +31,7 @@ from wal_ingest.errors import (
     AppendQueueFull,
     ComeBackLater,
     CommitTooSlow,
+    DiskFull,
     Stopping,
     StorageFailed,
     WalBroken,
@@ -185,6 +186,13 @@ class Writer:
         """Whether the thread has ended, or is about to: nothing is written any more."""
         return self._stopping or self.failure is not None
 
+    def space_is_short(self) -> bool:
+        """Whether the WAL or the disk is full, or within a tenth of it: what is kept out of courtesy should go."""
+        settings = self._settings
+        if self._full is not None or self._wal.bytes >= 0.9 * settings.wal_bytes_max:
+            return True
+        return self._free_bytes(self._wal.directory) < 1.1 * settings.free_disk_bytes_min
+
     def measure(self) -> None:
         """Looks at the WAL's size and the free disk, and opens or shuts the door accordingly."""
         self._full = self._why_full()
@@ -274,6 +282,12 @@ class Writer:
                 elif seals:
                     self._wal.seal_if_due()
                 self.measure()
+                return
+            except DiskFull as exc:
+                # Nothing was written, so this is no failure: the same senders come again, and find room or not.
+                self._full = str(exc)
+                for ticket in tickets:
+                    ticket.error = WalFull(str(exc), retry_after_s=_FULL_RETRY_AFTER_S)
                 return
             except (StorageFailed, WalDamaged) as exc:
                 self.failure = exc

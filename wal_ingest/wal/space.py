@@ -1,0 +1,87 @@
+"""Disk space held before it is needed.
+
+`fallocate` with KEEP_SIZE gives a file blocks beyond its end without changing its length. What LMDB then writes
+there cannot fail for want of space. So a full disk is met here, in a call that has written nothing and may be
+repeated, rather than in the middle of a commit, where a failure is final.
+
+Where the file system cannot do it (EOPNOTSUPP), nothing is held, and a full disk during a commit ends the process;
+it recovers from what the disk holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from wal_ingest.errors import DiskFull, StorageFailed
+
+_KEEP_SIZE = 1
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_HERE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+def is_no_space(number: int) -> bool:
+    """Whether an error number says that the disk, or the user's part of it, is full."""
+    return number in _NO_SPACE
+
+
+def _fallocate() -> Callable[[int, int], int]:
+    library = ctypes.CDLL(None, use_errno=True)
+    offset_t = ctypes.c_int64
+    library.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, offset_t, offset_t)
+
+    def hold(fd: int, length: int) -> int:
+        return 0 if library.fallocate64(fd, _KEEP_SIZE, 0, length) == 0 else ctypes.get_errno()
+
+    return hold
+
+
+_hold = _fallocate()
+
+
+class Reserve:
+    """The space held for one file. `hold` is called before each write that may make the file grow."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `StorageFailed` when the file cannot be opened."""
+        self.path = path
+        self.held_bytes = 0
+        self._possible = True
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as exc:
+            raise StorageFailed(path, str(exc.strerror)) from exc
+
+    def hold(self, length: int, *, step: int) -> None:
+        """Sees to it that the file may grow to `length` bytes; takes `step` more where there is room for it.
+
+        Raises `DiskFull` when there is not; nothing was written then. `StorageFailed` for any other failure.
+        """
+        if not self._possible or length <= self.held_bytes:
+            return
+        for wanted in (length + step, length):
+            number = _hold(self._fd, wanted)
+            if number == 0:
+                self.held_bytes = wanted
+                return
+            if number in _NOT_HERE:
+                self._possible = False
+                return
+            if not is_no_space(number):
+                raise StorageFailed(self.path, f"no space can be reserved: {os.strerror(number)}")
+        raise DiskFull(f"the disk is full: {self.path} cannot grow")
+
+    def close(self) -> None:
+        """Lets go of the file; what is held stays held."""
+        os.close(self._fd)
+
+
+def give_back(path: Path) -> None:
+    """Frees what is held beyond a file's end. Raises `StorageFailed`."""
+    try:
+        os.truncate(path, path.stat().st_size)
+    except OSError as exc:
+        raise StorageFailed(path, str(exc.strerror)) from exc
