@@ -1,10 +1,13 @@
 # Everything starts from nothing but Python 3.11 or newer: `make run` and `make test` make what they need.
 #   make test PYTHON=python3.13 VENV=.venv-3.13     for another interpreter
 #   make test PYTEST_ARGS="-k splitting"            for some of the tests
+#   make chaos SECONDS=300 SEED=7                   for other times and seeds
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+SECONDS ?= 300
+SEED ?=
 
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.ready-to-run
@@ -12,10 +15,10 @@ TEST_READY := $(VENV)/.ready-to-test
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof bench clean
+.PHONY: help run test check proof bench chaos mutations clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./data
 	@exec $(BIN)/wal-ingest serve
@@ -33,6 +36,12 @@ proof: $(TEST_READY) ## Run the slow proofs: the minute-long outage, more rounds
 
 bench: $(TEST_READY) ## Measure points/s, CPU per point and the latency of the 202
 	$(BIN)/python -m ops.bench.ingest
+
+chaos: $(TEST_READY) ## Strike faults under load for SECONDS, then account for every point
+	$(BIN)/python -m ops.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+mutations: $(TEST_READY) ## Show that chaos catches each of the deliberately broken builds
+	$(BIN)/python -m ops.chaos.mutations
 
 clean: ## Remove what was built here; ./data stays
 	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"

@@ -101,7 +101,7 @@ class Node:
             self._known_dead = False
         except AssertionError as exc:
             self._start_not_before_s = time.monotonic() + _START_AGAIN_S
-            self._ended("no start: " + " ".join(str(exc).split())[:600])
+            self._ended("no start: " + " ".join(str(exc).split())[-600:])
             self.service.process.end()
 
     def _ended(self, what: str) -> None:

@@ -185,9 +185,10 @@ class Proxy:
                     got = await side.receive()
         except (OSError, trio.TooSlowError, trio.BrokenResourceError, h11.ProtocolError) as exc:
             raise _Reset from exc
-        if got is None or not isinstance(got[0], h11.Response):
+        if got is None:
             raise _Reset
         response, answer = got
+        assert isinstance(response, h11.Response)
         kept = [(name, value) for name, value in response.headers if name.startswith((b"content-", b"x-"))]
         return h11.Response(status_code=response.status_code, headers=kept), answer
 
