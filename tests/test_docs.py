@@ -15,6 +15,7 @@ import wal_ingest
 from tests.rigs.processes import Process, free_port, wait_until
 from wal_ingest.cli import app
 from wal_ingest.config import FIELDS
+from wal_ingest.metrics import PREFIX, TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -148,6 +149,23 @@ def settings_table() -> str:
 
 def test_every_setting_is_in_the_readme_with_its_default_and_its_reason() -> None:
     assert between("settings") == settings_table()
+
+
+def metrics_table() -> str:
+    """API.md's table of metrics, made from the program's."""
+    rows = ["| metric | kind | what it says |", "|---|---|---|"]
+    for metric in TABLE:
+        labels = "{" + ", ".join(metric.labels) + "}" if metric.labels else ""
+        name = PREFIX + metric.name + ("_total" if metric.counter else "")
+        rows.append(f"| `{name}{labels}` | {'counter' if metric.counter else 'gauge'} | {metric.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_every_metric_is_in_the_api_page() -> None:
+    assert (
+        f"<!-- metrics -->\n{metrics_table()}<!-- /metrics -->"
+        in (ROOT / "wal_ingest/http/API.md").read_text()
+    )
 
 
 def test_every_command_is_in_the_readme() -> None:

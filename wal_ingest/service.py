@@ -42,6 +42,7 @@ from wal_ingest.flusher.status import SinkState, SinkStatus
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.metrics import Values, exposition
 from wal_ingest.settings import Settings
 from wal_ingest.wal.cursor import Trouble
 from wal_ingest.wal.entry import Entry
@@ -191,6 +192,9 @@ class Service:
         admin = create_admin_app(
             readiness=lambda: self._not_ready(writer),
             sinks=lambda: {delivery.name: _sink_detail(delivery.status(), store) for delivery in deliveries},
+            metrics=exposition(
+                lambda: _metrics(store, writer, [delivery.status() for delivery in deliveries])
+            ),
             now=lambda: datetime.now(UTC),
         )
         app = Ingest(
@@ -324,6 +328,33 @@ def _sink_detail(status: SinkStatus, store: Store) -> dict[str, object]:
         since = datetime.fromtimestamp(status.since_ns / 1e9, UTC)
         detail |= {"since": since.isoformat(timespec="seconds"), "reason": status.last_error}
     return detail
+
+
+def _metrics(store: Store, writer: Writer, sinks: list[SinkStatus]) -> Values:
+    """A value for every name in the table of metrics."""
+
+    def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
+        return {(sink.name,): value(sink) for sink in sinks}
+
+    wal = store.wal
+    return {
+        "accepted_points": wal.points_total,
+        "wal_bytes": wal.bytes,
+        "wal_segments": len(wal.segments()),
+        "wal_refusing": float(writer.refusal() is not None),
+        "wal_damaged_files": len(wal.damaged),
+        "sink_confirmed_points": each(lambda sink: sink.cursor.confirmed),
+        "sink_parked_points": each(lambda sink: sink.cursor.parked),
+        "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
+        "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
+        "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
+        "sink_retried_writes": each(lambda sink: sink.retried_writes),
+        "sink_in_flight_writes": each(lambda sink: sink.in_flight),
+        "sink_state": {
+            (sink.name, state.value): float(sink.state is state) for sink in sinks for state in SinkState
+        },
+        "sink_state_since_seconds": each(lambda sink: sink.since_ns / 1e9),
+    }
 
 
 def _spare_the_collector() -> None:

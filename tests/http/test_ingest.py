@@ -195,8 +195,15 @@ async def test_an_unexpected_error_is_answered_500_without_its_details(target: s
     assert (await ask(whole.app, "POST", target, LINE, LP)).status in (202, 204)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
-@pytest.mark.parametrize("target", ["/metrics", "/api/v2/write", "/write"])
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        (target, method)
+        for target in ("/metrics", "/api/v2/write", "/write")
+        for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS")
+        if not (target == "/metrics" and method in ("GET", "HEAD"))  # that is Prometheus asking
+    ],
+)
 async def test_write_routes_take_post_only(target: str, method: str) -> None:
     whole = front()
     answer = await ask(whole.app, method, target, LINE, LP)

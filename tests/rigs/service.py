@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -131,6 +132,19 @@ class Service:
     def ready(self) -> int:
         """The status of `/readyz`."""
         return http_status(f"{self.url}/readyz")
+
+    def post(self, target: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """The status of a POST that must be taken."""
+        request = urllib.request.Request(f"{self.url}{target}", data=body, headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status: int = answer.status
+            return status
+
+    def get(self, target: str) -> str:
+        """The body of a GET that must be answered with 200."""
+        with urllib.request.urlopen(f"{self.url}{target}", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
 
     def status(self) -> dict[str, Any]:
         """`wal-ingest wal status --json` over the data directory, whether the server runs or not."""

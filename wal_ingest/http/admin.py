@@ -21,6 +21,8 @@ Readiness = Callable[[], Sequence[str]]
 # Each sink by its name: its state, what waits for it, and where it is in trouble the reason and since when.
 SinkDetails = Callable[[], Mapping[str, Mapping[str, object]]]
 
+METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 RETRY_AFTER_S = 5
 
 # InfluxDB's tools ask for a version that begins like one of the 2.x line, whose write API this is.
@@ -33,10 +35,15 @@ def create_admin_app(
     readiness: Readiness,
     now: Callable[[], datetime],
     sinks: SinkDetails = dict,
+    metrics: Callable[[], bytes] = bytes,
 ) -> QuartTrio:
     """The Quart-Trio app with every route that is not a write route; `now` gives aware times."""
     app = QuartTrio("wal_ingest.http.admin", static_folder=None)
     started = now()
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics(), content_type=METRICS_CONTENT_TYPE)
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -146,7 +146,9 @@ class Ingest:
         """
         if scope["type"] == "http":
             dialect = ROUTES.get(scope["path"])
-            if dialect is not None:
+            # `GET /metrics` is Prometheus' and not a write that was sent the wrong way.
+            reads = dialect is Dialect.NATIVE and scope["method"] in ("GET", "HEAD")
+            if dialect is not None and not reads:
                 await self._write_route(dialect, scope, receive, send)
             else:
                 await self._fallback(scope, _without_body(receive), send)
