@@ -145,7 +145,7 @@ class Proxy:
         if struck and weather.ending == "reset":
             raise _Reset
         if struck and weather.ending == "half":
-            await side.send_half(response)
+            await side.send((response, answer), part=self._dice.random())
             return False
         await side.send((response, answer))
         return side.reusable
@@ -227,18 +227,14 @@ class _Side:
             elif isinstance(event, h11.ConnectionClosed):
                 return None
 
-    async def send(self, message: tuple[_Head, bytes]) -> None:
-        """Sends a whole message."""
+    async def send(self, message: tuple[_Head, bytes], *, part: float = 1.0) -> None:
+        """Sends a message, or its first part, never the whole of it when `part` is below 1."""
         head, body = message
         data = self.connection.send(head) or b""
         if body:
             data += self.connection.send(h11.Data(data=body)) or b""
-        await self._stream.send_all(data + (self.connection.send(h11.EndOfMessage()) or b""))
-
-    async def send_half(self, response: h11.Response) -> None:
-        """Sends the first half of a response's head."""
-        data = self.connection.send(response) or b""
-        await self._stream.send_all(data[: len(data) // 2])
+        data += self.connection.send(h11.EndOfMessage()) or b""
+        await self._stream.send_all(data[: int(len(data) * part)])
 
 
 def _made_up(status: int, message: str, headers: tuple[tuple[str, str], ...]) -> _Answer:

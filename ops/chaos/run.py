@@ -219,6 +219,8 @@ def _close(world: World, report: Report) -> None:
     """Stops the server in an orderly way, and notes how it lived."""
     node = world.node
     if node.up:
+        if (ready := node.service.ready()) != 200:
+            report.problems.append(f"/readyz answers {ready} after all faults are over")
         code = node.stop()
         if code != 0:
             report.problems.append(f"exit code {code} after SIGTERM")
