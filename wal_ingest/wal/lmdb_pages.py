@@ -59,6 +59,18 @@ class PageReader:
         """Closes the file."""
         os.close(self._fd)
 
+    def is_current(self) -> bool:
+        """Whether the file is still in the state that is read."""
+        return self._newest() == self.transaction
+
+    def is_whole(self) -> bool:
+        """Whether no page of the state that was read can have been overwritten yet."""
+        return self._newest() - self.transaction <= 1
+
+    def _newest(self) -> int:
+        metas = (self._meta(self._pread(number * self._page_size + 16, 136)) for number in (0, 1))
+        return max((meta[4] for meta in metas if meta is not None), default=self.transaction)
+
     # -- what is in it ---------------------------------------------------------------------------------
 
     @property
@@ -201,28 +213,15 @@ def snapshot(path: Path, read: Callable[[PageReader], T]) -> T:
 
     Raises what `read` and `PageReader` raise, when that is no matter of the moment.
     """
-    tries = 0
-    while True:
-        tries += 1
-        before = _transaction(path)
-        try:
-            reader = PageReader(path)
-            try:
-                result = read(reader)
-            finally:
-                reader.close()
-        except WalDamaged:
-            if tries >= _TRIES_MAX or _transaction(path) == before:
-                raise
-            continue
-        if _transaction(path) - reader.transaction <= 1 or tries >= _TRIES_MAX:
-            return result
-
-
-def _transaction(path: Path) -> int:
-    try:
+    for tries_left in range(_TRIES_MAX - 1, -1, -1):
         reader = PageReader(path)
-    except WalDamaged:
-        return -1
-    reader.close()
-    return reader.transaction
+        try:
+            result = read(reader)
+            if reader.is_whole() or not tries_left:
+                return result
+        except WalDamaged:
+            if reader.is_current() or not tries_left:
+                raise
+        finally:
+            reader.close()
+    raise AssertionError("the last try returns or raises")
