@@ -23,6 +23,8 @@ _ANSWER_S_MAX = 30.0
 # After a failure: the server may be on its way up again.
 _AGAIN_S = 0.1
 _NEW_CONNECTION_SHARE = 0.05
+# No answer, accepted, refused, come back later.
+_EXPECTED = {0, 202, 204, 400, 408, 503}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Stream:
 class _Tally:
     sent: list[Sent] = field(default_factory=list)
     answers: Counter[int] = field(default_factory=Counter)
+    unexpected: list[str] = field(default_factory=list)
 
 
 class Clients:
@@ -100,6 +103,11 @@ class Clients:
         """How often each status was heard, tries included; 0 is a connection that ended without."""
         return sum((tally.answers for tally in self._tallies), Counter[int]())
 
+    @property
+    def unexpected(self) -> list[str]:
+        """Answers that no client should ever get from this server."""
+        return [what for tally in self._tallies for what in tally.unexpected]
+
     def _live(self, stream: Stream, tally: _Tally) -> None:
         dice = Random(f"pace/{stream.plan.seed}/{stream.plan.run}/{stream.client}")
         line = _Line(self._port)
@@ -127,6 +135,8 @@ class Clients:
             tries += 1
             status, reply = line.send(request.path, request.body, request.headers)
             tally.answers[status] += 1
+            if status not in _EXPECTED:
+                tally.unexpected.append(f"{status} to {request.path}: {reply[:200]!r}")
             final = status != 0 and status not in (408, 429) and status < 500
             if final or not timed or self._stop.is_set():
                 break

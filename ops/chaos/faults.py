@@ -6,7 +6,7 @@ A fault is a context: entering it strikes, leaving it heals. What it yields says
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,13 +79,11 @@ def _stop(world: World, _dice: Random) -> Iterator[str]:
 def _disk_full(world: World, dice: Random) -> Iterator[str]:
     assert world.disk is not None
     leave_bytes = dice.choice([0, 0, 256 * 1024, 2 * 1024 * 1024, 6 * 1024 * 1024])
-    world.node.excuse("disk_full")
     try:
         world.disk.fill(leave_bytes=leave_bytes)
         yield f"{leave_bytes // 1024} KiB left"
     finally:
         world.disk.free()
-        world.node.no_excuse("disk_full")
 
 
 @contextmanager
@@ -216,3 +214,17 @@ EVERY_FAULT = (
     ),
 )
 FAULTS = {fault.name: fault for fault in EVERY_FAULT}
+
+# Faults of the server that last, and those that end a process in the middle of another fault.
+_LASTING = ("disk_full", "clock_jump", "fd_exhaustion")
+_SUDDEN = ("kill", "power_cut")
+
+
+def pairs_of(names: Sequence[str]) -> list[str]:
+    """Which of these faults can strike at once, as "a+b"."""
+    database = [name for name in names if FAULTS[name].whom == "database"]
+    server = [name for name in names if FAULTS[name].whom == "server"]
+    pairs = [f"{first}+{second}" for first in database for second in server]
+    return pairs + [
+        f"{first}+{second}" for first in _LASTING for second in _SUDDEN if {first, second} <= {*names}
+    ]

@@ -1,7 +1,7 @@
 """The server under test and its supervisor, which starts it again whenever it has ended, as systemd would.
 
 An end of its own accord is written down together with the faults that were in effect just then. Some faults may end
-it (a full disk, say: that the WAL failed is final for a process); any other such end is a finding.
+it (no descriptor left to open, say); any other such end is a finding.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ops.chaos.account import Found, take_account
 from ops.chaos.clients import Clients, Stream
 from ops.chaos.clock import Clock
 from ops.chaos.disk import Disk
-from ops.chaos.faults import FAULTS, World
+from ops.chaos.faults import FAULTS, World, pairs_of
 from ops.chaos.node import Node, wait_tending
 from ops.chaos.proxy import Proxy
 from ops.chaos.report import Hit, Report
@@ -59,8 +59,7 @@ class Order:
         assert alone, f"none of {wanted} can be struck here"
         strikes = schedule(
             alone,
-            database=[] if self.faults else [name for name in alone if FAULTS[name].whom == "database"],
-            server=[] if self.faults else [name for name in alone if FAULTS[name].whom == "server"],
+            pairs=[] if self.faults else pairs_of(alone),
             seconds=self.seconds,
             seed=self.seed,
         )
@@ -82,6 +81,8 @@ def run(order: Order, *, folder: Path, say: Callable[[str], None] = lambda _line
         world.clients.stop()
         _drain(world, report)
         sent = world.clients.sent
+        if unexpected := world.clients.unexpected:
+            report.problems.append(f"{len(unexpected)} unexpected answers: " + "; ".join(unexpected[:3]))
         report.answers, report.met = world.clients.answers, proxy.struck
         _close(world, report)
         waiting, letters = _left_behind(world)

@@ -1,7 +1,7 @@
 """When which fault strikes: decided by the seed alone. Pure.
 
 A first round has every fault once, in a shuffled order. After it they are drawn, and every other time two strike
-at once: one that makes the database misbehave, and while it lasts one that hits the server itself.
+at once: one that lasts, and another one in the middle of it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ class Strike:
 
 
 def schedule(
-    alone: Sequence[str], *, database: Sequence[str], server: Sequence[str], seconds: float, seed: int
+    alone: Sequence[str], *, pairs: Sequence[str] = (), seconds: float, seed: int
 ) -> Iterator[Strike]:
-    """Strikes without end. `alone` has what a first round strikes, "a+b" for two at once; `database` and
-    `server` are those that can be paired later on."""
+    """Strikes without end. `alone` has what a first round strikes, "a+b" for two at once; `pairs` come later on."""
     dice = Random(f"schedule/{seed}")
     slot_s = min(_SLOT_S_MAX, max(_SLOT_S_MIN, 0.8 * seconds / len(alone)))
     first_round = list(alone)
@@ -37,9 +36,7 @@ def schedule(
     for names in first_round:
         yield _strike(tuple(names.split("+")), slot_s, dice, first_round=True)
     while True:
-        names = dice.choice(alone)
-        if database and server and dice.random() < 0.5:
-            names = f"{dice.choice(database)}+{dice.choice(server)}"
+        names = dice.choice(pairs if pairs and dice.random() < 0.5 else alone)
         yield _strike(tuple(names.split("+")), slot_s, dice, first_round=False)
 
 

@@ -79,7 +79,9 @@ class VictoriaMetrics:
         """Every sample of the series that `matches` select, as (milliseconds, value) in order of time."""
         with urllib.request.urlopen(f"{self.url}/internal/force_flush", timeout=30) as answer:
             answer.read()
-        query = urllib.parse.urlencode([("start", "0"), *(("match[]", match) for match in matches)])
+        # Without an end it would stop at the present, and a clock may have been ahead of it.
+        span = [("start", "0"), ("end", "9999999999")]
+        query = urllib.parse.urlencode([*span, *(("match[]", match) for match in matches)])
         found: dict[Series, list[tuple[int, float]]] = {}
         with urllib.request.urlopen(f"{self.url}/api/v1/export?{query}", timeout=60) as answer:
             for line in answer:
