@@ -44,6 +44,7 @@ from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.metrics import Values, exposition
 from wal_ingest.settings import Settings
+from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Trouble
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.retention import droppable_seq
@@ -159,6 +160,8 @@ class Service:
             _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
         if store.state_trouble:
             _log.error("every sink starts again at the oldest entry kept", reason=store.state_trouble)
+        for disagreement in disagreements(store.state.cursors(), store.wal.segments()):
+            _log.error("the account does not add up", reason=disagreement)
         _log.info(
             "recovered",
             segments=len(store.wal.segments()),

@@ -1,0 +1,59 @@
+"""The account at a start: cursors and log are compared, and what disagrees is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.wal.factories import new_entry, open_store
+from wal_ingest.wal.accounts import disagreements
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.store import Store
+
+
+def twenty_points(directory: Path) -> Store:
+    """Two segments of one entry each, with ten points each."""
+    store = open_store(directory)
+    store.wal.commit([[new_entry(1, points=10)]])
+    store.wal.seal()
+    store.wal.commit([[new_entry(2, points=10)]])
+    return store
+
+
+@pytest.mark.parametrize(
+    ("cursor", "said"),
+    [
+        (Cursor(0, 0), []),
+        (Cursor(1, 10, confirmed=10), []),
+        (Cursor(2, 20, parked=3, confirmed=10, skipped=5, since=2), []),
+        (Cursor(1, 10, confirmed=9), ["1 of the 10 points it has passed are unaccounted for"]),
+        (Cursor(1, 11, confirmed=11), ["it counts 11 points up to seq 1, the log counts 10"]),
+        (Cursor(0, 5, confirmed=5), ["it counts 5 points up to seq 0, the log counts 0"]),
+        (Cursor(7, 70, confirmed=70), ["its cursor is at seq 7, and the log's last entry is 2"]),
+    ],
+)
+def test_what_disagrees_is_said(tmp_path: Path, cursor: Cursor, said: list[str]) -> None:
+    store = twenty_points(tmp_path)
+    found = disagreements({"influxdb": cursor}, store.wal.segments())
+    assert found == [f"influxdb: {what}" for what in said]
+    store.close()
+
+
+def test_an_entry_that_cannot_be_read_is_no_disagreement(tmp_path: Path) -> None:
+    store = twenty_points(tmp_path)
+    segments = store.wal.segments()
+    segments[0].path.write_bytes(b"damaged" * 4000)
+    assert disagreements({"influxdb": Cursor(1, 99, confirmed=99)}, segments) == []
+    segments[0].path.unlink()
+    assert disagreements({"influxdb": Cursor(1, 99, confirmed=99)}, segments) == []
+    store.close()
+
+
+def test_nothing_is_kept_of_what_was_truncated(tmp_path: Path) -> None:
+    store = twenty_points(tmp_path)
+    store.wal.seal()
+    store.wal.truncate(2)
+    assert disagreements({"influxdb": Cursor(2, 20, confirmed=20)}, store.wal.segments()) == []
+    assert disagreements({"influxdb": Cursor(1, 10, confirmed=10)}, []) == []
+    store.close()
