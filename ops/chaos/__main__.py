@@ -10,6 +10,8 @@ needed for some faults; without them these are listed as not struck.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from ops.chaos.faults import FAULTS
@@ -29,6 +31,8 @@ def main() -> None:
     for name in (name for names in faults for name in names.split("+")):
         if name not in FAULTS:
             raise SystemExit(f"there is no fault {name!r}; there are: {', '.join(FAULTS)}")
+    # So that a run that is told to end takes its servers and its mounts with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"seed {seed}, {options.seconds:g} s, report and logs in {folder}", flush=True)
     report = run(
         Order(options.seconds, seed, faults), folder=folder, say=lambda line: print(line, flush=True)
