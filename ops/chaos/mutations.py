@@ -16,9 +16,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ops.chaos.faults import FAULTS
 from ops.chaos.mutant import MUTATIONS
 from ops.chaos.report import Report
 from ops.chaos.run import Order, run
+from tests.rigs.needs import missing
 
 _ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 6.0
@@ -71,6 +73,13 @@ def _run(order: Order, folder: Path) -> str:
     return next((said for said in sorted(report.problems, key=lambda said: " lost" not in said)), "")
 
 
+def _lacking(name: str) -> str:
+    """What is missing here for the faults that should catch a mutation; empty when nothing is."""
+    faults = {fault for names in MUTATIONS[name].faults for fault in names.split("+")}
+    needs = ["victoria-metrics", *(FAULTS[fault].needs for fault in faults if FAULTS[fault].needs)]
+    return ", ".join(lacking for lacking in map(missing, needs) if lacking)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.chaos.mutations", description=__doc__)
     parser.add_argument("names", nargs="*", default=[], help=f"among {', '.join(MUTATIONS)}; default: all")
@@ -78,6 +87,9 @@ def main() -> None:
     bad = False
     with tempfile.TemporaryDirectory(prefix="wal-ingest-mutations-") as below:
         for name in names:
+            if lacking := _lacking(name):
+                print(f"{name}: not run: needs {lacking}")
+                continue
             verdict = judge(name, Path(below))
             bad |= not verdict.evidence or bool(verdict.control)
             print(f"{name}: {MUTATIONS[name].what}")

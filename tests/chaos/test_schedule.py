@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
+import pytest
+
 from ops.chaos.faults import FAULTS, pairs_of
+from ops.chaos.run import Order
 from ops.chaos.schedule import Strike, schedule
 from ops.chaos.traffic import SHAPES, Kind, is_poisoned, kind_of, make_request, points_of
 from tests.rigs.fleet import Plan
@@ -69,3 +72,15 @@ def test_every_encoding_form_and_kind_is_sent() -> None:
     }
     assert {one.path.partition("?")[0] for one in requests} == {"/metrics", "/api/v2/write", "/write"}
     assert {kind_of(PLAN, 0, number, poison=0.2, broken=0.2) for number in numbers} == set(Kind)
+
+
+def test_what_cannot_be_struck_here_is_listed_with_what_it_needs_and_never_scheduled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ops.chaos.run.missing", lambda need: "root" if need == "loop" else "")
+
+    made, not_struck = Order(120, 1).schedule()
+
+    assert not_struck == {"power_cut": "needs root", "disk_full": "needs root"}
+    struck = {name for strike in islice(made, 300) for name in strike.faults}
+    assert struck == {*FAULTS} - {*not_struck}
