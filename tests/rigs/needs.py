@@ -57,6 +57,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "strace": _strace_missing,
     "loop": _loop_missing,
     "cc": _programs("cc"),
+    "curl": _programs("curl"),
     "npm": _programs("node", "npm"),
 }
 
