@@ -125,6 +125,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         process.end()
 
 
+@pytest.mark.needs("curl")
 def test_the_first_steps_do_what_the_readme_shows(reader: Reader) -> None:
     steps = [*commands(section("Run it")), *commands(section("kill -9 loses nothing"))]
     assert len(steps) >= 8
@@ -132,7 +133,7 @@ def test_the_first_steps_do_what_the_readme_shows(reader: Reader) -> None:
         reader.type(command, shown)
 
 
-@pytest.mark.needs("victoria-metrics")
+@pytest.mark.needs("victoria-metrics", "curl")
 def test_the_way_into_a_database_is_as_the_readme_shows(reader: Reader) -> None:
     steps = list(commands(section("With InfluxDB in the loop")))
     assert len(steps) == 4
