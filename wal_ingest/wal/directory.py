@@ -31,6 +31,23 @@ def sync_directory(path: Path) -> None:
         raise StorageFailed(path, f"the directory could not be synced: {exc.strerror}") from exc
 
 
+def rename(path: Path, target: Path) -> None:
+    """Gives a file another name; the caller syncs the directories. Raises `StorageFailed`."""
+    try:
+        path.rename(target)
+    except OSError as exc:
+        reason = f"cannot be renamed to {target}: {exc.strerror}"
+        raise StorageFailed(path, reason, number=exc.errno or 0) from exc
+
+
+def remove(path: Path) -> None:
+    """Removes a file's name, if it is there; the caller syncs the directory. Raises `StorageFailed`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise StorageFailed(path, f"cannot be removed: {exc.strerror}", number=exc.errno or 0) from exc
+
+
 def make_directory(path: Path) -> None:
     """Makes a directory and its missing parents, each name durable. Raises `ConfigError` where it cannot."""
     if path.is_dir():

@@ -27,12 +27,12 @@ _LIB_VERSION = 0
 # What LMDB makes it for 126 readers.
 _LOCK_FILE_BYTES = 8192
 
+# MDB_PANIC is none of these: it says that a write failed before, and nothing of what is on disk.
 _DAMAGE = (
     lmdb.CorruptedError,
     lmdb.PageNotFoundError,
     lmdb.InvalidError,
     lmdb.VersionMismatchError,
-    lmdb.PanicError,
     lmdb.CursorFullError,
     lmdb.BadTxnError,
 )

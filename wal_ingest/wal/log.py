@@ -32,7 +32,7 @@ from pathlib import Path
 
 from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
-from wal_ingest.wal.directory import make_directory, sync_directory
+from wal_ingest.wal.directory import make_directory, remove, sync_directory
 from wal_ingest.wal.entry import Entry, NewEntry, encode
 from wal_ingest.wal.lmdb_file import Item, MapFull
 from wal_ingest.wal.segment import (
@@ -279,10 +279,7 @@ class Wal:
             for segment in self.segments()[:-1]:
                 if segment.last_seq > confirmed_seq:
                     break
-                try:
-                    segment.drop()
-                except OSError as exc:
-                    raise StorageFailed(segment.path, f"cannot be removed: {exc.strerror}") from exc
+                segment.drop()
                 self._forget(segment)
                 dropped += 1
             if dropped:
@@ -351,7 +348,7 @@ def _recover(
         _make_up_for_sync(paths[-1])
     for leftover in directory.glob(f"*{NEW_SUFFIX}"):
         # Never had an entry: it gets its real name only after its header, and entries only after that.
-        leftover.unlink()
+        remove(leftover)
     target = directory / DAMAGED_DIR
     damaged = []
     for path, reason in damage.items():

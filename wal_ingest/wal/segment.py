@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
-from wal_ingest.wal.directory import sync_directory
+from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
 from wal_ingest.wal.gzip_codec import crc32
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path, verify
@@ -171,13 +171,13 @@ class Segment:
                 file.append([(_HEADER_KEY, header.encode())])
             finally:
                 file.close()
-            new.rename(path)
+            rename(new, path)
             sync_directory(directory)
             return cls(path, read_ends(path), map_bytes=map_bytes, file=LmdbFile(path, map_bytes=map_bytes))
         except StorageFailed as exc:
             if is_no_space(exc.number):
                 # Nothing was ever stored in it, so it may be begun again, from nothing, when there is room.
-                new.unlink(missing_ok=True)
+                remove(new)
                 raise DiskFull(f"the disk is full: {path} cannot be begun") from exc
             raise
 
@@ -257,7 +257,7 @@ class Segment:
             self.close()
             give_back(self.path)
             # Nobody writes any more, so nobody needs the lock file; it holds nothing durable.
-            lock_path(self.path).unlink(missing_ok=True)
+            remove(lock_path(self.path))
 
     def rest(self) -> None:
         """Unmaps a sealed segment until it is read again: a mapped file counts as resident memory."""
@@ -270,8 +270,8 @@ class Segment:
         with self._mutex:
             self._dropped = True
             self.close()
-            lock_path(self.path).unlink(missing_ok=True)
-            self.path.unlink()
+            remove(lock_path(self.path))
+            remove(self.path)
 
     def set_aside(self, directory: Path) -> Path:
         """Moves the file, whole and unchanged, to a directory for damaged ones; the caller syncs both."""
@@ -312,8 +312,8 @@ def set_aside(path: Path, directory: Path) -> Path:
     while target.exists():
         number += 1
         target = directory / f"{path.name}.{number}"
-    path.rename(target)
-    lock_path(path).unlink(missing_ok=True)
+    rename(path, target)
+    remove(lock_path(path))
     return target
 
 

@@ -31,7 +31,7 @@ import msgspec
 
 from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
-from wal_ingest.wal.directory import sync_directory
+from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
@@ -150,10 +150,10 @@ class State:
         """
         self.path = data_dir / STATE_NAME
         new = data_dir / f"{STATE_NAME}.new"
-        new.unlink(missing_ok=True)  # a crash kept it from ever being the state
+        remove(new)  # a crash kept it from ever being the state
         if not self.path.exists():
             _make(new, _Node(adopt or uuid.uuid4(), now_ns))
-            new.rename(self.path)
+            rename(new, self.path)
         self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES)
         self._mutex = threading.Lock()
         self._file.sync()  # see the WAL's opening: a kill -9 may have left this undone
