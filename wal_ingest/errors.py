@@ -107,7 +107,9 @@ class WalFull(ComeBackLater):
 
 
 class DiskFull(ComeBackLater):
-    """The disk has no room for the next write. Nothing was written: the same may be tried again later.
+    """The disk has no room for the next write, or the process no file descriptor for the next segment.
+
+    Nothing was written: the same may be tried again later.
 
     Unlike `StorageFailed`, which leaves open what is on disk and is final for the process.
     """

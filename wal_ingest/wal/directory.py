@@ -28,7 +28,8 @@ def sync_directory(path: Path) -> None:
         finally:
             os.close(fd)
     except OSError as exc:
-        raise StorageFailed(path, f"the directory could not be synced: {exc.strerror}") from exc
+        reason = f"the directory could not be synced: {exc.strerror}"
+        raise StorageFailed(path, reason, number=exc.errno or 0) from exc
 
 
 def rename(path: Path, target: Path) -> None:

@@ -190,7 +190,7 @@ def verify(path: Path) -> None:
     except lmdb.verify.VerifyError as exc:
         raise WalDamaged(path, str(exc)) from exc
     except OSError as exc:
-        raise StorageFailed(path, str(exc.strerror)) from exc
+        raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
     if problems:
         raise WalDamaged(path, problems[0])
 

@@ -26,7 +26,7 @@ from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decod
 from wal_ingest.wal.gzip_codec import crc32
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
-from wal_ingest.wal.space import Reserve, give_back, is_no_space
+from wal_ingest.wal.space import Reserve, give_back, is_no_descriptors, is_no_space
 
 SUFFIX = ".lmdb"
 SEQ_DIGITS = 20
@@ -175,10 +175,11 @@ class Segment:
             sync_directory(directory)
             return cls(path, read_ends(path), map_bytes=map_bytes, file=LmdbFile(path, map_bytes=map_bytes))
         except StorageFailed as exc:
-            if is_no_space(exc.number):
+            if is_no_space(exc.number) or is_no_descriptors(exc.number):
                 # Nothing was ever stored in it, so it may be begun again, from nothing, when there is room.
                 remove(new)
-                raise DiskFull(f"the disk is full: {path} cannot be begun") from exc
+                what = "the disk is full" if is_no_space(exc.number) else "too many files are open"
+                raise DiskFull(f"{what}: {path} cannot be begun") from exc
             raise
 
     def reopen_empty(self) -> None:

@@ -20,12 +20,18 @@ from wal_ingest.errors import DiskFull, StorageFailed
 
 _KEEP_SIZE = 1
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NOT_HERE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
 def is_no_space(number: int) -> bool:
     """Whether an error number says that the disk, or the user's part of it, is full."""
     return number in _NO_SPACE
+
+
+def is_no_descriptors(number: int) -> bool:
+    """Whether an error number says that this process, or the machine, has too many files open."""
+    return number in _NO_DESCRIPTORS
 
 
 def _fallocate() -> Callable[[int, int], int]:
@@ -53,7 +59,7 @@ class Reserve:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
-            raise StorageFailed(path, str(exc.strerror)) from exc
+            raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
 
     def hold(self, length: int, *, step: int) -> None:
         """Sees to it that the file may grow to `length` bytes; takes `step` more where there is room for it.

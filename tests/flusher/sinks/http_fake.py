@@ -13,11 +13,12 @@ from wal_ingest.wal.gzip_codec import decompress
 
 @dataclass
 class Answer:
-    """What a request is answered; `body` None closes the connection without a word."""
+    """What a request is answered; `body` None closes the connection without a word, `cut` within the head."""
 
     status: int = 204
     body: bytes | None = b""
     headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass
@@ -59,6 +60,10 @@ def fake_influxdb() -> Iterator[FakeInfluxDB]:
             fake.requests.append(request)
             answer = fake.answer(request)
             if answer.body is None:
+                self.close_connection = True
+                return
+            if answer.cut:
+                self.wfile.write(b"HTTP/1.1 %d Said\r\nContent-Type: appli" % answer.status)
                 self.close_connection = True
                 return
             self.send_response(answer.status)

@@ -14,7 +14,7 @@ became of the points is unknown until they are written again.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -154,12 +154,22 @@ class InfluxDBSink:
             return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
         if self._token and self._token in said:  # a server that quotes the request back
             said = said.replace(self._token, b"***")
+        if answer.status >= 300 and not _has_a_whole_head(answer.headers):
+            return Unavailable(f"HTTP {answer.status}, cut off within its head", answer.status, suspect=True)
         return outcome_of(answer.status, answer.headers, said, now_ns=self._now_ns())
 
     def _clean(self, message: str) -> str:
         if self._settings.token:
             message = message.replace(self._settings.token, "***")
         return plain(message)
+
+
+def _has_a_whole_head(headers: Mapping[str, str]) -> bool:
+    """Whether an answer says how its body ends, as every refusal does; one that broke off early does not.
+
+    urllib3 hands over what came of a head. Such a 400 must not be read as "no InfluxDB says it like this".
+    """
+    return "content-length" in headers or "transfer-encoding" in headers
 
 
 def _connect(settings: InfluxDBSettings) -> _Connection:
