@@ -35,7 +35,7 @@ def read_setting_aside(store: Store, after_seq: int, *, bytes_max: int) -> list[
         except UnknownFormatVersion:
             raise
         except WalDamaged as exc:
-            if store.wal.segments()[-1].path == exc.path:
+            if store.wal.is_written_to(exc.path):
                 store.wal.seal()
             store.wal.set_aside(exc.path, exc.reason)
 

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import scenario
+from tests.faults.scenario import Journal
+from tests.model.inline import read_everything
 from tests.wal.factories import MIB, fill, new_entry, open_store, read_all
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.inspect import status
 from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.log import Gap, find_gaps
 from wal_ingest.wal.segment import SegmentHeader
 
 PAGE = 4096
@@ -67,6 +72,17 @@ def zero_tree(path: Path) -> None:
             zero(path, page)
 
 
+def forget_latest_transaction(path: Path) -> None:
+    """Puts the older meta page in the place of the newer one: a whole file, of yesterday as it were."""
+    content = path.read_bytes()
+    ids = [int.from_bytes(content[page * PAGE + 16 + 128 :][:8], "little") for page in (0, 1)]
+    older, newer = (0, 1) if ids[0] < ids[1] else (1, 0)
+    assert abs(ids[0] - ids[1]) == 1
+    number = newer.to_bytes(8, "little")
+    page = number + content[older * PAGE + 8 : older * PAGE + PAGE]
+    path.write_bytes(content[: newer * PAGE] + page + content[newer * PAGE + PAGE :])
+
+
 def three_segments(tmp_path: Path) -> list[Path]:
     """Three segments of about ten entries each, 25 in all, and the paths of their files."""
     store = open_store(tmp_path)
@@ -86,6 +102,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "last byte missing": lambda path: os.truncate(path, path.stat().st_size - 1),
     "foreign file": lambda path: path.write_bytes(b"not LMDB at all" * 1000),
     "both meta pages zeroed": lambda path: zero(path, 0, 1),
+    "first meta page zeroed": lambda path: zero(path, 0),
+    "second meta page zeroed": lambda path: zero(path, 1),
+    "bit flipped in a meta page's magic": lambda path: flip(path, 16),
+    "older meta page only": forget_latest_transaction,
     "tree pages zeroed": zero_tree,
     "header record flipped": flip_header,
 }
@@ -346,3 +366,161 @@ def test_truncation_and_setting_aside_may_meet_over_one_segment(tmp_path: Path) 
     assert store.wal.set_aside(second.path, "damaged") is not None
     assert store.wal.truncate(2) == 0
     store.close()
+
+
+# -- a page or a bit that only reading finds ---------------------------------------------------------------
+
+
+def flip_payload(path: Path) -> None:
+    """Flips a byte in the middle of an entry's own pages."""
+    flip(path, path.stat().st_size // 2)
+
+
+def flip_key(path: Path) -> None:
+    """Flips the last byte of an entry's key, on every page that has it."""
+    seq = int(path.name[:20]) + 3
+    offsets = [match.start() for match in re.finditer(re.escape(seq.to_bytes(8, "big")), path.read_bytes())]
+    assert offsets
+    for offset in offsets:
+        flip(path, offset + 7)
+
+
+FOUND_BY_READING: dict[str, Callable[[Path], object]] = {
+    "bit flipped in a payload": flip_payload,
+    "bit flipped in a key": flip_key,
+    "one page of an entry zeroed": lambda path: zero(path, pages(path) // 2),
+    "all but the meta pages and the ends zeroed": lambda path: zero(path, *range(12, pages(path) - 30)),
+}
+
+
+@pytest.mark.parametrize("damage", FOUND_BY_READING.values(), ids=FOUND_BY_READING.keys())
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_damage_within_a_segment_is_found_at_the_latest_when_it_is_read(
+    tmp_path: Path, damage: Callable[[Path], object], which: int
+) -> None:
+    paths = three_segments(tmp_path)
+    starts = [int(path.name[:20]) for path in paths] + [26]
+    damage(paths[which])
+    evidence = paths[which].read_bytes()
+    store = open_store(tmp_path)
+    found = read_everything(store)
+    survivors = [seq for seq in range(1, 26) if not starts[which] <= seq < starts[which + 1]]
+    assert list(found) == survivors
+    [moved] = store.wal.damaged
+    assert moved.path.read_bytes() == evidence
+    [appended] = store.wal.commit([[new_entry(99)]])
+    assert appended.first_seq > 25
+    store.close()
+    store = open_store(tmp_path)
+    assert list(read_everything(store)) == [*survivors, appended.first_seq]
+    assert [path.name for path in (tmp_path / "wal" / "damaged").glob("*.lmdb")] == [paths[which].name]
+    store.close()
+
+
+def test_a_damaged_segment_that_looks_empty_does_not_keep_the_server_from_starting(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)]])
+    store.wal.seal()
+    store.close()
+    last = max((tmp_path / "wal").glob("*.lmdb"))
+    with last.open(
+        "ab"
+    ) as file:  # longer than it says, and what is there is nothing: only the whole walk sees it
+        file.write(b"x" * 100)
+    store = open_store(tmp_path)
+    [appended] = store.wal.commit([[new_entry(2)]])
+    assert [seq for seq, _ in read_all(store)] == [1, appended.first_seq]
+    store.close()
+
+
+# -- a segment that is not there ---------------------------------------------------------------------------
+
+
+def test_a_missing_segment_is_reported_with_its_points_and_nothing_else_breaks(tmp_path: Path) -> None:
+    paths = three_segments(tmp_path)
+    starts = [int(path.name[:20]) for path in paths]
+    paths[1].unlink()
+    store = open_store(tmp_path)
+    gap = Gap(starts[1], starts[2] - 1, starts[2] - starts[1])
+    assert store.wal.gaps() == [gap]
+    assert store.wal.damaged == []
+    assert status(tmp_path, now_ns=9).gaps == [gap]
+    survivors = [*range(1, starts[1]), *range(starts[2], 26)]
+    assert [seq for seq, _ in read_all(store)] == survivors
+    [appended] = store.wal.commit([[new_entry(26)]])
+    assert appended.first_seq == 26
+    store.close()
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_missing_segment_at_either_end_breaks_nothing(tmp_path: Path, which: int) -> None:
+    paths = three_segments(tmp_path)
+    starts = [int(path.name[:20]) for path in paths] + [26]
+    store = open_store(tmp_path)
+    store.commit_cursor("influxdb", Cursor(25, 25))
+    store.close()
+    empty = max((tmp_path / "wal").glob("*.lmdb"))
+    if which == 2:
+        empty.unlink()
+    paths[which].unlink()
+    store = open_store(tmp_path)
+    survivors = [seq for seq in range(1, 26) if not starts[which] <= seq < starts[which + 1]]
+    assert [seq for seq, _ in read_all(store)] == survivors
+    [appended] = store.wal.commit([[new_entry(26)]])
+    assert appended.first_seq == 26  # by the cursor, where the log itself does not know any more
+    store.close()
+
+
+def test_numbering_that_jumps_without_points_is_no_gap(tmp_path: Path) -> None:
+    paths = three_segments(tmp_path)
+    paths[2].write_bytes(b"")
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1)]])
+    store.close()
+    store = open_store(tmp_path)
+    first, _second, last = (store.wal.segments()[index] for index in (0, 1, -1))
+    assert last.first_seq - first.last_seq > 1 << 32
+    assert find_gaps([first, first]) == []
+    store.close()
+
+
+# -- a state that is older than the segments, restored from a copy -----------------------------------------
+
+
+def test_a_state_older_than_the_segments_costs_no_point_that_is_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(number)] for number in (1, 2, 3)])
+    store.commit_cursor("influxdb", Cursor(1, 1, confirmed=1))
+    store.close()
+    backup = (tmp_path / "state.lmdb").read_bytes()
+    store = open_store(tmp_path)
+    store.commit_cursor("influxdb", Cursor(3, 3, confirmed=3))
+    store.wal.commit([[new_entry(4)]])
+    store.close()
+    (tmp_path / "state.lmdb").write_bytes(backup)
+    store = open_store(tmp_path)
+    assert store.cursor("influxdb").seq == 1  # written twice from here on, which changes nothing
+    assert [seq for seq, _ in read_all(store)] == [1, 2, 3, 4]
+    [appended] = store.wal.commit([[new_entry(5)]])
+    assert appended.first_seq == 5
+    store.close()
+
+
+def test_an_archive_outlives_a_state_older_than_its_files(tmp_path: Path) -> None:
+    journal = Journal()
+    store = scenario.open_store(tmp_path)
+    scenario.commit(store, journal, [scenario.entry(1, points=3)])
+    scenario.deliver_and_truncate(tmp_path, store, journal)
+    store.close()
+    backup = (tmp_path / "state.lmdb").read_bytes()
+    store = scenario.open_store(tmp_path)
+    scenario.commit(store, journal, [scenario.entry(2, points=3)])
+    store.wal.seal()
+    scenario.deliver_and_truncate(tmp_path, store, journal)
+    assert store.wal.first_seq > 2  # the archive alone has entry 2
+    store.close()
+    (tmp_path / "state.lmdb").write_bytes(backup)
+    store = scenario.open_store(tmp_path)
+    assert sorted(store.overtaken) == ["archive", "picky"]
+    store.close()
+    assert scenario.check(tmp_path, journal) == []

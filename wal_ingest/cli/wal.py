@@ -94,3 +94,5 @@ def _print_status(found: WalStatus) -> None:
     console.print(segments)
     for name in found.damaged:
         console.print(f"set aside as damaged: {name}")
+    for gap in found.gaps:
+        console.print(f"missing: {gap.points:,} points between seq {gap.first_seq:,} and {gap.last_seq:,}")

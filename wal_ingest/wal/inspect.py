@@ -14,7 +14,7 @@ import msgspec
 from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import holder_of
-from wal_ingest.wal.log import DAMAGED_DIR
+from wal_ingest.wal.log import DAMAGED_DIR, Gap, find_gaps
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
 from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import WAL_DIR
@@ -72,6 +72,7 @@ class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     segments: list[SegmentStatus]
     damaged: list[str]
+    gaps: list[Gap]
     sinks: dict[str, SinkStatus]
 
 
@@ -101,6 +102,7 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         bytes=sum(row.bytes for row in rows),
         segments=rows,
         damaged=_damaged(wal_dir),
+        gaps=_gaps(segments),
         sinks={
             name: _sink(cursor, state.troubles.get(name), segments, now_ns)
             for name, cursor in state.cursors.items()
@@ -137,6 +139,12 @@ def _segments(wal_dir: Path) -> tuple[list[_Segment], list[SegmentStatus]]:
             )
         )
     return segments, rows
+
+
+def _gaps(segments: list[_Segment]) -> list[Gap]:
+    gaps = find_gaps([segment.ends for segment in segments])
+    # Truncation takes the oldest first: it may have come to a segment behind one that was read just before.
+    return gaps if not gaps or segments[0].path.exists() else []
 
 
 def _damaged(wal_dir: Path) -> list[str]:

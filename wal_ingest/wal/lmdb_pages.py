@@ -48,7 +48,7 @@ class PageReader:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise StorageFailed(path, str(exc.strerror)) from exc
+            raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
         try:
             self._read_metas()
         except BaseException:
@@ -69,7 +69,7 @@ class PageReader:
 
     def _newest(self) -> int:
         metas = (self._meta(self._pread(number * self._page_size + 16, 136)) for number in (0, 1))
-        return max((meta[4] for meta in metas if meta is not None), default=self.transaction)
+        return max(meta[4] for meta in metas)
 
     # -- what is in it ---------------------------------------------------------------------------------
 
@@ -122,28 +122,29 @@ class PageReader:
 
     def _read_metas(self) -> None:
         size = os.fstat(self._fd).st_size
-        metas: list[tuple[int, int, int, int, int]] = []
-        for number in (0, 1):
+        for _try in range(_TRIES_MAX):
+            first = self._meta(self._pread(16, 136))
             # The second meta page stands where the first one says that the first page ends.
-            offset = number * (metas[0][0] if metas else _PAGE_SIZES[0])
-            meta = self._meta(self._pread(offset + 16, 136))
-            if meta is not None:
-                metas.append(meta)
-        if not metas:
-            raise self._damaged("neither meta page is LMDB's")
+            second = self._meta(self._pread(first[0] + 16, 136))
+            if _follow_each_other(first[4], second[4]):
+                break
+        else:
+            raise self._damaged(
+                f"its meta pages, of transactions {first[4]} and {second[4]}, do not follow each other"
+            )
         self._page_size, self._depth, self._root, self.last_page, self.transaction = max(
-            metas, key=lambda meta: meta[4]
+            first, second, key=lambda meta: meta[4]
         )
         if size < self.used_bytes:
             raise self._damaged(f"the file has {size} bytes, its last page ends at {self.used_bytes}")
 
-    def _meta(self, data: bytes) -> tuple[int, int, int, int, int] | None:
+    def _meta(self, data: bytes) -> tuple[int, int, int, int, int]:
         magic, version, _address, _map_bytes = _META.unpack_from(data)
         page_size = _TREE.unpack_from(data, 24)[0]
         tree = _TREE.unpack_from(data, 72)
         last_page, transaction = _META_END.unpack_from(data, 120)
         if magic != _MAGIC or version != _DATA_VERSION or page_size not in _PAGE_SIZES:
-            return None
+            raise self._damaged("a meta page is not LMDB's")
         return page_size, tree[2], tree[7], last_page, transaction
 
     def _page(self, number: int, kinds: int) -> bytes:
@@ -206,6 +207,15 @@ class PageReader:
 
     def _damaged(self, reason: str) -> WalDamaged:
         return WalDamaged(self.path, reason)
+
+
+def _follow_each_other(even: int, odd: int) -> bool:
+    """Whether two meta pages are of one transaction and the next: they take turns.
+
+    Where they are not, either a server wrote twice between the two looks, or one page is damaged, and to believe the
+    other would be to lose the latest transaction without a word.
+    """
+    return even % 2 == 0 and (odd % 2 == 1 or odd == 0) and abs(even - odd) <= 1
 
 
 def snapshot(path: Path, read: Callable[[PageReader], T]) -> T:

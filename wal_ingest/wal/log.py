@@ -23,12 +23,14 @@ run on any; the list of segments has a lock of its own, held for list operations
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
@@ -67,6 +69,19 @@ class SetAside:
 
     path: Path
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Points that are in no segment, though segments before and behind them are there.
+
+    A segment between was set aside, or taken away by somebody else. `first_seq` and `last_seq` bound the seqs that
+    are missing; some of them may never have been given out.
+    """
+
+    first_seq: int
+    last_seq: int
+    points: int
 
 
 class Wal:
@@ -127,14 +142,27 @@ class Wal:
         last = segments[-1] if segments else None
         wal._next_seq = max(floor_seq, last.last_seq if last else 0) + 1
         wal._points_total = max(points_above, last.points_after if last else 0)
-        if last is not None and last.last_seq < last.first_seq == wal._next_seq:
-            last.reopen_empty()
+        if last is not None and last.last_seq < last.first_seq == wal._next_seq and wal._take_over(last):
             wal._active = last
             wal._sealed_bytes -= last.bytes
         else:
             with contextlib.suppress(DiskFull):  # then it is begun by the first commit that finds room
                 wal._begin_segment()
         return wal
+
+    def _take_over(self, last: Segment) -> bool:
+        """Makes the last segment, which says that it has no entry, writable; false when it was damaged instead.
+
+        Then there may have been entries in it, so the numbering goes on above all that it could have held.
+        """
+        try:
+            last.reopen_empty()
+        except WalDamaged as exc:
+            moved = self.set_aside(last.path, exc.reason)
+            assert moved is not None
+            self._next_seq = _end_of(moved.path) + 1
+            return False
+        return True
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -242,6 +270,10 @@ class Wal:
         with self._segments_mutex:
             return list(self._segments)
 
+    def gaps(self) -> list[Gap]:
+        """What is missing between the segments that are there, oldest first."""
+        return find_gaps(self.segments())
+
     def read(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
         """Committed entries with a seq above `after_seq`, in order, up to about `bytes_max` stored bytes.
 
@@ -316,6 +348,33 @@ class Wal:
         """Unmaps every segment. No read or commit may be under way."""
         for segment in self.segments():
             segment.close()
+
+
+class Neighbour(Protocol):
+    """A segment, as far as `find_gaps` is concerned."""
+
+    @property
+    def header(self) -> SegmentHeader: ...
+    @property
+    def last_seq(self) -> int: ...
+    @property
+    def points_after(self) -> int: ...
+
+
+def find_gaps(segments: Sequence[Neighbour]) -> list[Gap]:
+    """The gaps between segments, which are in order. Pure.
+
+    Where only the numbering jumps, and the count of points goes on, nothing is missing.
+    """
+    return [
+        Gap(
+            before.last_seq + 1,
+            behind.header.first_seq - 1,
+            behind.header.points_before - before.points_after,
+        )
+        for before, behind in itertools.pairwise(segments)
+        if behind.header.points_before > before.points_after
+    ]
 
 
 def _recover(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wal_ingest.errors import UnknownFormatVersion, WalDamaged
@@ -27,7 +28,8 @@ class Store:
     def __init__(self, data_dir: Path, settings: WalSettings, *, now_ns: Callable[[], int]) -> None:
         """Opens or begins a data directory.
 
-        `state_trouble` says afterwards what was wrong with the state file, or is empty. Raises `DataDirLocked`,
+        `state_trouble` says afterwards what was wrong with the state file, or is empty; `overtaken` names the sinks
+        whose cursors are from before the oldest entry kept, as in an old state file. Raises `DataDirLocked`,
         `ConfigError` (the directory cannot be made), `UnknownFormatVersion`, `WalDamaged` (all segments belong to
         another WAL), `StorageFailed`.
         """
@@ -54,9 +56,24 @@ class Store:
                 points_above=max((cursor.points for cursor in cursors), default=0),
                 now_ns=now_ns,
             )
+            self.overtaken = self._forget_overtaken_positions()
         except BaseException:
             self._lock.close()
             raise
+
+    def _forget_overtaken_positions(self) -> list[str]:
+        """Drops the sinks' own positions that are older than the log; returns the sinks.
+
+        Where the log begins behind a cursor, somebody restored an old state file (or a segment is gone). What the sink
+        got since then it may have as the only one, so it must not be told that everything behind its old position was
+        never confirmed: the archive would take that out of its files.
+        """
+        names = []
+        for name, cursor in self.state.cursors().items():
+            if cursor.position is not None and cursor.seq + 1 < self.wal.first_seq:
+                self.state.commit_cursor(name, replace(cursor, position=None))
+                names.append(name)
+        return names
 
     def cursor(self, sink: str) -> Cursor:
         """The sink's durable cursor; for a sink that never had one, the place before the oldest entry kept."""

@@ -1,0 +1,112 @@
+"""The promise, tried by a random hand: the real WAL, state and deliveries against a model of what they owe.
+
+`make test` runs a fixed set of stories; `make proof` runs many more, other ones each time. A story that fails is
+printed as a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.model.machine import StoreMachine
+from wal_ingest.errors import StorageFailed
+from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.window import Settled
+from wal_ingest.flusher.writing import SinkWriter
+from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.entry import NewEntry
+from wal_ingest.wal.log import Appended, Wal
+from wal_ingest.wal.store import Store
+
+_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+_FEW = settings(
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=_CHECKS,
+    database=None,
+)
+# A mutant is to be found, not to be explained: nothing is shrunk.
+_UNTIL_FOUND = settings(
+    _FEW, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False, verbosity=Verbosity.quiet
+)
+_MANY = settings(
+    max_examples=1500, stateful_step_count=60, deadline=None, suppress_health_check=_CHECKS, print_blob=True
+)
+
+
+def test_whatever_happens_nothing_accepted_is_lost() -> None:
+    run_state_machine_as_test(StoreMachine, settings=_FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_whatever_happens_in_many_more_stories_nothing_accepted_is_lost() -> None:
+    run_state_machine_as_test(StoreMachine, settings=_MANY)
+
+
+# -- the harness can fail ----------------------------------------------------------------------------------
+
+_commit, _truncate, _open = Wal.commit, Wal.truncate, Wal.open
+
+
+def _acknowledged_too_much(wal: Wal, groups: Sequence[Sequence[NewEntry]]) -> list[Appended]:
+    """Every group but the first is acknowledged and never written."""
+    told = _commit(wal, groups[:1])
+    for group in groups[1:]:
+        told.append(Appended(told[-1].last_seq + 1, told[-1].last_seq + len(group)))
+    return told
+
+
+def _truncated_up_to_the_end(wal: Wal, confirmed_seq: int) -> int:
+    return _truncate(wal, wal.last_seq)
+
+
+async def _settled_without_a_write(writer: SinkWriter, batch: Batch) -> Settled:
+    await trio.lowlevel.checkpoint()
+    return Settled()
+
+
+def _numbering_from_the_start(*args: Any, **options: Any) -> Wal:
+    wal = _open(*args, **options)
+    wal._next_seq = 1
+    return wal
+
+
+def _damage_is_passed_over(wal: Wal, path: Path, reason: str) -> None:
+    with wal._segments_mutex:
+        wal._segments = [segment for segment in wal._segments if segment.path != path]
+
+
+def _letters_are_forgotten(
+    store: Store, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()
+) -> None:
+    store.state.commit_cursor(sink, cursor, ())
+
+
+MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "an entry is acknowledged and not written": (Wal, "commit", _acknowledged_too_much),
+    "truncation does not look at the cursors": (Wal, "truncate", _truncated_up_to_the_end),
+    "a cursor moves without a write": (SinkWriter, "settle", _settled_without_a_write),
+    "a cursor moves and its dead letters do not": (Store, "commit_cursor", _letters_are_forgotten),
+    "seqs begin again after a restart": (Wal, "open", _numbering_from_the_start),
+    "damage is passed over": (Wal, "set_aside", _damage_is_passed_over),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_a_store_that_breaks_the_promise_is_found_out(
+    mutation: tuple[type, str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, broken = mutation
+    monkeypatch.setattr(owner, name, broken)
+    with pytest.raises((AssertionError, BaseExceptionGroup, StorageFailed)):
+        run_state_machine_as_test(StoreMachine, settings=_UNTIL_FOUND)
