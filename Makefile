@@ -15,7 +15,7 @@ TEST_READY := $(VENV)/.ready-to-test
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof bench chaos mutations clean
+.PHONY: help run test check proof coverage bench chaos mutations clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ check: $(TEST_READY) ## Check style and types only
 
 proof: $(TEST_READY) ## Run the slow proofs: the minute-long outage, more rounds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+COVERED := wal_ingest/wal/*,wal_ingest/flusher/*
+
+coverage: $(TEST_READY) ## Print the branch coverage of the WAL and the flusher; all of it is asked for
+	$(BIN)/coverage run --branch --include='$(COVERED)' -m pytest -q -m "not slow" tests/wal tests/flusher tests/model $(PYTEST_ARGS)
+	$(BIN)/coverage report --show-missing --skip-covered --fail-under=100
 
 bench: $(TEST_READY) ## Measure points/s, CPU per point and the latency of the 202
 	$(BIN)/python -m ops.bench.ingest
