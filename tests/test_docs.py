@@ -197,8 +197,21 @@ def test_every_proof_in_the_readme_is_a_test() -> None:
         assert not name or f"def {name}(" in (ROOT / path).read_text(), name
 
 
+def test_every_file_and_command_that_the_page_on_testing_names_is_there() -> None:
+    page = (ROOT / "TESTING.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    paths = re.findall(r"`(tests/[a-z_/]+\.py)`", page)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    targets = re.findall(r"`make ([a-z]+)", page)
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+    modules = re.findall(r"`python -m (ops\.[a-z.]+)", page)
+    assert modules
+    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).exists()] == []
+
+
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", "wal_ingest/http/API.md", "wal_ingest/wal/FORMAT.md"]
+    "page", ["README.md", "TESTING.md", "CHANGELOG.md", "wal_ingest/http/API.md", "wal_ingest/wal/FORMAT.md"]
 )
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
     path = ROOT / page

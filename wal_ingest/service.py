@@ -24,7 +24,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import cast
 import structlog
 import trio
 
-from wal_ingest.errors import UnknownFormatVersion, WalDamaged, WalIngestError
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged, WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.sinks.archive import ArchiveSink
@@ -48,6 +48,7 @@ from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Trouble
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.retention import droppable_seq
+from wal_ingest.wal.space import is_no_descriptors
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -108,6 +109,10 @@ class LogReader:
                 return self.store.wal.read(after_seq, bytes_max=bytes_max)
             except UnknownFormatVersion:
                 raise
+            except StorageFailed as exc:
+                if not is_no_descriptors(exc.number):
+                    raise
+                trio.from_thread.run(trio.sleep, _CARETAKER_S)  # connections come and go
             except WalDamaged as exc:
                 if self.store.wal.is_written_to(exc.path):
                     trio.from_thread.run(self.writer.seal)
@@ -127,6 +132,7 @@ class Service:
         self._ready = ready
         self._shutdown = trio.Event()
         self._confirmed = trio.Event()
+        self._failure: Exception | None = None
 
     async def run(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit code.
@@ -158,6 +164,12 @@ class Service:
     def _report_recovery(self, store: Store) -> None:
         for moved in store.wal.damaged:
             _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
+        for gap in store.wal.gaps():
+            _log.error(
+                "points are missing", points=gap.points, first_seq=gap.first_seq, last_seq=gap.last_seq
+            )
+        for name in store.overtaken:
+            _log.error("the log begins behind the sink's cursor, as with an old state file", sink=name)
         if store.state_trouble:
             _log.error("every sink starts again at the oldest entry kept", reason=store.state_trouble)
         for disagreement in disagreements(store.state.cursors(), store.wal.segments()):
@@ -212,12 +224,12 @@ class Service:
             background.start_soon(self._watch_failure, writer)
             async with trio.open_nursery() as sinks:
                 for delivery in deliveries:
-                    sinks.start_soon(delivery.run)
+                    sinks.start_soon(self._guarded, delivery.run)
                 async with trio.open_nursery() as wal:
                     await wal.start(writer.run)
-                    wal.start_soon(self._seal_by_age, writer)
-                    wal.start_soon(self._truncate, store, writer, deliveries)
-                    wal.start_soon(self._note_troubles, store, deliveries)
+                    wal.start_soon(self._guarded, self._seal_by_age, writer)
+                    wal.start_soon(self._guarded, self._truncate, store, writer, deliveries)
+                    wal.start_soon(self._guarded, self._note_troubles, store, deliveries)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)
                         _spare_the_collector()
@@ -228,6 +240,16 @@ class Service:
             background.cancel_scope.cancel()
         if writer.failure is not None:
             raise writer.failure
+        if self._failure is not None:
+            raise self._failure
+
+    async def _guarded(self, part: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Runs a part; when it fails, the node stops in order first (requests are answered), and fails then."""
+        try:
+            await part(*arguments)
+        except Exception as exc:
+            self._failure = self._failure or exc
+            self._stop(f"a part failed: {_our_own(exc)}")
 
     async def _serve(
         self, app: Ingest, sockets: list[socket.socket], task_status: trio.TaskStatus[list[str]]
@@ -276,7 +298,13 @@ class Service:
             ]
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
-            await trio.to_thread.run_sync(self._drop_confirmed, store, writer, min(holding))
+            try:
+                await trio.to_thread.run_sync(self._drop_confirmed, store, writer, min(holding))
+            except StorageFailed as exc:
+                if not is_no_descriptors(exc.number):
+                    raise
+                # Nothing depends on it: what should be gone goes next time.
+                _log.warning("confirmed segments could not be dropped", reason=str(exc))
             await trio.to_thread.run_sync(store.wal.rest_segments, [seq for _, seq in cursors])
             await writer.seal_if_due()  # which also measures: a WAL that was full may take points again
 
