@@ -158,7 +158,9 @@ async def test_a_connection_closed_without_an_answer_is_unavailable_and_suspect(
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 503])
-async def test_an_answer_cut_off_within_its_head_says_nothing_but_that(fake: FakeInfluxDB, status: int) -> None:
+async def test_an_answer_cut_off_within_its_head_says_nothing_but_that(
+    fake: FakeInfluxDB, status: int
+) -> None:
     outcome = await outcome_for(fake, Answer(status, cut=True))
     assert isinstance(outcome, Unavailable)
     assert outcome.suspect
