@@ -38,7 +38,7 @@ COVERED := wal_ingest/wal/*,wal_ingest/flusher/*
 
 coverage: $(TEST_READY) ## Print the branch coverage of the WAL and the flusher; all of it is asked for
 	$(BIN)/coverage run --branch --include='$(COVERED)' -m pytest -q -m "not slow" tests/wal tests/flusher tests/model $(PYTEST_ARGS)
-	$(BIN)/coverage report --show-missing --skip-covered --fail-under=100
+	$(BIN)/coverage report --show-missing --skip-covered --include='$(COVERED)' --fail-under=100
 
 bench: $(TEST_READY) ## Measure points/s, CPU per point and the latency of the 202
 	$(BIN)/python -m ops.bench.ingest

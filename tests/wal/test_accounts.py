@@ -57,3 +57,12 @@ def test_nothing_is_kept_of_what_was_truncated(tmp_path: Path) -> None:
     assert disagreements({"influxdb": Cursor(2, 20, confirmed=20)}, store.wal.segments()) == []
     assert disagreements({"influxdb": Cursor(1, 10, confirmed=10)}, []) == []
     store.close()
+
+
+def test_an_entry_that_is_not_where_it_should_be_is_looked_for_further_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = twenty_points(tmp_path)
+    monkeypatch.setattr("wal_ingest.wal.accounts.read_entry", lambda _path, _seq: None)
+    assert disagreements({"influxdb": Cursor(1, 99, confirmed=99)}, store.wal.segments()) == []
+    store.close()

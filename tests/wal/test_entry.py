@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +22,7 @@ from wal_ingest.wal.entry import (
     decode,
     encode,
 )
+from wal_ingest.wal.gzip_codec import crc32
 
 SMALL = NewEntry(b"cpu v=1 1\n", 1, 7, "10.0.0.1", Destination("acme", "metrics"))
 LARGE = NewEntry(b"cpu,host=web-17 v=1 1763800000000000000\n" * 1000, 1000, 7, "10.0.0.1")
@@ -122,3 +127,41 @@ def test_a_name_longer_than_the_header_allows_is_the_senders_error() -> None:
     Destination("o" * 1024, "b" * 1024)
     with pytest.raises(BadRequest, match="bucket is longer than 1024 bytes"):
         Destination("o", "é" * 513)
+
+
+def test_what_cannot_be_compressed_is_stored_as_it_is() -> None:
+    noise = bytes(random.Random(1).randbytes(400))
+    entry = decode(encode(NewEntry(noise, 1, 7), seq=1, points_before=0), seq=1)
+    assert (entry.codec, entry.payload) == (CODEC_RAW, noise)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"payload": b"no gzip at all"}, "does not decompress"),
+        ({"raw_bytes": 39}, "does not decompress"),
+        ({"raw_bytes": 40_001}, "40000 bytes decompressed, 40001 expected"),
+    ],
+)
+def test_a_payload_that_is_not_what_the_header_says_is_damage(change: dict[str, Any], reason: str) -> None:
+    entry = decode(encode(LARGE, seq=1, points_before=0), seq=1)
+    assert entry.lines() == LARGE.lines
+    with pytest.raises(EntryDamaged, match=reason):
+        replace(entry, **change).lines()
+
+
+def sealed_again(value: bytearray, *, seq: int) -> bytes:
+    """The value with a checksum that matches."""
+    value[4:8] = crc32(value[8:], crc32(seq.to_bytes(8, "big") + value[:4])).to_bytes(4, "big")
+    return bytes(value)
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [(19, "lengths do not add up"), (37, "names do not fill its header")],
+)
+def test_lengths_that_do_not_add_up_are_damage_even_under_a_checksum(at: int, reason: str) -> None:
+    value = bytearray(encode(SMALL, seq=1, points_before=0))
+    value[at] += 1
+    with pytest.raises(EntryDamaged, match=reason):
+        decode(sealed_again(value, seq=1), seq=1)

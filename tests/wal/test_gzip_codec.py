@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 from types import ModuleType
 
@@ -49,3 +50,8 @@ def test_more_than_the_limit_is_an_error_and_not_in_memory(codec: ModuleType) ->
 
 def test_both_libraries_agree_on_checksums() -> None:
     assert gzip_codec.crc32(b"cpu v=1 1\n", 7) == zlib.crc32(b"cpu v=1 1\n", 7)
+
+
+def test_without_igzip_the_standard_library_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal", None)
+    assert gzip_codec._igzip() is None

@@ -9,9 +9,11 @@ import trio
 
 from tests.wal.factories import Clock, new_entry, open_store
 from tests.wal.factories import settings as store_settings
-from wal_ingest.errors import OperatorNeeded
+from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.inspect import status
+from wal_ingest.wal.segment import Ends, read_ends, read_entry
 from wal_ingest.wal.writer import Writer
 
 START_NS = Clock().now_ns
@@ -113,3 +115,69 @@ async def test_a_look_beside_a_busy_writer_is_whole_and_leaves_no_trace(tmp_path
         f"{store.wal.segments()[-1].path.name}-lock"
     ]
     store.close()
+
+
+def test_a_segment_truncated_during_the_look_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    for number in (1, 2):
+        store.wal.commit([[new_entry(number)]])
+        store.wal.seal()
+    store.close()
+    real = read_ends
+
+    def truncated_first(path: Path) -> Ends:
+        if path == store.wal.segments()[0].path:
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr("wal_ingest.wal.inspect.read_ends", truncated_first)
+    told = status(tmp_path, now_ns=START_NS)
+    assert [row.error for row in told.segments] == ["", ""]
+    assert told.first_seq == 2
+
+
+def test_truncation_between_two_looks_is_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    for number in (1, 2, 3):
+        store.wal.commit([[new_entry(number)]])
+        store.wal.seal()
+    store.close()
+    real = read_ends
+
+    def truncated(path: Path) -> Ends:
+        ends = real(path)
+        if ends.header.first_seq == 1:
+            for segment in store.wal.segments()[:2]:
+                segment.path.unlink()
+        return ends
+
+    monkeypatch.setattr("wal_ingest.wal.inspect.read_ends", truncated)
+    assert status(tmp_path, now_ns=START_NS).gaps == []
+
+
+@pytest.mark.parametrize("oldest", [WalDamaged(Path("x"), "odd"), StorageFailed(Path("x"), "odd"), None])
+def test_the_age_is_that_of_the_oldest_entry_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oldest: Exception | None
+) -> None:
+    store = open_store(tmp_path)
+    for number in (1, 2):
+        store.wal.commit([[new_entry(number, accepted_ns=START_NS + number)]])
+        store.wal.seal()
+    store.commit_cursor("influxdb", Cursor())
+    store.close()
+    real = read_entry
+
+    def read(path: Path, seq: int) -> Entry | None:
+        if seq > unreadable:
+            return real(path, seq)
+        if oldest is not None:
+            raise oldest
+        return None
+
+    monkeypatch.setattr("wal_ingest.wal.inspect.read_entry", read)
+    unreadable = 1
+    assert status(tmp_path, now_ns=START_NS + 10**9 + 2).sinks["influxdb"].oldest_waiting_s == 1.0
+    unreadable = 2
+    assert status(tmp_path, now_ns=START_NS).sinks["influxdb"].oldest_waiting_s is None

@@ -247,7 +247,7 @@ class SinkWriter:
         finally:
             self._progress.in_flight -= 1
         await trio.sleep_forever()  # the grace is over, and so is the surrounding scope: raises Cancelled
-        raise AssertionError("the stop began without a cancellation")
+        raise AssertionError("the stop began without a cancellation")  # pragma: no cover: as it says
 
     def _note(self, batch: Batch, outcome: Outcome) -> None:
         if not isinstance(outcome, Confirmed):

@@ -112,22 +112,6 @@ class LmdbFile:
 
     # -- reading ---------------------------------------------------------------------------------------
 
-    def get(self, key: bytes) -> bytes | None:
-        """The value under `key`, or None."""
-        try:
-            with self._env.begin() as txn:
-                return txn.get(key)
-        except lmdb.Error as exc:
-            raise self._translated(exc) from exc
-
-    def last(self) -> Item | None:
-        """The item with the highest key, or None when the file is empty."""
-        try:
-            with self._env.begin() as txn, txn.cursor() as cursor:
-                return cursor.item() if cursor.last() else None
-        except lmdb.Error as exc:
-            raise self._translated(exc) from exc
-
     def read_from(self, key: bytes, *, bytes_max: int, items_max: int | None = None) -> list[Item]:
         """Items with keys from `key` on, in order, until their values reach `bytes_max` bytes.
 
@@ -170,7 +154,8 @@ class LmdbFile:
     def _translated(self, exc: lmdb.Error) -> StorageFailed | WalDamaged:
         if isinstance(exc, _DAMAGE):
             return WalDamaged(self.path, str(exc))
-        return StorageFailed(self.path, str(exc), number=exc.code)
+        # Errors that py-lmdb raises by itself carry no number.
+        return StorageFailed(self.path, str(exc), number=getattr(exc, "code", 0))
 
 
 def lock_path(path: Path) -> Path:

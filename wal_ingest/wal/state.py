@@ -21,6 +21,7 @@ a second time, which changes nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -88,12 +89,8 @@ def read_dead_letters(path: Path, sink: str) -> list[DeadLetter]:
     prefix = _LETTER + sink.encode() + b"/"
 
     def letters(reader: PageReader) -> list[DeadLetter]:
-        found = []
-        for key, value in reader.items_from(prefix):
-            if not key.startswith(prefix):
-                break
-            found.append(_decode_letter(sink, value))
-        return found
+        items = itertools.takewhile(lambda item: item[0].startswith(prefix), reader.items_from(prefix))
+        return [_decode_letter(sink, value) for _, value in items]
 
     try:
         return snapshot(path, letters)
@@ -226,14 +223,12 @@ class State:
         """The sink's dead letters, oldest first. Reads in short transactions, so it may run for long."""
         prefix = _LETTER + sink.encode() + b"/"
         key = prefix
-        while True:
-            items = self._file.read_from(key, bytes_max=_READ_BYTES)
+        # No branch: behind all letters is at least the record `node`, so the end is always seen.
+        while items := self._file.read_from(key, bytes_max=_READ_BYTES):  # pragma: no branch
             for item_key, value in items:
                 if not item_key.startswith(prefix):
                     return
                 yield _decode_letter(sink, value)
-            if not items:
-                return
             key = items[-1][0] + b"\0"
 
     def _last_letter(self, sink: str) -> int:
