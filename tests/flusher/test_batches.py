@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -96,3 +97,9 @@ def test_one_line_cannot_be_halved() -> None:
     (batch,) = batches_of(entries_of([1]), 10)
     with pytest.raises(ValueError, match="one line"):
         halve(batch)
+
+
+def test_a_body_that_is_not_what_the_batch_says_is_never_halved() -> None:
+    (batch,) = batches_of(entries_of([4]), 4)
+    with pytest.raises(ValueError, match="4 lines, 5 expected"):
+        halve(replace(batch, points=5))

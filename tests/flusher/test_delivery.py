@@ -20,6 +20,7 @@ from wal_ingest.flusher import delivery as delivery_module
 from wal_ingest.flusher.outcome import Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.flusher.status import SinkState
 from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.entry import Destination
 
 
 async def test_everything_appended_is_confirmed_and_the_cursor_says_so(
@@ -458,3 +459,18 @@ def test_the_fake_sink_is_typed_as_a_sink() -> None:
 
     sink: Sink = FakeSink()
     assert sink.name == "fake"
+
+
+async def test_a_delivery_is_called_by_its_sinks_name() -> None:
+    assert DeliveryRig().delivery().name == "fake"
+
+
+async def test_more_destinations_than_are_remembered_are_all_delivered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    for number in range(40):
+        rig.log.append(1, destination=Destination("", f"bucket-{number}"))
+    await rig.deliver_all()
+    assert rig.sink.confirmed == rig.log.all_lines()
+    assert len(rig.sink.writes) == 40

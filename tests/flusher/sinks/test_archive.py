@@ -470,3 +470,45 @@ def test_other_names_are_no_files_of_the_archive(name: str) -> None:
 def test_the_parts_of_an_hour_are_read_in_their_order() -> None:
     names = [file_of_hour(HOUR, part) for part in range(4)] + [file_of_hour(HOUR + 1)]
     assert sorted(names) == names
+
+
+async def test_an_archive_directory_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("a file where a folder should be")
+    with pytest.raises(ArchiveBroken, match="cannot be used: File exists"):
+        await sink_in(tmp_path).open(None)
+
+
+async def test_a_file_that_was_begun_and_never_appended_to_is_used(tmp_path: Path) -> None:
+    file_in(tmp_path).parent.mkdir(parents=True)
+    file_in(tmp_path).touch()
+    await write(tmp_path, batch_of(1))
+    assert content(file_in(tmp_path)) == lines_of(1, 20)
+    assert not file_in(tmp_path, part=1).exists()
+
+
+async def test_files_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    notes = file_in(tmp_path).with_name("notes.lp.gz")
+    [position] = await write(tmp_path, batch_of(1))
+    notes.write_bytes(b"an operator's own")
+    await write(tmp_path, batch_of(2), position=position)
+    assert notes.read_bytes() == b"an operator's own"
+    assert content(file_in(tmp_path)) == lines_of(1, 20) + lines_of(2, 20)
+
+
+async def test_a_torn_append_that_cannot_be_cut_off_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = sink_in(tmp_path)
+    await sink.open(None)
+
+    def full(_fd: int, _data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def broken(_fd: int, _length: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "ftruncate", broken)
+    with pytest.raises(ArchiveBroken, match="cannot be cut back: Input/output error"):
+        await sink.write(batch_of(1))
+    await sink.aclose()

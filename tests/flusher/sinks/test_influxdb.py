@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
+import trio.testing
 
 from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, fake_influxdb
 from tests.flusher.sinks.test_archive import batch_of
@@ -379,3 +382,61 @@ def test_the_client_library_is_imported_only_when_the_sink_is_opened() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "False"]
+
+
+async def test_an_answer_that_never_ends_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    async def hang(*_args: object, **_options: object) -> Any:
+        await trio.sleep_forever()
+
+    sink = InfluxDBSink(
+        InfluxDBSettings(url="http://127.0.0.1:9", org="o", bucket="b"),
+        run_sync=hang,
+        now_ns=lambda: START_NS,
+    )
+    assert await sink.write(batch_of(1)) == Unavailable("the answer did not end in time", suspect=True)
+
+
+async def test_a_sink_that_is_closed_takes_nothing(fake: FakeInfluxDB) -> None:
+    async with opened(fake.url) as sink:
+        pass
+    assert await sink.write(batch_of(1)) == Unavailable("the sink is closed")
+    assert fake.requests == []
+
+
+async def test_a_certificate_that_cannot_be_trusted_is_an_operators_matter_and_other_trouble_is_not(
+    fake: FakeInfluxDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(fake.url.replace("http:", "https:")) as sink:  # which answers in plain HTTP
+        outcome = await sink.write(batch_of(1))
+        assert isinstance(outcome, Unavailable)
+        assert "SSL" in outcome.reason
+        connection = sink._connection
+        assert connection is not None
+
+        def distrust(*_args: object, **_options: object) -> Any:
+            raise connection.errors.SSLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+        monkeypatch.setattr(connection.pool, "urlopen", distrust)
+        outcome = await sink.write(batch_of(1))
+        assert isinstance(outcome, Misconfigured)
+        assert "self-signed certificate" in outcome.reason
+
+
+async def test_more_destinations_than_are_remembered_still_go_where_they_should(
+    fake: FakeInfluxDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wal_ingest.flusher.sinks.influxdb._PATHS_MAX", 2)
+    async with opened(fake.url, destination="request", token="") as sink:
+        for bucket in "abcab":
+            batch = replace(batch_of(1), destination=Destination("", bucket))
+            assert await sink.write(batch) == Confirmed()
+    asked = [parse_qs(urlsplit(request.path).query)["bucket"] for request in fake.requests]
+    assert asked == [[bucket] for bucket in "abcab"]
+
+
+async def test_without_a_token_a_reason_is_said_as_it_is() -> None:
+    async with opened("http://127.0.0.1:9", token="") as sink:
+        outcome = await sink.write(batch_of(1))
+    assert isinstance(outcome, Unavailable)
+    assert "***" not in outcome.reason
+    assert "cannot be reached" in outcome.reason
