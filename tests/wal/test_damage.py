@@ -21,7 +21,7 @@ from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.inspect import status
 from wal_ingest.wal.lmdb_file import LmdbFile
-from wal_ingest.wal.log import Gap, find_gaps
+from wal_ingest.wal.recovery import Gap, find_gaps
 from wal_ingest.wal.segment import SegmentHeader
 
 PAGE = 4096
@@ -346,7 +346,7 @@ def test_seqs_are_not_reused_when_the_numbering_was_not_moved_on_in_time(
         raise StorageFailed(path, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("wal_ingest.wal.log._note_reason", crash)
+        patch.setattr("wal_ingest.wal.recovery.note_reason", crash)
         with pytest.raises(StorageFailed):
             open_store(tmp_path)
     store = open_store(tmp_path)

@@ -14,7 +14,7 @@ import msgspec
 from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import holder_of
-from wal_ingest.wal.log import DAMAGED_DIR, Gap, find_gaps
+from wal_ingest.wal.recovery import DAMAGED_DIR, Gap, find_gaps
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
 from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import WAL_DIR

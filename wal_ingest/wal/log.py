@@ -23,36 +23,29 @@ run on any; the list of segments has a lock of its own, held for list operations
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, WalDamaged
 from wal_ingest.settings import WalSettings
-from wal_ingest.wal.directory import make_directory, remove, sync_directory
+from wal_ingest.wal.directory import make_directory, sync_directory
 from wal_ingest.wal.entry import Entry, NewEntry, encode
 from wal_ingest.wal.lmdb_file import Item, MapFull
-from wal_ingest.wal.segment import (
-    NEW_SUFFIX,
-    SEQ_DIGITS,
-    Segment,
-    SegmentHeader,
-    map_bytes_for,
-    segment_paths,
-    set_aside,
+from wal_ingest.wal.recovery import (
+    DAMAGED_DIR,
+    Gap,
+    SetAside,
+    end_of,
+    find_gaps,
+    note_reason,
+    recover,
+    set_aside_earlier,
+    start_of,
 )
-from wal_ingest.wal.space import give_back
-
-DAMAGED_DIR = "damaged"
-
-# How far the numbering jumps when the end of a damaged last segment cannot be told: more than any segment can
-# hold, so that no seq in it is ever given out again.
-_SEQS_PER_SEGMENT_MAX = 1 << 32
+from wal_ingest.wal.segment import Segment, SegmentHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +54,6 @@ class Appended:
 
     first_seq: int
     last_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """A damaged file that was moved out of the way: where it is now, and what was wrong with it."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Points that are in no segment, though segments before and behind them are there.
-
-    A segment between was set aside, or taken away by somebody else. `first_seq` and `last_seq` bound the seqs that
-    are missing; some of them may never have been given out.
-    """
-
-    first_seq: int
-    last_seq: int
-    points: int
 
 
 class Wal:
@@ -133,10 +105,10 @@ class Wal:
         changed; the latter when all segments belong to another WAL), `StorageFailed`, `ConfigError`.
         """
         make_directory(directory)
-        segments, damaged = _recover(directory, settings, wal_id)
+        segments, damaged = recover(directory, settings, wal_id)
         # Behind a damaged file only the start of the next good one tells where its seqs ended.
         good_seq = segments[-1].first_seq if segments else 0
-        ends = [_end_of(path) for path in _set_aside_earlier(directory) if _start_of(path) > good_seq]
+        ends = [end_of(path) for path in set_aside_earlier(directory) if start_of(path) > good_seq]
         floor_seq = max([above_seq, *ends])
         wal = cls(directory, settings, wal_id=wal_id, segments=segments, found_damaged=damaged, now_ns=now_ns)
         last = segments[-1] if segments else None
@@ -160,7 +132,7 @@ class Wal:
         except WalDamaged as exc:
             moved = self.set_aside(last.path, exc.reason)
             assert moved is not None
-            self._next_seq = _end_of(moved.path) + 1
+            self._next_seq = end_of(moved.path) + 1
             return False
         return True
 
@@ -340,7 +312,7 @@ class Wal:
             moved = SetAside(segment.set_aside(directory), reason)
             self._forget(segment)
             sync_directory(self.directory)
-            _note_reason(moved)
+            note_reason(moved)
         self.damaged.append(moved)
         return moved
 
@@ -348,113 +320,3 @@ class Wal:
         """Unmaps every segment. No read or commit may be under way."""
         for segment in self.segments():
             segment.close()
-
-
-class Neighbour(Protocol):
-    """A segment, as far as `find_gaps` is concerned."""
-
-    @property
-    def header(self) -> SegmentHeader: ...
-    @property
-    def last_seq(self) -> int: ...
-    @property
-    def points_after(self) -> int: ...
-
-
-def find_gaps(segments: Sequence[Neighbour]) -> list[Gap]:
-    """The gaps between segments, which are in order. Pure.
-
-    Where only the numbering jumps, and the count of points goes on, nothing is missing.
-    """
-    return [
-        Gap(
-            before.last_seq + 1,
-            behind.header.first_seq - 1,
-            behind.header.points_before - before.points_after,
-        )
-        for before, behind in itertools.pairwise(segments)
-        if behind.header.points_before > before.points_after
-    ]
-
-
-def _recover(
-    directory: Path, settings: WalSettings, wal_id: uuid.UUID
-) -> tuple[list[Segment], list[SetAside]]:
-    """Opens what is there for reading, oldest first, and sets aside what is not readable.
-
-    Nothing is changed when this raises `UnknownFormatVersion` or `WalDamaged`.
-    """
-    segments: list[Segment] = []
-    damage: dict[Path, str] = {}
-    foreign = 0
-    paths = segment_paths(directory)
-    for path in paths:
-        try:
-            segment = Segment.open(path, map_bytes=map_bytes_for(settings.segment_bytes_max))
-        except UnknownFormatVersion:
-            raise  # by name: a newer wal-ingest can read it
-        except WalDamaged as exc:
-            damage[path] = exc.reason
-            continue
-        if segment.header.wal_id == wal_id:
-            segments.append(segment)
-        else:
-            damage[path] = f"it belongs to another WAL ({segment.header.wal_id})"
-            foreign += 1
-    if foreign and not segments:
-        raise WalDamaged(directory, f"none of its {foreign} segments belongs to this WAL ({wal_id})")
-    if paths and paths[-1] not in damage:
-        _make_up_for_sync(paths[-1])
-    for leftover in directory.glob(f"*{NEW_SUFFIX}"):
-        # Never had an entry: it gets its real name only after its header, and entries only after that.
-        remove(leftover)
-    target = directory / DAMAGED_DIR
-    damaged = []
-    for path, reason in damage.items():
-        make_directory(target)
-        moved = SetAside(set_aside(path, target), reason)
-        sync_directory(directory)
-        _note_reason(moved)
-        damaged.append(moved)
-    sync_directory(directory)
-    return segments, damaged
-
-
-def _make_up_for_sync(path: Path) -> None:
-    """Syncs what a killed process may have left in the page cache only. Raises `StorageFailed`."""
-    try:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        give_back(path)  # what its last life held for it to grow into
-    except OSError as exc:
-        raise StorageFailed(path, f"cannot be synced: {exc.strerror}") from exc
-
-
-def _set_aside_earlier(directory: Path) -> list[Path]:
-    """Every damaged segment ever set aside: its seqs must not be given out again either."""
-    return [path for path in (directory / DAMAGED_DIR).glob("*") if _start_of(path)]
-
-
-def _start_of(path: Path) -> int:
-    """The first seq in a segment's file name; 0 when the name says none."""
-    digits = path.name[:SEQ_DIGITS]
-    return int(digits) if len(digits) == SEQ_DIGITS and digits.isdigit() else 0
-
-
-def _end_of(path: Path) -> int:
-    """A seq above every seq that a damaged file can hold, told by its name alone."""
-    start = _start_of(path)
-    return start + _SEQS_PER_SEGMENT_MAX if start else 0
-
-
-def _note_reason(moved: SetAside) -> None:
-    """Leaves the reason beside the file, durable: evidence for whoever looks at it later."""
-    note = moved.path.with_name(moved.path.name + ".reason.txt")
-    try:
-        with note.open("w") as file:
-            file.write(moved.reason + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as exc:
-        raise StorageFailed(note, f"cannot be written: {exc.strerror}") from exc
-    sync_directory(note.parent)

@@ -15,7 +15,8 @@ from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
-from wal_ingest.wal.log import DAMAGED_DIR, Wal
+from wal_ingest.wal.log import Wal
+from wal_ingest.wal.recovery import DAMAGED_DIR
 from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
 from wal_ingest.wal.state import STATE_NAME, State, check_state
 
