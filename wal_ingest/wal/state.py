@@ -14,8 +14,9 @@ Invariants:
 | `letter/<sink>/<20-digit number>` | a DeadLetter |
 | `trouble/<sink>` | a Trouble, while there is one |
 
-Losing this file loses no point: every sink starts again at the oldest entry kept, and what it had is written
-a second time, which changes nothing.
+Losing this file loses no point that waits: every sink starts again at the oldest entry kept, and what it had is
+written a second time, which changes nothing. It does lose the dead letters whose segments are gone; a damaged file
+is therefore set aside whole.
 """
 
 from __future__ import annotations

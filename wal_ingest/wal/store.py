@@ -96,7 +96,8 @@ class Store:
 def _set_damaged_state_aside(data_dir: Path) -> str:
     """Moves a state file that cannot be used out of the way, whole; returns what was wrong with it, or "".
 
-    No point is lost by going on without it: every sink is given everything that is kept once more. A file from a
+    No point that waits is lost by going on without it: every sink is given everything that is kept once more. Its
+    dead letters stay in the file that is set aside. A file from a
     newer wal-ingest is not damaged: `UnknownFormatVersion`, and it stays.
     """
     path = data_dir / STATE_NAME
