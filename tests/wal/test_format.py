@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import struct
 import uuid
 from pathlib import Path
 
 import wal_ingest.wal
-from wal_ingest.wal import entry, segment
+from wal_ingest.wal import entry, segment, state
+from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.entry import Destination, decode, encode
 from wal_ingest.wal.segment import SegmentHeader
 
@@ -74,3 +76,13 @@ def test_the_tables_leave_no_gap_and_match_the_codecs() -> None:
 def test_the_page_names_every_version() -> None:
     assert {entry.VERSION, segment.VERSION} == {1}
     assert "## Version 1" in PAGE
+
+
+def test_the_state_records_have_the_fields_that_the_page_names() -> None:
+    for key, fields in (
+        ("cursor/<sink>", [field.name for field in dataclasses.fields(Cursor)]),
+        ("letter/<sink>/<number, 20 digits>", list(state._StoredLetter.__struct_fields__)),
+        ("trouble/<sink>", [field.name for field in dataclasses.fields(Trouble)]),
+    ):
+        [row] = [line for line in PAGE.splitlines() if line.startswith(f"| `{key}` |")]
+        assert re.findall(r'"([a-z_]+)"', row) == fields
