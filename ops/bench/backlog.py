@@ -28,7 +28,7 @@ import trio
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.outcome import Confirmed, Outcome
-from wal_ingest.service import LogReader
+from wal_ingest.service.log_reader import LogReader
 from wal_ingest.settings import FlusherSettings, WalSettings
 from wal_ingest.wal.entry import Entry, NewEntry
 from wal_ingest.wal.store import Store

@@ -25,7 +25,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -33,20 +32,20 @@ from typing import cast
 import structlog
 import trio
 
-from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged, WalIngestError
+from wal_ingest.errors import StorageFailed, WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.sinks.archive import ArchiveSink
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
-from wal_ingest.flusher.status import SinkState, SinkStatus
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
-from wal_ingest.metrics import Values, exposition
+from wal_ingest.metrics import exposition
+from wal_ingest.service.log_reader import LogReader
+from wal_ingest.service.numbers import TROUBLED, metric_values, sink_detail
 from wal_ingest.settings import Settings
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Trouble
-from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.retention import droppable_seq
 from wal_ingest.wal.space import is_no_descriptors
 from wal_ingest.wal.store import Store
@@ -65,9 +64,6 @@ _CARETAKER_S = 1.0
 # The part of `stop_s_max` that deliveries have for their writes under way.
 _DELIVERY_PART_OF_STOP = 0.15
 
-# States of a sink that an operator should hear of.
-_TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED)
-
 _log = structlog.get_logger("wal_ingest.service")
 
 
@@ -79,46 +75,6 @@ def build_sinks(settings: Settings, data_dir: Path) -> list[Sink]:
     if settings.archive.enabled == "on" or (settings.archive.enabled == "auto" and not sinks):
         sinks.append(ArchiveSink(data_dir, settings.archive, run_sync=trio.to_thread.run_sync))
     return sinks
-
-
-@dataclass(frozen=True, slots=True)
-class LogReader:
-    """The WAL as the flusher reads it. Damage is met here: the segment is set aside and reading goes on."""
-
-    store: Store
-    writer: Writer
-
-    @property
-    def last_seq(self) -> int:
-        """The highest committed seq."""
-        return self.store.wal.last_seq
-
-    @property
-    def points_total(self) -> int:
-        """Points of all entries ever committed."""
-        return self.store.wal.points_total
-
-    async def wait_appended(self, after_seq: int) -> None:
-        """Returns as soon as `last_seq` is above `after_seq`."""
-        await self.writer.wait_appended(after_seq)
-
-    def read(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
-        """Entries behind a seq; called in a worker thread. Raises `UnknownFormatVersion`, `StorageFailed`."""
-        while True:
-            try:
-                return self.store.wal.read(after_seq, bytes_max=bytes_max)
-            except UnknownFormatVersion:
-                raise
-            except StorageFailed as exc:
-                if not is_no_descriptors(exc.number):
-                    raise
-                trio.from_thread.run(trio.sleep, _CARETAKER_S)  # connections come and go
-            except WalDamaged as exc:
-                if self.store.wal.is_written_to(exc.path):
-                    trio.from_thread.run(self.writer.seal)
-                moved = self.store.wal.set_aside(exc.path, exc.reason)
-                if moved is not None:
-                    _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
 
 
 class Service:
@@ -206,9 +162,9 @@ class Service:
     ) -> None:
         admin = create_admin_app(
             readiness=lambda: self._not_ready(writer),
-            sinks=lambda: {delivery.name: _sink_detail(delivery.status(), store) for delivery in deliveries},
+            sinks=lambda: {delivery.name: sink_detail(delivery.status(), store) for delivery in deliveries},
             metrics=exposition(
-                lambda: _metrics(store, writer, [delivery.status() for delivery in deliveries])
+                lambda: metric_values(store, writer, [delivery.status() for delivery in deliveries])
             ),
             now=lambda: datetime.now(UTC),
         )
@@ -283,7 +239,7 @@ class Service:
             for delivery in deliveries:
                 status = delivery.status()
                 trouble = None
-                if status.state in _TROUBLED:
+                if status.state in TROUBLED:
                     trouble = Trouble(status.state.value, status.last_error, status.since_ns)
                 await trio.to_thread.run_sync(store.state.note_trouble, delivery.name, trouble)
             await trio.sleep(_CARETAKER_S)
@@ -346,46 +302,6 @@ class Service:
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
-
-
-def _sink_detail(status: SinkStatus, store: Store) -> dict[str, object]:
-    """A sink for `/readyz`: whether it takes points, and if not, why and since when."""
-    detail: dict[str, object] = {
-        "state": status.state.value,
-        "waiting_points": store.wal.points_total - status.cursor.points,
-        "parked_points": status.cursor.parked,
-    }
-    if status.state in _TROUBLED:
-        since = datetime.fromtimestamp(status.since_ns / 1e9, UTC)
-        detail |= {"since": since.isoformat(timespec="seconds"), "reason": status.last_error}
-    return detail
-
-
-def _metrics(store: Store, writer: Writer, sinks: list[SinkStatus]) -> Values:
-    """A value for every name in the table of metrics."""
-
-    def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
-        return {(sink.name,): value(sink) for sink in sinks}
-
-    wal = store.wal
-    return {
-        "accepted_points": wal.points_total,
-        "wal_bytes": wal.bytes,
-        "wal_segments": len(wal.segments()),
-        "wal_refusing": float(writer.refusal() is not None),
-        "wal_damaged_files": len(wal.damaged),
-        "sink_confirmed_points": each(lambda sink: sink.cursor.confirmed),
-        "sink_parked_points": each(lambda sink: sink.cursor.parked),
-        "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
-        "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
-        "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
-        "sink_retried_writes": each(lambda sink: sink.retried_writes),
-        "sink_in_flight_writes": each(lambda sink: sink.in_flight),
-        "sink_state": {
-            (sink.name, state.value): float(sink.state is state) for sink in sinks for state in SinkState
-        },
-        "sink_state_since_seconds": each(lambda sink: sink.since_ns / 1e9),
-    }
 
 
 def _spare_the_collector() -> None:
