@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,6 +41,15 @@ _DEPTH_MAX = 32
 _TRIES_MAX = 50
 
 
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Keys from `first_key` on, and below `end_key` (None: to the end), are behind a page that is damaged."""
+
+    first_key: bytes
+    end_key: bytes | None
+    reason: str
+
+
 class PageReader:
     """One state of an LMDB file. Raises `WalDamaged` for whatever does not hold together, `StorageFailed` for I/O."""
 
@@ -58,6 +68,10 @@ class PageReader:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+
+    def refresh(self) -> None:
+        """Goes on to the file's present state. The file is the one that was opened, whatever its name is by now."""
+        self._read_metas()
 
     def is_current(self) -> bool:
         """Whether the file is still in the state that is read."""
@@ -117,6 +131,38 @@ class PageReader:
         for index, offset in enumerate(offsets):
             if index + 1 == len(offsets) or starts[index + 1] > key:
                 yield from self._walk(self._child(page, offset), key, depth + 1)
+
+    def whatever_from(self, key: bytes) -> Iterator[Item | Unreadable]:
+        """As `items_from`, but goes on behind damage: what is behind a page that cannot be read is told as a range."""
+        if self._root != _NO_ROOT:
+            yield from self._walk_on(self._root, key, key, None, 1)
+
+    def _walk_on(
+        self, number: int, key: bytes, start: bytes, end: bytes | None, depth: int
+    ) -> Iterator[Item | Unreadable]:
+        """One subtree, whose keys are from `start` on and below `end`."""
+        try:
+            if depth > min(self._depth, _DEPTH_MAX):
+                raise self._damaged("the tree is deeper than it says")
+            page = self._page(number, _BRANCH | _LEAF)
+            offsets = self._nodes(page)
+            keys = [self._key(page, offset) for offset in offsets]
+        except WalDamaged as exc:
+            yield Unreadable(max(start, key), end, exc.reason)
+            return
+        if self._flags(page) & _LEAF:
+            for found, offset in zip(keys, offsets, strict=True):
+                if found >= key:
+                    try:
+                        yield self._item(page, offset)
+                    except WalDamaged as exc:
+                        yield Unreadable(found, found + b"\0", exc.reason)
+            return
+        starts = [start, *keys[1:]]
+        ends = [*keys[1:], end]
+        for offset, first, behind in zip(offsets, starts, ends, strict=True):
+            if behind is None or behind > key:
+                yield from self._walk_on(self._child(page, offset), key, first, behind, depth + 1)
 
     # -- pages -----------------------------------------------------------------------------------------
 

@@ -98,10 +98,11 @@ def read_ends(path: Path) -> Ends:
 
     Raises `UnknownFormatVersion`, `WalDamaged`, `StorageFailed`.
     """
-    return snapshot(path, _ends)
+    return snapshot(path, ends_in)
 
 
-def _ends(reader: PageReader) -> Ends:
+def ends_in(reader: PageReader) -> Ends:
+    """The ends that one state of a segment's file says. Raises as `read_ends` does."""
     path = reader.path
     record = reader.get(_HEADER_KEY)
     if record is None:
@@ -112,7 +113,7 @@ def _ends(reader: PageReader) -> Ends:
     last = reader.last()
     if last is None or last[0] == _HEADER_KEY:
         return Ends(header, header.first_seq - 1, header.points_before, header.created_ns, reader.used_bytes)
-    entry = _decode(last, path)
+    entry = decode_item(last, path)
     return Ends(header, entry.seq, entry.points_before + entry.points, entry.accepted_ns, reader.used_bytes)
 
 
@@ -120,7 +121,7 @@ def read_entry(path: Path, seq: int) -> Entry | None:
     """One entry, read without LMDB's engine. Raises `WalDamaged`, `StorageFailed`."""
     key = seq.to_bytes(8, "big")
     value = snapshot(path, lambda reader: reader.get(key))
-    return None if value is None else _decode((key, value), path)
+    return None if value is None else decode_item((key, value), path)
 
 
 class Segment:
@@ -229,7 +230,7 @@ class Segment:
             if self._file is None:
                 self._file = self._open_sealed()
             items = self._file.read_from(first.to_bytes(8, "big"), bytes_max=bytes_max)
-        entries = [_decode(item, self.path) for item in items]
+        entries = [decode_item(item, self.path) for item in items]
         self._check_order(entries, first)
         return entries
 
@@ -328,7 +329,8 @@ def _growth_bytes_max(items: list[Item]) -> int:
     return values + values // 8 + 64 * _PAGE_BYTES
 
 
-def _decode(item: Item, path: Path) -> Entry:
+def decode_item(item: Item, path: Path) -> Entry:
+    """The entry under a key. Raises `WalDamaged` naming it, `UnknownFormatVersion`."""
     seq = int.from_bytes(item[0], "big")
     try:
         return decode(item[1], seq=seq)
