@@ -15,7 +15,7 @@ import wal_ingest
 from tests.rigs.processes import Process, free_port, wait_until
 from wal_ingest.cli import app
 from wal_ingest.config import FIELDS
-from wal_ingest.metrics import PREFIX, TABLE
+from wal_ingest.metrics import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -157,8 +157,7 @@ def metrics_table() -> str:
     rows = ["| metric | kind | what it says |", "|---|---|---|"]
     for metric in TABLE:
         labels = "{" + ", ".join(metric.labels) + "}" if metric.labels else ""
-        name = PREFIX + metric.name + ("_total" if metric.counter else "")
-        rows.append(f"| `{name}{labels}` | {'counter' if metric.counter else 'gauge'} | {metric.help} |")
+        rows.append(f"| `{metric.exposed_name}{labels}` | {metric.kind.value} | {metric.help} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,59 +1,246 @@
-"""The metrics that `GET /metrics` shows, as one declared table, filled when somebody asks.
+"""The metrics that `GET /metrics` shows, as one declared table.
 
-Nothing is counted for their sake: every number is one that the node keeps anyway, so a point costs nothing here.
+Most numbers are read when somebody asks, because the node keeps them anyway. Those that only the act itself knows
+(how long, how many at once) are measured there, once per request, per commit or per write, never per point.
+
+The rooms do not know this module: each takes a small observer of its own, and `Metrics` has one for each of them.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
+class Kind(enum.Enum):
+    """How a metric behaves; the value is Prometheus' word for it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One metric: its name without the prefix, whether it only ever rises, and what it says (with the unit)."""
+    """One metric: its name without prefix and suffix, its kind, what it says (with the unit), labels, buckets.
+
+    `measured` says that it is measured at the act; the others are read at the scrape.
+    """
 
     name: str
-    counter: bool
+    kind: Kind
     help: str
     labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    measured: bool = False
+
+    @property
+    def exposed_name(self) -> str:
+        """The name as a scrape shows it; a histogram's series have `_bucket`, `_sum` and `_count` behind it."""
+        return PREFIX + self.name + ("_total" if self.kind is Kind.COUNTER else "")
 
 
 PREFIX = "wal_ingest_"
+ROUTES = ("/metrics", "/api/v2/write", "/write")
+RESULTS = ("accepted", "invalid", "too_large", "unavailable", "failed")
+
 _SINK = ("sink",)
+_COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_APPEND_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+_COMMIT_S = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+_WRITE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ENTRIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+
 TABLE = (
-    Declared("accepted_points", True, "Points of all entries ever committed."),
-    Declared("wal_bytes", False, "Bytes that the WAL's segments take."),
-    Declared("wal_segments", False, "Segments that are kept, confirmed ones among them."),
-    Declared("wal_refusing", False, "1 while nothing new is taken (see /readyz for why), else 0."),
-    Declared("wal_damaged_files", False, "Files set aside as damaged since the start."),
-    Declared("sink_confirmed_points", True, "Points that the sink has confirmed, durably noted.", _SINK),
-    Declared("sink_parked_points", True, "Points that the sink will never take: its dead letters.", _SINK),
     Declared(
-        "sink_skipped_points", True, "Points in segments set aside before the sink came to them.", _SINK
+        "ingest_requests",
+        _COUNTER,
+        "Write requests answered; result is accepted, invalid (4xx), too_large (413), unavailable (503) "
+        "or failed (500).",
+        ("route", "result"),
+        measured=True,
     ),
-    Declared("sink_waiting_points", False, "Points that the sink has yet to confirm.", _SINK),
+    Declared("ingest_points", _COUNTER, "Points of accepted requests.", ("route",), measured=True),
     Declared(
-        "sink_unaccounted_points", False, "Points that went none of the known ways; 0, or a bug.", _SINK
+        "ingest_bytes",
+        _COUNTER,
+        "Bytes of accepted bodies as they came, compressed or not.",
+        ("route",),
+        measured=True,
     ),
-    Declared("sink_retried_writes", True, "Writes that had to be done again since the start.", _SINK),
-    Declared("sink_in_flight_writes", False, "Writes under way.", _SINK),
     Declared(
-        "sink_state", False, "1 for the state that the sink is in, 0 for the others.", ("sink", "state")
+        "append_seconds",
+        _HISTOGRAM,
+        "Seconds from an append to its entries being durable, as the request waits for it.",
+        buckets=_APPEND_S,
+        measured=True,
     ),
-    Declared("sink_state_since_seconds", False, "Unix time at which the sink came into its state.", _SINK),
+    Declared(
+        "commit_seconds",
+        _HISTOGRAM,
+        "Seconds of one commit: compressing, pages, both syncs.",
+        buckets=_COMMIT_S,
+        measured=True,
+    ),
+    Declared(
+        "commit_entries", _HISTOGRAM, "Entries that shared one commit.", buckets=_ENTRIES, measured=True
+    ),
+    Declared("commits", _COUNTER, "Commits, each one durable transaction.", measured=True),
+    Declared("accepted_points", _COUNTER, "Points of all entries ever committed."),
+    Declared("wal_bytes", _GAUGE, "Bytes that the WAL's segments take."),
+    Declared("wal_bytes_max", _GAUGE, "Bytes that the WAL may take (wal.wal_bytes_max)."),
+    Declared("wal_segments", _GAUGE, "Segments that are kept, confirmed ones among them."),
+    Declared("wal_refusing", _GAUGE, "1 while nothing new is taken (see /readyz for why), else 0."),
+    Declared("wal_damaged_files", _GAUGE, "Files set aside as damaged since the start."),
+    Declared(
+        "wal_oldest_waiting_seconds",
+        _GAUGE,
+        "Age of the oldest entry that a required sink has yet to confirm, in seconds; 0 when there is none.",
+    ),
+    Declared(
+        "wal_full_in_seconds",
+        _GAUGE,
+        "Seconds until nothing new can be taken, at the growth of the last "
+        "minute, by the WAL's limit or the disk's, whichever is nearer; +Inf when it is not growing.",
+    ),
+    Declared("disk_free_bytes", _GAUGE, "Bytes free on the WAL's disk."),
+    Declared("disk_free_bytes_min", _GAUGE, "Bytes that must stay free there (wal.free_disk_bytes_min)."),
+    Declared("sink_confirmed_points", _COUNTER, "Points that the sink has confirmed, durably noted.", _SINK),
+    Declared(
+        "sink_parked_points", _COUNTER, "Points that the sink will never take: its dead letters.", _SINK
+    ),
+    Declared(
+        "sink_skipped_points", _COUNTER, "Points in segments set aside before the sink came to them.", _SINK
+    ),
+    Declared("sink_expired_points", _COUNTER, "Points that an operator decided to skip for the sink.", _SINK),
+    Declared("sink_waiting_points", _GAUGE, "Points that the sink has yet to confirm.", _SINK),
+    Declared(
+        "sink_lag_seconds",
+        _GAUGE,
+        "Age of the oldest entry that the sink has yet to confirm, in seconds; 0 when there is none.",
+        _SINK,
+    ),
+    Declared(
+        "sink_catch_up_seconds",
+        _GAUGE,
+        "Seconds until nothing waits for the sink, at the rates of the "
+        "last 10 s; 0 when nothing waits, +Inf when it falls behind.",
+        _SINK,
+    ),
+    Declared(
+        "sink_unaccounted_points", _GAUGE, "Points that went none of the known ways; 0, or a bug.", _SINK
+    ),
+    Declared(
+        "sink_write_seconds",
+        _HISTOGRAM,
+        "Seconds of one write to the sink, whatever its outcome.",
+        _SINK,
+        _WRITE_S,
+        measured=True,
+    ),
+    Declared(
+        "sink_rejected_writes",
+        _COUNTER,
+        "Writes that the sink refused for their points, since the start.",
+        _SINK,
+    ),
+    Declared("sink_retried_writes", _COUNTER, "Writes that had to be done again since the start.", _SINK),
+    Declared("sink_in_flight_writes", _GAUGE, "Writes under way.", _SINK),
+    Declared(
+        "sink_state", _GAUGE, "1 for the state that the sink is in, 0 for the others.", ("sink", "state")
+    ),
+    Declared("sink_state_since_seconds", _GAUGE, "Unix time at which the sink came into its state.", _SINK),
+    Declared("build_info", _GAUGE, "1; the label says which version runs.", ("version",)),
 )
 
 # A value, or one for each tuple of labels.
 Values = Mapping[str, float | Mapping[tuple[str, ...], float]]
 
 
+class FrontObserver:
+    """What the front door tells, once per request (see `wal_ingest.http.ingest.Observer`)."""
+
+    def __init__(self, measured: Mapping[str, Counter | Histogram]) -> None:
+        requests, points, size = (
+            _counter(measured, name) for name in ("ingest_requests", "ingest_points", "ingest_bytes")
+        )
+        self._requests = {
+            (route, result): requests.labels(route, result) for route in ROUTES for result in RESULTS
+        }
+        self._points = {route: points.labels(route) for route in ROUTES}
+        self._bytes = {route: size.labels(route) for route in ROUTES}
+        self._append_s = _histogram(measured, "append_seconds")
+
+    def answered(self, route: str, result: str, points: int, body_bytes: int) -> None:
+        """A write request was answered; `points` and `body_bytes` are 0 unless it was accepted."""
+        self._requests[route, result].inc()
+        if points:
+            self._points[route].inc(points)
+            self._bytes[route].inc(body_bytes)
+
+    def appended(self, seconds: float) -> None:
+        """An append became durable after so many seconds."""
+        self._append_s.observe(seconds)
+
+
+class CommitObserver:
+    """What the WAL's writer tells, once per commit and on its own thread."""
+
+    def __init__(self, measured: Mapping[str, Counter | Histogram]) -> None:
+        self._commits = _counter(measured, "commits")
+        self._seconds = _histogram(measured, "commit_seconds")
+        self._entries = _histogram(measured, "commit_entries")
+
+    def committed(self, entries: int, seconds: float) -> None:
+        """A commit of so many entries took so many seconds."""
+        self._commits.inc()
+        self._seconds.observe(seconds)
+        self._entries.observe(entries)
+
+
+class Metrics:
+    """Everything that is measured at the act; passed to whoever measures, and shown by `exposition`."""
+
+    def __init__(self) -> None:
+        # `_created` series would be a third of what a scrape carries, and nobody asks for them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.measured = {declared.name: _make(declared) for declared in TABLE if declared.measured}
+        self.front = FrontObserver(self.measured)
+        self.commits = CommitObserver(self.measured)
+
+    def sink_writes(self, sink: str) -> Callable[[float], None]:
+        """What a sink's delivery calls with the seconds of each write."""
+        observe: Callable[[float], None] = (
+            _histogram(self.measured, "sink_write_seconds").labels(sink).observe
+        )
+        return observe
+
+    def exposition(self, read: Callable[[], Values]) -> Callable[[], bytes]:
+        """What a scrape is answered, in Prometheus' text format.
+
+        `read` gives a value for every name of the table that is not measured at the act.
+        """
+        registry = CollectorRegistry()
+        registry.register(_Table(self.measured, read))
+        ProcessCollector(registry=registry)
+        return lambda: generate_latest(registry)
+
+
 class _Table(Collector):
-    def __init__(self, read: Callable[[], Values]) -> None:
+    def __init__(self, measured: Mapping[str, Counter | Histogram], read: Callable[[], Values]) -> None:
+        self._measured = measured
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
@@ -63,16 +250,34 @@ class _Table(Collector):
     def collect(self) -> Iterator[Metric]:
         values = self._read()
         for declared in TABLE:
-            kind = CounterMetricFamily if declared.counter else GaugeMetricFamily
-            family = kind(PREFIX + declared.name, declared.help, labels=declared.labels)
-            value = values[declared.name]
-            for labels, number in value.items() if isinstance(value, Mapping) else [((), value)]:
-                family.add_metric(labels, number)
-            yield family
+            if declared.measured:
+                yield from self._measured[declared.name].collect()
+            else:
+                yield _family(declared, values[declared.name])
 
 
-def exposition(read: Callable[[], Values]) -> Callable[[], bytes]:
-    """What a scrape is answered, in Prometheus' text format; `read` gives a value for every name of the table."""
-    registry = CollectorRegistry()
-    registry.register(_Table(read))
-    return lambda: generate_latest(registry)
+def _family(declared: Declared, value: float | Mapping[tuple[str, ...], float]) -> Metric:
+    kind = CounterMetricFamily if declared.kind is Kind.COUNTER else GaugeMetricFamily
+    family = kind(PREFIX + declared.name, declared.help, labels=declared.labels)
+    for labels, number in value.items() if isinstance(value, Mapping) else [((), value)]:
+        family.add_metric(labels, number)
+    return family
+
+
+def _make(declared: Declared) -> Counter | Histogram:
+    name = PREFIX + declared.name
+    if declared.kind is Kind.HISTOGRAM:
+        return Histogram(name, declared.help, declared.labels, buckets=declared.buckets, registry=None)
+    return Counter(name, declared.help, declared.labels, registry=None)
+
+
+def _counter(measured: Mapping[str, Counter | Histogram], name: str) -> Counter:
+    found = measured[name]
+    assert isinstance(found, Counter)
+    return found
+
+
+def _histogram(measured: Mapping[str, Counter | Histogram], name: str) -> Histogram:
+    found = measured[name]
+    assert isinstance(found, Histogram)
+    return found

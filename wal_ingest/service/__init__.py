@@ -40,7 +40,7 @@ from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
-from wal_ingest.metrics import exposition
+from wal_ingest.metrics import Metrics
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.numbers import TROUBLED, metric_values, sink_detail
 from wal_ingest.settings import Settings
@@ -88,6 +88,7 @@ class Service:
         self._ready = ready
         self._shutdown = trio.Event()
         self._confirmed = trio.Event()
+        self._metrics = Metrics()
         self._failure: Exception | None = None
 
     async def run(self) -> int:
@@ -163,8 +164,10 @@ class Service:
         admin = create_admin_app(
             readiness=lambda: self._not_ready(writer),
             sinks=lambda: {delivery.name: sink_detail(delivery.status(), store) for delivery in deliveries},
-            metrics=exposition(
-                lambda: metric_values(store, writer, [delivery.status() for delivery in deliveries])
+            metrics=self._metrics.exposition(
+                lambda: metric_values(
+                    store, writer, [delivery.status() for delivery in deliveries], self._settings.wal
+                )
             ),
             now=lambda: datetime.now(UTC),
         )
