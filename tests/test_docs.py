@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import wal_ingest
-from tests.rigs.processes import Process, free_port, wait_until
+from tests.rigs.pages import Reader, commands
 from wal_ingest.cli import app
 from wal_ingest.config import FIELDS
 from wal_ingest.metrics import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-# Commands that start a server: run in the background, and known by their first words.
-SERVERS = ("make run", "wal-ingest serve", "victoria-metrics", "INFLUXDB_URL=")
-# Commands that only look may be run until they show what the page shows: delivery takes a moment.
-LOOKS = ("zcat", "wal-ingest wal", "curl -s http://127.0.0.1:8428/")
 
 
 def section(heading: str) -> str:
@@ -38,91 +30,12 @@ def between(marker: str) -> str:
     return found[1]
 
 
-def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Every command of the console blocks, in order, with the output that the page shows."""
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            line, _, output = command.partition("\n")
-            yield line, output
-
-
-def masked(output: str) -> str:
-    """What differs from run to run, made alike: dates, process ids, sizes on disk, the edges of tables."""
-    output = output.replace("\r\n", "\n")
-    output = re.sub(r"^date: .*$", "date: D", output, flags=re.MULTILINE)
-    output = re.sub(r"process \d+", "process P", output)
-    output = re.sub(r"\d+\.\d KiB", "S KiB", output)
-    return "\n".join(line.rstrip() for line in output.strip().splitlines())
-
-
-class Reader:
-    """Someone who types what the page says, in an empty folder, with the page's ports moved to free ones."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.processes: list[Process] = []
-        self._ports = {port: str(free_port()) for port in ("8400", "8401", "8428")}
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("WAL_INGEST_", "INFLUXDB_"))
-        }
-        self._env = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
-
-    def type(self, command: str, shown: str) -> None:
-        """Runs one command and compares what it says with what the page shows."""
-        command_here, shown = self._here(command), masked(self._here(shown))
-        if command.startswith(SERVERS):
-            self._start(
-                command_here.replace("make run", f"wal-ingest serve --bind 127.0.0.1:{self._ports['8400']}"),
-                shown,
-            )
-        elif command.startswith(LOOKS):
-            wait_until(
-                lambda: self._run(command_here) == shown, f"`{command}` shows what the page shows", s_max=15
-            )
-        else:
-            assert self._run(command_here) == shown, command
-
-    def _here(self, text: str) -> str:
-        for port, free in self._ports.items():
-            text = text.replace(port, free)
-        return text
-
-    def _run(self, command: str) -> str:
-        ran = subprocess.run(
-            ["bash", "-c", command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-            cwd=self.folder,
-            env=self._env,
-        )
-        return masked(ran.stdout)
-
-    def _start(self, command: str, shown: str) -> None:
-        out = self.folder / f"server-{len(self.processes)}.out"
-        process = Process(
-            command.split()[0],
-            ["bash", "-c", f"exec env {command}"],
-            log=self.folder / f"server-{len(self.processes)}.err",
-            stdout=out,
-            env=self._env,
-            cwd=self.folder,
-        )
-        self.processes.append(process)
-        if shown:
-            wait_until(lambda: masked(out.read_text()) == shown, f"`{command}` prints {shown!r}", s_max=20)
-
-
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[Reader]:
     """A reader whose servers end with the test."""
     reader = Reader(tmp_path)
     yield reader
-    for process in reader.processes:
-        process.end()
+    reader.end()
 
 
 @pytest.mark.needs("curl")

@@ -58,6 +58,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "loop": _loop_missing,
     "cc": _programs("cc"),
     "curl": _programs("curl"),
+    "jq": _programs("jq"),
     "npm": _programs("node", "npm"),
 }
 
