@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.http.rig import ask, front
-from wal_ingest.http import admin, ingest, requests
+from wal_ingest.http import admin, ingest, page, requests
 
 PAGE = (Path(ingest.__file__).parent / "API.md").read_text()
 COMMANDS = [
@@ -23,11 +23,17 @@ COMMANDS = [
 def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     app = admin.create_admin_app(readiness=list, now=lambda: datetime.now(UTC))
     routes = {f"POST {path}" for path in ingest.ROUTES}
-    routes |= {f"GET {rule.rule}" for rule in app.url_map.iter_rules()}
+    parts = page.ASSETS.keys() - {"/"}
+    routes |= {f"GET {rule.rule}" for rule in app.url_map.iter_rules() if rule.rule not in parts}
     headings = re.findall(r"^## ((?:GET|POST|PUT|DELETE) \S+)$", PAGE, re.MULTILINE)
     assert sorted(headings) == sorted(routes)
     listed = re.findall(r"^\| (.*) \|.*\|$", PAGE.split("## The promise")[0], re.MULTILINE)
-    assert {name for cell in listed for name in re.findall(r"`(\w+ /\S+?)`", cell)} == routes
+    assert {name for cell in listed for name in re.findall(r"`(\w+ /\S*?)`", cell)} == routes
+
+
+def test_every_part_of_the_status_page_is_documented_with_it() -> None:
+    told = PAGE.split("\n## GET /\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(/status\S*\.(?:css|js))`", told)) == page.ASSETS.keys() - {"/"}
 
 
 def test_every_content_type_and_encoding_is_documented() -> None:
@@ -62,4 +68,4 @@ async def test_every_command_does_what_its_section_says(command: list[str]) -> N
 
 def test_there_is_a_command_for_every_route() -> None:
     paths = {re.sub(r"\?.*", "", word.split(":8400")[1]) for c in COMMANDS for word in c if ":8400" in word}
-    assert paths == set(ingest.ROUTES) | {"/healthz", "/readyz", "/health", "/ready", "/ping"}
+    assert paths == set(ingest.ROUTES) | {"/", "/healthz", "/readyz", "/health", "/ready", "/ping"}

@@ -5,7 +5,7 @@ It never sees a body (see `ingest._without_body`), takes no token, and answers f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from wal_ingest import __version__
+from wal_ingest.http import page
 
 # Why the node cannot take points now, a sentence each; nothing when it can.
 Readiness = Callable[[], Sequence[str]]
@@ -84,6 +85,9 @@ def create_admin_app(
         response.headers.remove("Content-Type")
         return response
 
+    for path, (content_type, body) in page.ASSETS.items():
+        app.add_url_rule(path, f"page {path}", _asset(content_type, body), methods=["GET"])
+
     @app.errorhandler(HTTPException)
     async def refuse(error: HTTPException) -> Response:
         response = jsonify({"error": error.description or error.name})
@@ -94,6 +98,15 @@ def create_admin_app(
         return response
 
     return app
+
+
+def _asset(content_type: str, body: bytes) -> Callable[[], Coroutine[None, None, Response]]:
+    """A view that answers with one file of the status page."""
+
+    async def asset() -> Response:
+        return Response(body, content_type=content_type, headers=dict(page.HEADERS))
+
+    return asset
 
 
 def _not_ready(said: dict[str, Any]) -> Response:
