@@ -12,6 +12,7 @@ import wal_ingest.wal
 from wal_ingest.wal import entry, segment, state
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.entry import Destination, decode, encode
+from wal_ingest.wal.letters import StoredLetter
 from wal_ingest.wal.segment import SegmentHeader
 
 PAGE = (Path(wal_ingest.wal.__file__).parent / "FORMAT.md").read_text()
@@ -81,8 +82,9 @@ def test_the_page_names_every_version() -> None:
 def test_the_state_records_have_the_fields_that_the_page_names() -> None:
     for key, fields in (
         ("cursor/<sink>", [field.name for field in dataclasses.fields(Cursor)]),
-        ("letter/<sink>/<number, 20 digits>", list(state._StoredLetter.__struct_fields__)),
+        ("letter/<sink>/<number, 20 digits>", list(StoredLetter.__struct_fields__)),
         ("trouble/<sink>", [field.name for field in dataclasses.fields(Trouble)]),
+        ("pause/<sink>", list(state._Pause.__struct_fields__)),
     ):
         [row] = [line for line in PAGE.splitlines() if line.startswith(f"| `{key}` |")]
         assert re.findall(r'"([a-z_]+)"', row) == fields

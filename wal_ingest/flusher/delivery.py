@@ -38,6 +38,7 @@ from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
 from wal_ingest.flusher.window import Slot, Window
 from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.settings import FlusherSettings
+from wal_ingest.wal.cursor import Cursor
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ GATHER_S = 0.01
 class Delivery:
     """Delivers one log to one sink. `run` is its life; `stop` ends it in an orderly way.
 
-    `confirmed` is called with the sink's name after each durable move of its cursor.
+    `confirmed` is called with the sink's name after each durable move of its cursor. `progress` are the live numbers
+    of the sink's deliveries before, which go on counting.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Delivery:
         rng: Random,
         confirmed: Callable[[str], None] = lambda _name: None,
         grace_s: float = 5.0,
+        progress: Progress | None = None,
     ) -> None:
         self._sink = sink
         self._log = log
@@ -79,7 +82,7 @@ class Delivery:
         self._now_ns = now_ns
         self._confirmed = confirmed
         self._grace_s = grace_s
-        self._progress = Progress(now_ns())
+        self._progress = progress or Progress(now_ns())
         self._grace = Grace(grace_s)
         self._window = Window(
             state.cursor(sink.name), batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX
@@ -114,20 +117,12 @@ class Delivery:
 
     def status(self) -> SinkStatus:
         """A snapshot; cheap, no I/O."""
-        progress = self._progress
-        return SinkStatus(
-            name=self._sink.name,
-            required=self._sink.required,
-            state=progress.state,
-            since_ns=progress.since_ns,
-            last_error=progress.last_error,
-            last_error_ns=progress.last_error_ns,
-            confirmed_points=progress.confirmed_points,
-            parked_points=progress.parked_points,
-            retried_writes=progress.retried_writes,
-            in_flight=progress.in_flight,
-            cursor=self._window.durable,
-        )
+        return self._progress.status(self._sink.name, required=self._sink.required, cursor=self.cursor)
+
+    @property
+    def cursor(self) -> Cursor:
+        """The durable cursor."""
+        return self._window.durable
 
     async def run(self) -> None:
         """Opens the sink and delivers until `stop`, or until an optional sink raises: that ends its delivery alone.

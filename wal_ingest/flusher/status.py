@@ -15,7 +15,8 @@ class SinkState(enum.Enum):
     DELIVERING = "delivering"
     RETRYING = "retrying"  # the sink is unavailable for some write at least; it mends itself
     HOLDING = "holding"  # the sink is misconfigured; an operator must act
-    FAILED = "failed"  # the sink, an optional one, broke down: nothing is delivered to it until a restart
+    FAILED = "failed"  # the sink, an optional one, broke down: nothing is delivered to it until it is resumed
+    PAUSED = "paused"  # an operator asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,22 @@ class Progress:
         """Remembers the sink's latest refusal."""
         self.last_error = reason
         self.last_error_ns = now_ns
+
+    def status(self, name: str, *, required: bool, cursor: Cursor) -> SinkStatus:
+        """A snapshot; `cursor` is the durable one."""
+        return SinkStatus(
+            name=name,
+            required=required,
+            state=self.state,
+            since_ns=self.since_ns,
+            last_error=self.last_error,
+            last_error_ns=self.last_error_ns,
+            confirmed_points=self.confirmed_points,
+            parked_points=self.parked_points,
+            retried_writes=self.retried_writes,
+            in_flight=self.in_flight,
+            cursor=cursor,
+        )
 
     def enter(self, state: SinkState, now_ns: int) -> bool:
         """Changes the state; true when it was another one before."""

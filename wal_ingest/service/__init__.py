@@ -32,17 +32,19 @@ from typing import cast
 import structlog
 import trio
 
+from wal_ingest.control import serve_control
 from wal_ingest.errors import StorageFailed, WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
-from wal_ingest.flusher.sinks.archive import ArchiveSink
-from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
+from wal_ingest.flusher.status import Progress
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.metrics import Metrics
+from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.numbers import TROUBLED, metric_values, sink_detail
+from wal_ingest.service.sinks import SinkRunner, sink_makers
 from wal_ingest.settings import Settings
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Trouble
@@ -61,20 +63,10 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 # How often age, free disk and cursors are looked at.
 _CARETAKER_S = 1.0
 
-# The part of `stop_s_max` that deliveries have for their writes under way.
+# The part of `stop_s_max` that runners have for their writes under way.
 _DELIVERY_PART_OF_STOP = 0.15
 
 _log = structlog.get_logger("wal_ingest.service")
-
-
-def build_sinks(settings: Settings, data_dir: Path) -> list[Sink]:
-    """The sinks that the settings turn on; the archive when nothing else is."""
-    sinks: list[Sink] = []
-    if settings.influxdb.url:
-        sinks.append(InfluxDBSink(settings.influxdb, run_sync=trio.to_thread.run_sync, now_ns=time.time_ns))
-    if settings.archive.enabled == "on" or (settings.archive.enabled == "auto" and not sinks):
-        sinks.append(ArchiveSink(data_dir, settings.archive, run_sync=trio.to_thread.run_sync))
-    return sinks
 
 
 class Service:
@@ -109,8 +101,8 @@ class Service:
         try:
             self._report_recovery(store)
             writer = Writer(store.wal, self._settings.wal)
-            deliveries = self._deliveries(store, writer, build_sinks(self._settings, data_dir))
-            await self._run_parts(store, writer, deliveries, sockets)
+            runners = self._runners(store, writer, data_dir)
+            await self._run_parts(store, writer, runners, sockets)
         except BaseExceptionGroup as group:
             raise _our_own(group) from group
         finally:
@@ -138,13 +130,15 @@ class Service:
             last_seq=store.wal.last_seq,
         )
 
-    def _deliveries(self, store: Store, writer: Writer, sinks: list[Sink]) -> list[Delivery]:
-        for sink in sinks:
+    def _runners(self, store: Store, writer: Writer, data_dir: Path) -> list[SinkRunner]:
+        makers = sink_makers(self._settings, data_dir)
+        for name in makers:
             # Durable from the start, so that a sink that has never answered shows up in the status.
-            if store.state.cursor(sink.name) is None:
-                store.commit_cursor(sink.name, store.cursor(sink.name))
-        return [
-            Delivery(
+            if store.state.cursor(name) is None:
+                store.commit_cursor(name, store.cursor(name))
+
+        def delivery(sink: Sink, progress: Progress) -> Delivery:
+            return Delivery(
                 sink,
                 LogReader(store, writer),
                 store,
@@ -152,21 +146,22 @@ class Service:
                 run_sync=trio.to_thread.run_sync,
                 now_ns=time.time_ns,
                 rng=random.Random(),
-                confirmed=lambda _name: self._confirmed.set(),
+                confirmed=lambda _name: self._confirmed_moved(),
                 grace_s=self._settings.server.stop_s_max * _DELIVERY_PART_OF_STOP,
+                progress=progress,
             )
-            for sink in sinks
-        ]
+
+        return [SinkRunner(make, delivery, store, now_ns=time.time_ns) for make in makers.values()]
 
     async def _run_parts(
-        self, store: Store, writer: Writer, deliveries: list[Delivery], sockets: list[socket.socket]
+        self, store: Store, writer: Writer, runners: list[SinkRunner], sockets: list[socket.socket]
     ) -> None:
         admin = create_admin_app(
             readiness=lambda: self._not_ready(writer),
-            sinks=lambda: {delivery.name: sink_detail(delivery.status(), store) for delivery in deliveries},
+            sinks=lambda: {runner.name: sink_detail(runner.status(), store) for runner in runners},
             metrics=self._metrics.exposition(
                 lambda: metric_values(
-                    store, writer, [delivery.status() for delivery in deliveries], self._settings.wal
+                    store, writer, [runner.status() for runner in runners], self._settings.wal
                 )
             ),
             now=lambda: datetime.now(UTC),
@@ -182,20 +177,22 @@ class Service:
             background.start_soon(self._watch_signals)
             background.start_soon(self._watch_failure, writer)
             async with trio.open_nursery() as sinks:
-                for delivery in deliveries:
-                    sinks.start_soon(self._guarded, delivery.run)
+                for runner in runners:
+                    sinks.start_soon(self._guarded, runner.run)
                 async with trio.open_nursery() as wal:
                     await wal.start(writer.run)
                     wal.start_soon(self._guarded, self._seal_by_age, writer)
-                    wal.start_soon(self._guarded, self._truncate, store, writer, deliveries)
-                    wal.start_soon(self._guarded, self._note_troubles, store, deliveries)
+                    wal.start_soon(self._guarded, self._truncate, store, writer, runners)
+                    wal.start_soon(self._guarded, self._note_troubles, store, runners)
+                    commands = node_commands(store, runners, changed=self._confirmed_moved)
+                    await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)
                         _spare_the_collector()
                         self._ready(addresses[0])
                     wal.cancel_scope.cancel()
-                for delivery in deliveries:
-                    delivery.stop()
+                for runner in runners:
+                    runner.stop()
             background.cancel_scope.cancel()
         if writer.failure is not None:
             raise writer.failure
@@ -236,25 +233,23 @@ class Service:
             # Cursors may not have moved, yet what was sealed just now may be confirmed already.
             self._confirmed.set()
 
-    async def _note_troubles(self, store: Store, deliveries: list[Delivery]) -> None:
+    async def _note_troubles(self, store: Store, runners: list[SinkRunner]) -> None:
         """Writes down which sinks are in trouble, for `wal status` to tell from outside."""
         while True:
-            for delivery in deliveries:
-                status = delivery.status()
+            for runner in runners:
+                status = runner.status()
                 trouble = None
                 if status.state in TROUBLED:
                     trouble = Trouble(status.state.value, status.last_error, status.since_ns)
-                await trio.to_thread.run_sync(store.state.note_trouble, delivery.name, trouble)
+                await trio.to_thread.run_sync(store.state.note_trouble, runner.name, trouble)
             await trio.sleep(_CARETAKER_S)
 
-    async def _truncate(self, store: Store, writer: Writer, deliveries: list[Delivery]) -> None:
+    async def _truncate(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> None:
         """Drops what every required sink has confirmed, after each durable move of a cursor."""
         while True:
             await self._confirmed.wait()
             self._confirmed = trio.Event()
-            cursors = [
-                (delivery.status().required, store.cursor(delivery.name).seq) for delivery in deliveries
-            ]
+            cursors = [(runner.status().required, store.cursor(runner.name).seq) for runner in runners]
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
             try:
@@ -301,6 +296,9 @@ class Service:
         await writer.failed.wait()
         # The waiters have their 503 by now or get it during the graceful stop.
         self._stop(f"the WAL failed: {writer.failure}")
+
+    def _confirmed_moved(self) -> None:
+        self._confirmed.set()
 
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)

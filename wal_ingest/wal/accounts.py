@@ -1,8 +1,8 @@
-"""The account: every point that was accepted is, for each sink, confirmed, waiting, parked, or known to be skipped.
+"""The account: every point that was accepted is, for each sink, confirmed, waiting, parked, skipped or expired.
 
-    accepted = since + confirmed + parked + skipped + waiting
+    accepted = since + confirmed + parked + skipped + expired + waiting
 
-The cursors count the first four as they move, and what is waiting is the rest, so the sum holds by itself as long as
+The cursors count the first five as they move, and what is waiting is the rest, so the sum holds by itself as long as
 cursors and log agree. Whether they do is looked at once, at every start: the log counts its points on its own, in
 each entry.
 """

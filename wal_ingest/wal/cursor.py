@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from wal_ingest.wal.entry import Destination
 
@@ -12,12 +12,13 @@ class Cursor:
     """Up to which seq a sink has confirmed (or parked) every point; seq 0 is before the first entry.
 
     `points` is how many points the WAL had taken up to and including that seq, so a sink's lag in points is a
-    subtraction even after the segments are gone. Each of them has gone one of four ways, counted here:
+    subtraction even after the segments are gone. Each of them has gone one of five ways, counted here:
 
     * `since`: taken before this sink began;
     * `confirmed`: the sink has it;
     * `parked`: it is a dead letter;
-    * `skipped`: its segment was set aside as damaged before the sink came to it.
+    * `skipped`: its segment was set aside as damaged before the sink came to it;
+    * `expired`: an operator decided that the sink need not have it.
 
     `position` is the sink's own (see `outcome.Confirmed`).
     """
@@ -29,11 +30,12 @@ class Cursor:
     confirmed: int = 0
     skipped: int = 0
     since: int = 0
+    expired: int = 0
 
     @property
     def unaccounted(self) -> int:
-        """Points that went none of the four ways: 0, or there is a bug, or the file was tampered with."""
-        return self.points - self.since - self.confirmed - self.parked - self.skipped
+        """Points that went none of the five ways: 0, or there is a bug, or the file was tampered with."""
+        return self.points - self.since - self.confirmed - self.parked - self.skipped - self.expired
 
     def passed(
         self, *, seq: int, points_after: int, points: int, parked: int, position: bytes | None
@@ -43,14 +45,27 @@ class Cursor:
         The batch has `points` points, `parked` of them dead letters; up to its end the WAL had taken `points_after`.
         What lies between this cursor and the batch was not there to be read.
         """
-        return Cursor(
+        return replace(
+            self,
             seq=seq,
             points=points_after,
             confirmed=self.confirmed + points - parked,
             parked=self.parked + parked,
             skipped=self.skipped + points_after - points - self.points,
-            since=self.since,
             position=self.position if position is None else position,
+        )
+
+    def expired_to(self, *, seq: int, points_after: int) -> Cursor:
+        """The cursor behind a range that an operator gave up; up to its end the WAL had taken `points_after`."""
+        return replace(self, seq=seq, points=points_after, expired=self.expired + points_after - self.points)
+
+    def without_letters(self, count: int, *, written: bool) -> Cursor:
+        """The cursor after so many dead letters were removed: `written` to the sink after all, or given up."""
+        return replace(
+            self,
+            parked=self.parked - count,
+            confirmed=self.confirmed + (count if written else 0),
+            expired=self.expired + (0 if written else count),
         )
 
 
@@ -58,7 +73,8 @@ class Cursor:
 class DeadLetter:
     """A point that a sink will never take: its canonical line (with `\\n`), the entry it came with, and why.
 
-    `status` is the sink's code, 0 when it has none; `parked_ns` is Unix time in nanoseconds.
+    `status` is the sink's code, 0 when it has none; `parked_ns` is Unix time in nanoseconds. `number` counts the
+    sink's letters; 0 before it is stored.
     """
 
     sink: str
@@ -68,6 +84,7 @@ class DeadLetter:
     status: int
     parked_ns: int
     destination: Destination
+    number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import holder_of
 from wal_ingest.wal.recovery import DAMAGED_DIR, Gap, find_gaps
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
-from wal_ingest.wal.state import STATE_NAME, read_state
+from wal_ingest.wal.state import STATE_NAME, StateView, read_state
 from wal_ingest.wal.store import WAL_DIR
 
 
@@ -38,17 +38,19 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_points` counts what is behind the cursor; `oldest_waiting_s` is the age in seconds of the oldest
     entry there, None when nothing waits. `parked` counts the sink's dead letters. For each sink
 
-        points_accepted = since_points + confirmed_points + parked + skipped_points + waiting_points
+        points_accepted = since_points + confirmed_points + parked + skipped_points + expired_points + waiting_points
 
-    where `since_points` were accepted before the sink began and `skipped_points` were in segments that were set
-    aside as damaged; `unaccounted_points` is what is missing from that sum, and should be 0. `state` is "ok", or
-    "retrying", "holding" or "failed" with the `reason` and `state_s`, for how many seconds: as the server last said.
+    where `since_points` were accepted before the sink began, `skipped_points` were in segments that were set
+    aside as damaged, and `expired_points` were given up by an operator; `unaccounted_points` is what is missing from
+    that sum, and should be 0. `state` is "ok", or "retrying", "holding" or "failed" with the `reason` and `state_s`,
+    for how many seconds: as the server last said; or "paused", by an operator.
     """
 
     cursor_seq: int
     confirmed_points: int
     skipped_points: int
     since_points: int
+    expired_points: int
     unaccounted_points: int
     state: str
     reason: str
@@ -104,7 +106,7 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         damaged=_damaged(wal_dir),
         gaps=_gaps(segments),
         sinks={
-            name: _sink(cursor, state.troubles.get(name), segments, now_ns)
+            name: _sink(cursor, _trouble(name, state), segments, now_ns)
             for name, cursor in state.cursors.items()
         },
     )
@@ -151,6 +153,14 @@ def _damaged(wal_dir: Path) -> list[str]:
     return sorted(path.name for path in (wal_dir / DAMAGED_DIR).glob("*.lmdb*") if path.suffix != ".txt")
 
 
+def _trouble(sink: str, state: StateView) -> Trouble | None:
+    """What keeps a sink from taking points; an operator's pause before anything else."""
+    since_ns = state.pauses.get(sink)
+    if since_ns is not None:
+        return Trouble("paused", "paused by an operator", since_ns)
+    return state.troubles.get(sink)
+
+
 def _sink(cursor: Cursor, trouble: Trouble | None, segments: list[_Segment], now_ns: int) -> SinkStatus:
     last = segments[-1].ends if segments else None
     waiting = last is not None and last.last_seq > cursor.seq
@@ -160,6 +170,7 @@ def _sink(cursor: Cursor, trouble: Trouble | None, segments: list[_Segment], now
         confirmed_points=cursor.confirmed,
         skipped_points=cursor.skipped,
         since_points=cursor.since,
+        expired_points=cursor.expired,
         unaccounted_points=cursor.unaccounted,
         state=trouble.state if trouble else "ok",
         reason=trouble.reason if trouble else "",

@@ -13,6 +13,7 @@ Invariants:
 | `cursor/<sink>` | a Cursor |
 | `letter/<sink>/<20-digit number>` | a DeadLetter |
 | `trouble/<sink>` | a Trouble, while there is one |
+| `pause/<sink>` | `{"since_ns": n}`, while an operator has the sink paused |
 
 Losing this file loses no point that waits: every sink starts again at the oldest entry kept, and what it had is
 written a second time, which changes nothing. It does lose the dead letters whose segments are gone; a damaged file
@@ -25,7 +26,7 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,16 @@ import msgspec
 from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.directory import remove, rename, sync_directory
-from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.letters import (
+    LetterGroup,
+    LetterGroups,
+    LetterId,
+    decode_letter,
+    encode_letter,
+    id_of,
+    letter_key,
+    letters_prefix,
+)
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.space import Reserve
@@ -49,8 +59,8 @@ _RESERVE_BYTES = 8 << 20
 _KEY_FORMAT = b"format"
 _KEY_NODE = b"node"
 _CURSOR = b"cursor/"
-_LETTER = b"letter/"
 _TROUBLE = b"trouble/"
+_PAUSE = b"pause/"
 
 
 class _Node(msgspec.Struct, frozen=True):
@@ -58,23 +68,21 @@ class _Node(msgspec.Struct, frozen=True):
     created_ns: int
 
 
-class _StoredLetter(msgspec.Struct, frozen=True):
-    seq: int
-    line: str
-    reason: str
-    status: int
-    parked_ns: int
-    org: str
-    bucket: str
+class _Pause(msgspec.Struct, frozen=True):
+    since_ns: int
 
 
 @dataclass(frozen=True, slots=True)
 class StateView:
-    """What a state file says: the WAL's identity; each sink's cursor, and its trouble if any, by its name."""
+    """What a state file says: the WAL's identity; each sink's cursor, and its trouble if any, by its name.
+
+    `pauses` has the sinks that are paused, each with since when, in Unix nanoseconds.
+    """
 
     wal_id: uuid.UUID
     cursors: dict[str, Cursor]
     troubles: dict[str, Trouble]
+    pauses: dict[str, int]
 
 
 def read_state(path: Path) -> StateView:
@@ -87,11 +95,11 @@ def read_state(path: Path) -> StateView:
 
 def read_dead_letters(path: Path, sink: str) -> list[DeadLetter]:
     """A sink's dead letters, oldest first, read as `read_state` reads. Raises as that does."""
-    prefix = _LETTER + sink.encode() + b"/"
+    prefix = letters_prefix(sink)
 
     def letters(reader: PageReader) -> list[DeadLetter]:
         items = itertools.takewhile(lambda item: item[0].startswith(prefix), reader.items_from(prefix))
-        return [_decode_letter(sink, value) for _, value in items]
+        return [decode_letter(sink, key, value) for key, value in items]
 
     try:
         return snapshot(path, letters)
@@ -118,6 +126,10 @@ def _view(reader: PageReader) -> StateView:
             msgspec.json.decode(node, type=_Node).wal_id,
             {name: msgspec.json.decode(value, type=Cursor) for name, value in _records(reader, _CURSOR)},
             {name: msgspec.json.decode(value, type=Trouble) for name, value in _records(reader, _TROUBLE)},
+            {
+                name: msgspec.json.decode(value, type=_Pause).since_ns
+                for name, value in _records(reader, _PAUSE)
+            },
         )
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
@@ -162,6 +174,8 @@ class State:
         self._cursors = view.cursors
         self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
         self._troubles = view.troubles
+        self._pauses = view.pauses
+        self._groups: LetterGroups | None = None
         self._reserve = Reserve(self.path)
         self._hold_space()
 
@@ -194,13 +208,15 @@ class State:
             number = self._letter_counts.get(sink, 0)
             puts: list[Item] = [(_CURSOR + sink.encode(), msgspec.json.encode(cursor))]
             puts += [
-                (_letter_key(sink, number + offset), _encode_letter(letter))
+                (letter_key(sink, number + offset), encode_letter(letter))
                 for offset, letter in enumerate(letters, 1)
             ]
             self._file.write(puts)
             self._hold_space()
             self._cursors[sink] = cursor
             self._letter_counts[sink] = number + len(letters)
+            if self._groups is not None:
+                self._groups.add(letters)
 
     def note_trouble(self, sink: str, trouble: Trouble | None) -> None:
         """Remembers what keeps a sink from taking points, or (None) that nothing does any more.
@@ -218,18 +234,66 @@ class State:
                 self._file.write([(key, msgspec.json.encode(trouble))])
                 self._troubles[sink] = trouble
 
+    # -- what operators decide ------------------------------------------------------------------------
+
+    def paused_since_ns(self, sink: str) -> int | None:
+        """Since when an operator has the sink paused, in Unix nanoseconds; None when it is not."""
+        return self._pauses.get(sink)
+
+    def pause(self, sink: str, *, now_ns: int) -> None:
+        """Remembers that nothing is to be delivered to a sink. Raises `StorageFailed`."""
+        with self._mutex:
+            if sink not in self._pauses:
+                self._file.write([(_PAUSE + sink.encode(), msgspec.json.encode(_Pause(now_ns)))])
+                self._pauses[sink] = now_ns
+
+    def resume(self, sink: str) -> None:
+        """Takes a pause back, if there is one. Raises `StorageFailed`."""
+        with self._mutex:
+            if sink in self._pauses:
+                self._file.write([], [_PAUSE + sink.encode()])
+                del self._pauses[sink]
+
+    def remove_letters(self, sink: str, ids: Iterable[LetterId], *, written: bool) -> int:
+        """Removes dead letters and moves the account along, together; returns how many there were.
+
+        `written` says that the sink has their points now; else they are given up. Ids of letters that are not there
+        (any more), or whose number another one has by now, are passed over. Nobody else may be moving this sink's
+        cursor. Raises `StorageFailed`.
+        """
+        with self._mutex:
+            found = [letter for each in ids if (letter := self._letter(sink, each)) is not None]
+            if found:
+                cursor = self._cursors[sink].without_letters(len(found), written=written)
+                self._file.write(
+                    [(_CURSOR + sink.encode(), msgspec.json.encode(cursor))],
+                    [letter_key(sink, letter.number) for letter in found],
+                )
+                self._cursors[sink] = cursor
+                if self._groups is not None:
+                    self._groups.remove(found)
+        return len(found)
+
+    def _letter(self, sink: str, wanted: LetterId) -> DeadLetter | None:
+        key = letter_key(sink, wanted.number)
+        items = self._file.read_from(key, bytes_max=1, items_max=1)
+        if not items or items[0][0] != key:
+            return None
+        letter = decode_letter(sink, *items[0])
+        return letter if id_of(letter) == wanted else None
+
     # -- dead letters ----------------------------------------------------------------------------------
 
     def dead_letters(self, sink: str) -> Iterator[DeadLetter]:
         """The sink's dead letters, oldest first. Reads in short transactions, so it may run for long."""
-        prefix = _LETTER + sink.encode() + b"/"
+        prefix = letters_prefix(sink)
         key = prefix
         # No branch: behind all letters is at least the record `node`, so the end is always seen.
         while items := self._file.read_from(key, bytes_max=_READ_BYTES):  # pragma: no branch
             for item_key, value in items:
                 if not item_key.startswith(prefix):
                     return
-                yield _decode_letter(sink, value)
+                yield decode_letter(sink, item_key, value)
             key = items[-1][0] + b"\0"
 
     def _last_letter(self, sink: str) -> int:
@@ -246,41 +310,20 @@ class State:
         return low
 
     def _has_letter_from(self, sink: str, number: int) -> bool:
-        items = self._file.read_from(_letter_key(sink, number), bytes_max=1, items_max=1)
-        return bool(items) and items[0][0].startswith(_LETTER + sink.encode() + b"/")
+        items = self._file.read_from(letter_key(sink, number), bytes_max=1, items_max=1)
+        return bool(items) and items[0][0].startswith(letters_prefix(sink))
+
+    def letter_groups(self) -> list[LetterGroup]:
+        """How many dead letters there are for which reason, the most first. Counts all of them the first time."""
+        with self._mutex:
+            if self._groups is None:
+                groups = LetterGroups()
+                for sink in self._cursors:
+                    groups.add(self.dead_letters(sink))
+                self._groups = groups
+            return self._groups.listed()
 
     def close(self) -> None:
         """Unmaps the file."""
         self._reserve.close()
         self._file.close()
-
-
-def _letter_key(sink: str, number: int) -> bytes:
-    return _LETTER + sink.encode() + b"/%020d" % number
-
-
-def _encode_letter(letter: DeadLetter) -> bytes:
-    return msgspec.json.encode(
-        _StoredLetter(
-            letter.seq,
-            letter.line.decode(),
-            letter.reason,
-            letter.status,
-            letter.parked_ns,
-            letter.destination.org,
-            letter.destination.bucket,
-        )
-    )
-
-
-def _decode_letter(sink: str, value: bytes) -> DeadLetter:
-    stored = msgspec.json.decode(value, type=_StoredLetter)
-    return DeadLetter(
-        sink,
-        stored.seq,
-        stored.line.encode(),
-        stored.reason,
-        stored.status,
-        stored.parked_ns,
-        Destination(stored.org, stored.bucket),
-    )

@@ -86,6 +86,24 @@ class Store:
         """Moves a cursor and parks dead letters: `State.commit_cursor`."""
         self.state.commit_cursor(sink, cursor, letters)
 
+    def expire(self, sink: str, through_seq: int | None) -> Cursor:
+        """Moves a sink's cursor past entries that an operator gives up, durably, and returns it.
+
+        Up to `through_seq`, None for all that is there. Their points are counted as expired. Nobody else may be moving
+        this cursor. Raises `StorageFailed`, `WalDamaged` when the entry behind cannot be read.
+        """
+        cursor = self.cursor(sink)
+        seq, points_after = self.wal.last_seq, self.wal.points_total
+        if through_seq is not None and through_seq < seq:
+            seq = through_seq
+            # The entry behind says how many points there were before it, those of lost entries among them.
+            points_after = self.wal.read(seq, bytes_max=1)[0].points_before
+        if seq > cursor.seq:
+            # The sink's own position stays: it belongs to what it has.
+            cursor = cursor.expired_to(seq=seq, points_after=points_after)
+            self.commit_cursor(sink, cursor)
+        return cursor
+
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""
         self.wal.close()

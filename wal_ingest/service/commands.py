@@ -1,0 +1,85 @@
+"""What an operator's command may ask of the running node, over `wal_ingest.control`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from wal_ingest.control import Command
+from wal_ingest.errors import ConfigError
+from wal_ingest.flusher.status import SinkStatus
+from wal_ingest.service.sinks import SinkRunner
+from wal_ingest.wal.letters import LetterId
+from wal_ingest.wal.store import Store
+
+
+def node_commands(
+    store: Store, runners: Sequence[SinkRunner], *, changed: Callable[[], None]
+) -> dict[str, Command]:
+    """Each command by its name; `changed` is called when segments may have become droppable."""
+    by_name = {runner.name: runner for runner in runners}
+
+    def runner_of(arguments: Mapping[str, Any]) -> SinkRunner:
+        name = str(arguments.get("sink", ""))
+        if name not in by_name:
+            raise unknown_sink(name, by_name)
+        return by_name[name]
+
+    async def sinks(_arguments: Mapping[str, Any]) -> object:
+        return {runner.name: live_status(runner.status()) for runner in runners}
+
+    async def pause(arguments: Mapping[str, Any]) -> object:
+        await runner_of(arguments).pause()
+        return {}
+
+    async def resume(arguments: Mapping[str, Any]) -> object:
+        await runner_of(arguments).resume()
+        return {}
+
+    async def skip(arguments: Mapping[str, Any]) -> object:
+        runner, through_seq = runner_of(arguments), arguments.get("through_seq")
+        before = store.cursor(runner.name).expired
+        cursor = await runner.amend(lambda: store.expire(runner.name, through_seq))
+        changed()
+        return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
+
+    async def remove_letters(arguments: Mapping[str, Any]) -> object:
+        runner = runner_of(arguments)
+        ids = [LetterId(*each) for each in arguments["ids"]]
+        written = bool(arguments["written"])
+        removed = await runner.amend(lambda: store.state.remove_letters(runner.name, ids, written=written))
+        return {"removed": removed}
+
+    return {
+        "sinks": sinks,
+        "sink.pause": pause,
+        "sink.resume": resume,
+        "sink.skip": skip,
+        "letters.remove": remove_letters,
+    }
+
+
+def unknown_sink(name: str, known: Mapping[str, object]) -> ConfigError:
+    """The error for a sink that is not on, naming the nearest that is."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'none'}"
+    return ConfigError(f"no sink is called {name!r}", hint=hint)
+
+
+def live_status(status: SinkStatus) -> dict[str, object]:
+    """A sink's state as the node itself knows it, for `wal-ingest sink status`. Times are ISO 8601."""
+    return {
+        "required": status.required,
+        "state": status.state.value,
+        "since": _iso(status.since_ns),
+        "last_error": status.last_error,
+        "last_error_at": _iso(status.last_error_ns) if status.last_error_ns else None,
+        "retried_writes": status.retried_writes,
+        "in_flight": status.in_flight,
+    }
+
+
+def _iso(unix_ns: int) -> str:
+    return datetime.fromtimestamp(unix_ns / 1e9, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,151 @@
+"""Dead letters as records of the state file, and in groups by their reason. Pure.
+
+A letter's key is `letter/<sink>/<number, 20 digits>`. Numbers rise; after letters were removed a later life of the
+process may give the highest ones out again, so whoever names a letter says its seq and time as well (`LetterId`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from wal_ingest.wal.cursor import DeadLetter
+from wal_ingest.wal.entry import Destination
+
+LETTER = b"letter/"
+
+# Groups that are told apart; what comes beyond them is counted together.
+GROUPS_MAX = 200
+OTHER_REASONS = "(other reasons)"
+
+# What makes two answers to the same mistake differ: a line that is quoted, a number of more than three digits.
+_QUOTED_LINE = re.compile(r"""(["'`])[^"'`]*[ =,][^"'`]*\1""")
+_NUMBER = re.compile(r"-?\b\d{4,}(?:\.\d+)?\b")
+
+
+class StoredLetter(msgspec.Struct, frozen=True):
+    """A letter's value, as JSON."""
+
+    seq: int
+    line: str
+    reason: str
+    status: int
+    parked_ns: int
+    org: str
+    bucket: str
+
+
+class LetterId(NamedTuple):
+    """Which letter of a sink is meant: its number, and what else must be so for it to be that one."""
+
+    number: int
+    seq: int
+    parked_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetterGroup:
+    """Dead letters of one sink that were refused for the same reason: how many, and the time of the latest.
+
+    `reason` is the sink's, with what differs from point to point left out. `last_ns` is Unix time in nanoseconds.
+    """
+
+    sink: str
+    reason: str
+    points: int
+    last_ns: int
+
+
+def letters_prefix(sink: str) -> bytes:
+    """What the keys of a sink's letters begin with."""
+    return LETTER + sink.encode() + b"/"
+
+
+def letter_key(sink: str, number: int) -> bytes:
+    """The key of a sink's letter."""
+    return letters_prefix(sink) + b"%020d" % number
+
+
+def letter_number(key: bytes) -> int:
+    """The number in a letter's key."""
+    return int(key.rpartition(b"/")[2])
+
+
+def encode_letter(letter: DeadLetter) -> bytes:
+    """The value that is stored for a letter."""
+    return msgspec.json.encode(
+        StoredLetter(
+            letter.seq,
+            letter.line.decode(),
+            letter.reason,
+            letter.status,
+            letter.parked_ns,
+            letter.destination.org,
+            letter.destination.bucket,
+        )
+    )
+
+
+def decode_letter(sink: str, key: bytes, value: bytes) -> DeadLetter:
+    """The letter under a key. Raises `msgspec.DecodeError`."""
+    stored = msgspec.json.decode(value, type=StoredLetter)
+    return DeadLetter(
+        sink,
+        stored.seq,
+        stored.line.encode(),
+        stored.reason,
+        stored.status,
+        stored.parked_ns,
+        Destination(stored.org, stored.bucket),
+        letter_number(key),
+    )
+
+
+def id_of(letter: DeadLetter) -> LetterId:
+    """What names a letter."""
+    return LetterId(letter.number, letter.seq, letter.parked_ns)
+
+
+def reason_group(reason: str) -> str:
+    """A reason without what differs from point to point: a quoted line, a long number."""
+    return _NUMBER.sub("N", _QUOTED_LINE.sub(r"\1…\1", reason))
+
+
+class LetterGroups:
+    """Counts letters by sink and reason, a bounded number of reasons."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, letters: Iterable[DeadLetter]) -> None:
+        """Counts letters in."""
+        for letter in letters:
+            key = self._key(letter)
+            points, last_ns = self._groups.get(key, (0, 0))
+            self._groups[key] = points + 1, max(last_ns, letter.parked_ns)
+
+    def remove(self, letters: Iterable[DeadLetter]) -> None:
+        """Counts letters out that were counted in."""
+        for letter in letters:
+            key = self._key(letter)
+            points, last_ns = self._groups[key]
+            self._groups[key] = points - 1, last_ns
+            if points == 1:
+                del self._groups[key]
+
+    def _key(self, letter: DeadLetter) -> tuple[str, str]:
+        key = letter.sink, reason_group(letter.reason)
+        other = letter.sink, OTHER_REASONS
+        # Once a reason was counted with the others it stays there, so that counting it out finds it again.
+        if key in self._groups or (len(self._groups) < GROUPS_MAX and other not in self._groups):
+            return key
+        return other
+
+    def listed(self) -> list[LetterGroup]:
+        """The groups, the largest first."""
+        groups = [LetterGroup(*key, *counted) for key, counted in self._groups.items()]
+        return sorted(groups, key=lambda group: (-group.points, group.sink, group.reason))
