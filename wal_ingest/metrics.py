@@ -23,6 +23,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from wal_ingest.history import Durations
+
 
 class Kind(enum.Enum):
     """How a metric behaves; the value is Prometheus' word for it."""
@@ -170,7 +172,10 @@ Values = Mapping[str, float | Mapping[tuple[str, ...], float]]
 
 
 class FrontObserver:
-    """What the front door tells, once per request (see `wal_ingest.http.ingest.Observer`)."""
+    """What the front door tells, once per request (see `wal_ingest.http.ingest.Observer`).
+
+    `requests`, `body_bytes` and `appends` are the same in plain numbers, for whoever looks once a second.
+    """
 
     def __init__(self, measured: Mapping[str, Counter | Histogram]) -> None:
         requests, points, size = (
@@ -182,29 +187,42 @@ class FrontObserver:
         self._points = {route: points.labels(route) for route in ROUTES}
         self._bytes = {route: size.labels(route) for route in ROUTES}
         self._append_s = _histogram(measured, "append_seconds")
+        self.requests = 0
+        self.body_bytes = 0
+        self.appends = Durations()
 
     def answered(self, route: str, result: str, points: int, body_bytes: int) -> None:
         """A write request was answered; `points` and `body_bytes` are 0 unless it was accepted."""
+        self.requests += 1
         self._requests[route, result].inc()
         if points:
+            self.body_bytes += body_bytes
             self._points[route].inc(points)
             self._bytes[route].inc(body_bytes)
 
     def appended(self, seconds: float) -> None:
         """An append became durable after so many seconds."""
         self._append_s.observe(seconds)
+        self.appends.record(seconds)
 
 
 class CommitObserver:
-    """What the WAL's writer tells, once per commit and on its own thread."""
+    """What the WAL's writer tells, once per commit and on its own thread.
+
+    `commits` and `entries` are the same in plain numbers.
+    """
 
     def __init__(self, measured: Mapping[str, Counter | Histogram]) -> None:
         self._commits = _counter(measured, "commits")
         self._seconds = _histogram(measured, "commit_seconds")
         self._entries = _histogram(measured, "commit_entries")
+        self.commits = 0
+        self.entries = 0
 
     def committed(self, entries: int, seconds: float) -> None:
         """A commit of so many entries took so many seconds."""
+        self.commits += 1
+        self.entries += entries
         self._commits.inc()
         self._seconds.observe(seconds)
         self._entries.observe(entries)

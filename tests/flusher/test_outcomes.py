@@ -235,6 +235,27 @@ async def test_refused_points_are_found_and_parked_with_the_reason_and_the_rest_
     assert rig.state.cursor("fake").parked == 2
 
 
+async def test_every_write_is_timed_and_those_refused_for_their_points_are_counted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+
+    async def slowly(outcome: Outcome | None) -> Outcome | None:
+        await trio.sleep(2)
+        return outcome
+
+    outcomes = iter([Unavailable("down"), Rejected("HTTP 422: beyond retention", 422, dropped=10)])
+    rig.sink.answer = lambda _lines: slowly(next(outcomes, None))
+    seconds: list[float] = []
+    async with rig.running() as delivery:
+        delivery._progress.wrote = seconds.append
+        rig.log.append(10)
+        await rig.state.reached(rig.log.last_seq)
+    assert seconds == [pytest.approx(2), pytest.approx(2)]
+    assert delivery.status().rejected_writes == 1
+    assert delivery.status().retried_writes == 1
+
+
 async def test_a_batch_of_which_every_point_was_dropped_is_parked_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -243,6 +243,58 @@ async def test_a_reader_is_woken_by_what_was_appended(tmp_path: Path) -> None:
     store.close()
 
 
+class Noted:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[int, float]] = []
+
+    def committed(self, entries: int, seconds: float) -> None:
+        self.commits.append((entries, seconds))
+
+
+async def test_an_observer_is_told_of_every_commit_with_its_entries_and_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    commits = HeldCommits(store, monkeypatch)
+    noted, now_s = Noted(), [7.0]
+    writer = Writer(store.wal, settings(), monotonic_s=lambda: now_s[0], observer=noted)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        nursery.start_soon(writer.append, [new_entry(1)])
+        await commits.began()
+        nursery.start_soon(writer.append, [new_entry(2), new_entry(3)])
+        nursery.start_soon(writer.append, [new_entry(4)])
+        await trio.testing.wait_all_tasks_blocked()
+        now_s[0] = 7.5
+        commits.let_go(2)
+        await writer.wait_appended(2)
+        nursery.cancel_scope.cancel()
+    assert noted.commits == [(1, 0.5), (3, 0.0)]
+    store.close()
+
+
+async def test_a_commit_that_failed_is_not_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+
+    def failing(_: object) -> list[Appended]:
+        raise StorageFailed(tmp_path, "no")
+
+    monkeypatch.setattr(store.wal, "commit", failing)
+    noted = Noted()
+    writer = Writer(store.wal, settings(), observer=noted)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        with pytest.raises(WalBroken):
+            await writer.append([new_entry(1)])
+        await writer.failed.wait()
+    assert noted.commits == []
+    store.close()
+
+
 async def test_sealing_on_request_begins_a_new_segment_unless_the_last_is_empty(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     writer = Writer(store.wal, settings())

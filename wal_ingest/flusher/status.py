@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wal_ingest.wal.cursor import Cursor
@@ -25,8 +26,8 @@ class SinkStatus:
 
     `since_ns` is Unix time in nanoseconds at which `state` began. `last_error` is the sink's latest refusal in
     words, empty when there was none since the start; `last_error_ns` is when, 0 for never.
-    `confirmed_points`, `parked_points` and `retried_writes` count since the start of this process, as the
-    sink answered; `cursor` is the durable one.
+    `confirmed_points`, `parked_points`, `retried_writes` and `rejected_writes` (refused for their points) count since
+    the start of this process, as the sink answered; `cursor` is the durable one.
     """
 
     name: str
@@ -38,17 +39,23 @@ class SinkStatus:
     confirmed_points: int
     parked_points: int
     retried_writes: int
+    rejected_writes: int
     in_flight: int
     cursor: Cursor
 
 
 class Progress:
-    """The live numbers of one sink, changed next to the act by the tasks that deliver."""
+    """The live numbers of one sink, changed next to the act by the tasks that deliver.
 
-    def __init__(self, now_ns: int) -> None:
+    `wrote` is called with the seconds that each write took, whatever its outcome.
+    """
+
+    def __init__(self, now_ns: int, *, wrote: Callable[[float], None] = lambda _seconds: None) -> None:
+        self.wrote = wrote
         self.confirmed_points = 0
         self.parked_points = 0
         self.retried_writes = 0
+        self.rejected_writes = 0
         self.in_flight = 0
         self.last_error = ""
         self.last_error_ns = 0
@@ -72,6 +79,7 @@ class Progress:
             confirmed_points=self.confirmed_points,
             parked_points=self.parked_points,
             retried_writes=self.retried_writes,
+            rejected_writes=self.rejected_writes,
             in_flight=self.in_flight,
             cursor=cursor,
         )

@@ -236,9 +236,11 @@ class SinkWriter:
     async def _write(self, batch: Batch) -> Outcome:
         """One write, shielded until a stop's grace is over; keeps the numbers."""
         self._progress.in_flight += 1
+        began_s = trio.current_time()
         try:
             with self._grace.shield():
                 outcome = await self._sink.write(batch)
+                self._progress.wrote(trio.current_time() - began_s)
                 self._note(batch, outcome)
                 return outcome
         except WalIngestError as exc:
@@ -252,6 +254,7 @@ class SinkWriter:
     def _note(self, batch: Batch, outcome: Outcome) -> None:
         if not isinstance(outcome, Confirmed):
             self._progress.error(plain(outcome.reason), self._now_ns())
+            self._progress.rejected_writes += isinstance(outcome, Rejected)
             if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
                 self._patience.asked(outcome.retry_after_s)
             return

@@ -23,6 +23,7 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import trio
@@ -47,6 +48,19 @@ _FULL_RETRY_AFTER_S = 10
 _BUSY_RETRY_AFTER_S = 1
 
 _log = structlog.get_logger("wal_ingest.wal")
+
+
+class Observer(Protocol):
+    """Whoever wants to know how committing goes."""
+
+    def committed(self, entries: int, seconds: float) -> None:
+        """A commit of so many entries took so many seconds. Called on the writer's thread; it must not raise."""
+        ...
+
+
+class _Nobody:
+    def committed(self, entries: int, seconds: float) -> None:
+        """Nobody wants to know."""
 
 
 class _Ticket:
@@ -81,7 +95,8 @@ def free_disk_bytes(path: Path) -> int:
 class Writer:
     """The one door through which entries reach the WAL.
 
-    `free_bytes` tells how much of the disk is free; an argument so that tests can fill a disk.
+    `free_bytes` tells how much of the disk is free; an argument so that tests can fill a disk. `observer` is told of
+    every commit.
     """
 
     def __init__(
@@ -91,7 +106,9 @@ class Writer:
         *,
         free_bytes: Callable[[Path], int] = free_disk_bytes,
         monotonic_s: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer: Observer = observer or _Nobody()
         self._monotonic_s = monotonic_s
         self._commit_began_s: float | None = None
         self._wal = wal
@@ -274,9 +291,12 @@ class Writer:
         if self.failure is None:
             try:
                 if tickets:
+                    began_s = self._monotonic_s()
                     results = self._wal.commit([ticket.entries for ticket in tickets])
                     for ticket, appended in zip(tickets, results, strict=True):
                         ticket.appended = appended
+                    entries = results[-1].last_seq - results[0].first_seq + 1
+                    self._observer.committed(entries, self._monotonic_s() - began_s)
                 if any(request.even_when_not_due for request in seals):
                     self._wal.seal()
                 elif seals:
