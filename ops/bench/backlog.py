@@ -26,6 +26,7 @@ from pathlib import Path
 import trio
 
 from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.outcome import Confirmed, Outcome
 from wal_ingest.service.log_reader import LogReader
@@ -188,6 +189,10 @@ class _NullSink:
         self.points += batch.points
         await trio.lowlevel.checkpoint()
         return Confirmed()
+
+    async def check(self) -> list[Check]:
+        await trio.lowlevel.checkpoint()
+        return []
 
     async def aclose(self) -> None:
         pass

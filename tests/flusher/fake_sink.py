@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable
 import trio
 
 from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.outcome import Confirmed, Outcome
 from wal_ingest.wal.entry import Entry
 
@@ -66,6 +67,10 @@ class FakeSink:
         if isinstance(outcome, Confirmed):
             self.confirmed.extend(lines)
         return outcome
+
+    async def check(self) -> list[Check]:
+        await trio.lowlevel.checkpoint()
+        return [Check("memory", True, "there is some")]
 
     async def aclose(self) -> None:
         self.closed += 1

@@ -34,6 +34,24 @@ def print_error(error: WalIngestError) -> int:
     return FAILED
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks on the terminal, unless `yes`; anything but a yes ends the command with exit code 1, nothing changed.
+
+    Raises `ConfigError` where there is nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "there is no terminal to ask on, and nothing was changed", hint="say --yes when you are sure"
+        )
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        sys.stderr.write("nothing was changed\n")
+        raise SystemExit(FAILED)
+
+
 def bytes_text(size: int) -> str:
     """A size for people: 31.4 MiB."""
     value = float(size)

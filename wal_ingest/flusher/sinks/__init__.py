@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from typing import Protocol
 
 from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.outcome import Outcome
 from wal_ingest.wal.entry import Entry
 
@@ -45,6 +46,13 @@ class Sink(Protocol):
         """Writes all points of a batch and says what came of it.
 
         **Cancellation:** may leave the outcome unknown; the batch is then written again after a restart.
+        """
+        ...
+
+    async def check(self) -> list[Check]:
+        """Whether address, permissions and destination are right, as far as can be told without writing a point.
+
+        Never raises for what it finds. The InfluxDB sink wants to be opened before.
         """
         ...
 

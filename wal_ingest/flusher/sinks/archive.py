@@ -54,6 +54,7 @@ from pathlib import Path
 
 from wal_ingest.errors import ArchiveBroken
 from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.log import RunSync
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable
 from wal_ingest.flusher.sinks.archive_files import (
@@ -114,6 +115,23 @@ class ArchiveSink:
         **Cancellation:** none while it runs; the append is finished and its outcome told.
         """
         return await self._run_sync(self._write, batch)
+
+    async def check(self) -> list[Check]:
+        """Looks at the directory, and whether this user may write there."""
+        return await self._run_sync(self._check)
+
+    def _check(self) -> list[Check]:
+        there = next(path for path in (self._root, *self._root.parents) if path.exists())
+        if not there.is_dir():
+            return [Check("directory", False, f"{there} is no directory")]
+        if not os.access(there, os.W_OK | os.X_OK):
+            return [Check("directory", False, f"this user may not write to {there}")]
+        stat = os.statvfs(there)
+        free = stat.f_bavail * stat.f_frsize
+        return [
+            Check("directory", True, f"{self._root} can be written to"),
+            Check("free disk", free > 0, f"{free // 2**20:,} MiB"),
+        ]
 
     async def aclose(self) -> None:
         """Closes the file; everything confirmed is synced already."""

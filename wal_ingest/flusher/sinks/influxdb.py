@@ -24,9 +24,10 @@ import trio
 from wal_ingest import __version__
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable, plain
-from wal_ingest.flusher.sinks.influxdb_answers import outcome_of
+from wal_ingest.flusher.sinks.influxdb_answers import checks_of, outcome_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
 
@@ -49,6 +50,15 @@ class _Connection:
     pool: urllib3.HTTPConnectionPool
     timeout: urllib3.Timeout
     errors: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a server answered; `headers` finds names in any case, the token is taken out of what it `said`."""
+
+    status: int
+    headers: Mapping[str, str]
+    said: bytes
 
 
 class InfluxDBSink:
@@ -99,6 +109,19 @@ class InfluxDBSink:
             )
         return Unavailable("the answer did not end in time", suspect=True)
 
+    async def check(self) -> list[Check]:
+        """Posts an empty body, which every server judges by token, organisation and bucket before it misses the points.
+
+        **Cancellation:** the request is abandoned; it writes nothing.
+        """
+        headers = {name: value for name, value in self._headers.items() if name != "Content-Encoding"}
+        answer = await self._run_sync(
+            self._exchange, self._path(self._own), b"", headers, abandon_on_cancel=True, limiter=self._limiter
+        )
+        if isinstance(answer, _Answer):
+            return checks_of(self._settings.url, answer.status, answer.headers, answer.said)
+        return [Check("address", False, answer.reason)]
+
     async def aclose(self) -> None:
         """Closes idle connections; one that is still in use ends with its time-out."""
         connection, self._connection = self._connection, None
@@ -121,6 +144,15 @@ class InfluxDBSink:
 
     def _post(self, path: str, body: bytes) -> Outcome:
         """Runs in a thread. Every foreign error becomes an outcome here."""
+        answer = self._exchange(path, body, self._headers)
+        if not isinstance(answer, _Answer):
+            return answer
+        return outcome_of(answer.status, answer.headers, answer.said, now_ns=self._now_ns())
+
+    def _exchange(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> _Answer | Unavailable | Misconfigured:
+        """One POST: its whole answer, or the outcome when there was none."""
         connection = self._connection
         if connection is None:
             return Unavailable("the sink is closed")
@@ -130,7 +162,7 @@ class InfluxDBSink:
                 "POST",
                 path,
                 body=body,
-                headers=self._headers,
+                headers=headers,
                 retries=False,
                 redirect=False,
                 timeout=connection.timeout,
@@ -156,7 +188,7 @@ class InfluxDBSink:
             said = said.replace(self._token, b"***")
         if answer.status >= 300 and not _has_a_whole_head(answer.headers):
             return Unavailable(f"HTTP {answer.status}, cut off within its head", answer.status, suspect=True)
-        return outcome_of(answer.status, answer.headers, said, now_ns=self._now_ns())
+        return _Answer(answer.status, answer.headers, said)
 
     def _clean(self, message: str) -> str:
         if self._settings.token:

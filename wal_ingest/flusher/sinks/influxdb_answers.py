@@ -24,6 +24,7 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
+from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.outcome import (
     Confirmed,
     Misconfigured,
@@ -48,6 +49,8 @@ _ABOUT_POINTS = re.compile(
     r"|time ?stamps?|time range|retention|series)\b",
     re.IGNORECASE,
 )
+# What InfluxDB 2 and 3 say to a write without points, once everything else about it was right.
+_WANTS_POINTS = re.compile(r"\b(requires points|no data|no lines|empty)\b", re.IGNORECASE)
 # An error's JSON that was too long to be read to its end.
 _OPENING = re.compile(r'\s*\{\s*"(?:error|code|message)"\s*:')
 
@@ -111,6 +114,32 @@ def _message_of(body: bytes) -> str | None:
         return None
     said = answer.get("message") or answer.get("error")
     return said if isinstance(said, str) else None
+
+
+def checks_of(url: str, status: int, headers: Mapping[str, str], body: bytes) -> list[Check]:
+    """What the answer to a write without points says about the settings.
+
+    InfluxDB 2 looks at the token, the organisation, the bucket and the permission in this order, and only then at the
+    body (`handleWrite` in its http/write_handler.go); InfluxDB 1 and VictoriaMetrics answer 204.
+    """
+    version = plain(headers.get("x-influxdb-version", ""))
+    address = Check("address", True, f"{url} answers" + (f", as InfluxDB {version}" if version else ""))
+    what = "token, organisation and bucket"
+    said = reason_of(body)
+    if 200 <= status < 300 and isinstance(outcome_of(status, headers, body, now_ns=0), Confirmed):
+        return [address, Check(what, True, "accepted, as far as this server looks at them")]
+    if status == 400 and _WANTS_POINTS.search(said):
+        return [address, Check(what, True, "accepted")]
+    reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    if status in (401, 403, 404):
+        about = {401: "the token is not accepted", 403: "the token may not write to the bucket"}
+        return [
+            address,
+            Check(what, False, f"{about.get(status, 'organisation or bucket is missing')} ({reason})"),
+        ]
+    if status in (429, 503) or status >= 500:
+        return [address, Check(what, False, f"cannot be told now ({reason})")]
+    return [Check("address", False, f"{url} does not answer as an InfluxDB does ({reason})")]
 
 
 def parse_retry_after(value: str | None, now_ns: int) -> float | None:

@@ -1,0 +1,86 @@
+"""What a command changes in a data directory: by way of the node that has it open, else by opening it for a moment."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from wal_ingest.control import ask
+from wal_ingest.errors import ConfigError, OperatorNeeded
+from wal_ingest.settings import Settings
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.directory import holder_of
+from wal_ingest.wal.letters import LetterId
+from wal_ingest.wal.state import STATE_NAME, StateView, read_state
+from wal_ingest.wal.store import Store
+
+
+def read_node_state(settings: Settings) -> StateView:
+    """The state of the data directory. Raises `OperatorNeeded` when there is none, and as `read_state` does."""
+    data_dir = Path(settings.server.data_dir)
+    if not (data_dir / STATE_NAME).exists():
+        error = OperatorNeeded(f"there is no WAL in {data_dir}")
+        error.hint = "name the server's data directory with --data-dir"
+        raise error
+    return read_state(data_dir / STATE_NAME)
+
+
+def cursor_of(state: StateView, sink: str) -> Cursor:
+    """A sink's cursor. Raises `ConfigError` naming those that there are."""
+    if sink not in state.cursors:
+        raise ConfigError(f"no sink is called {sink!r}", hint=f"there are: {', '.join(state.cursors)}")
+    return state.cursors[sink]
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether a process has the data directory open."""
+    return holder_of(Path(settings.server.data_dir)) is not None
+
+
+def operate(settings: Settings, command: str, **arguments: Any) -> Any:
+    """Has a command of `service.commands` carried out, and gives what it gives; blocks.
+
+    Raises `NoControl` when a node runs and does not answer, and what the command raises.
+    """
+    data_dir = Path(settings.server.data_dir)
+    cursor_of(read_node_state(settings), arguments["sink"])
+    if is_running(settings):
+        return ask(data_dir, command, **arguments)
+    store = Store(data_dir, settings.wal, now_ns=time.time_ns)
+    try:
+        for moved in store.wal.damaged:
+            sys.stderr.write(f"damaged segment set aside: {moved.path}: {moved.reason}\n")
+        return _OFFLINE[command](store, **arguments)
+    finally:
+        store.close()
+
+
+def _pause(store: Store, sink: str) -> object:
+    store.state.pause(sink, now_ns=time.time_ns())
+    return {}
+
+
+def _resume(store: Store, sink: str) -> object:
+    store.state.resume(sink)
+    return {}
+
+
+def _skip(store: Store, sink: str, through_seq: int | None) -> object:
+    before = store.cursor(sink).expired
+    cursor = store.expire(sink, through_seq)
+    return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
+
+
+def _remove_letters(store: Store, sink: str, ids: list[LetterId], written: bool) -> object:
+    return {"removed": store.state.remove_letters(sink, ids, written=written)}
+
+
+_OFFLINE: dict[str, Callable[..., object]] = {
+    "sink.pause": _pause,
+    "sink.resume": _resume,
+    "sink.skip": _skip,
+    "letters.remove": _remove_letters,
+}

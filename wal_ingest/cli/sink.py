@@ -1,0 +1,248 @@
+"""`wal-ingest sink`: how each sink is doing, whether its settings are right, and an operator's decisions about it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
+from wal_ingest.cli.output import FAILED, age_text, confirm, print_json
+from wal_ingest.cli.times import TIME_HELP, parse_time_ns, time_text
+from wal_ingest.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wal_ingest.flusher.check import Check
+    from wal_ingest.settings import Settings
+    from wal_ingest.wal.cursor import Cursor
+
+app = typer.Typer(
+    help="Look at the sinks, check their settings, pause, resume or move them on.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="SINK", help="Such as influxdb or archive.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Look at the sinks, check their settings, pause, resume or move them on."""
+
+
+@app.command()
+def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+    """How far each sink is, what it is doing, and its last error."""
+    from wal_ingest.cli.node import is_running
+    from wal_ingest.control import NoControl, ask
+    from wal_ingest.wal.inspect import status as read_status
+
+    settings = load_config(config, data_dir=data_dir).settings
+    directory = Path(settings.server.data_dir)
+    live: dict[str, dict[str, Any]] = {}
+    found = read_status(directory, now_ns=time.time_ns())
+    if is_running(settings):
+        try:
+            live = ask(directory, "sinks")
+        except NoControl as exc:
+            typer.echo(f"only what is on disk: {exc}", err=True)
+    rows = {
+        name: {
+            "running": name in live,
+            "state": live[name]["state"] if name in live else sink.state,
+            "required": live[name]["required"] if name in live else None,
+            "cursor_seq": sink.cursor_seq,
+            "waiting_points": sink.waiting_points,
+            "oldest_waiting_s": sink.oldest_waiting_s,
+            "confirmed_points": sink.confirmed_points,
+            "parked": sink.parked,
+            "skipped_points": sink.skipped_points,
+            "expired_points": sink.expired_points,
+            "retried_writes": live[name]["retried_writes"] if name in live else None,
+            "in_flight": live[name]["in_flight"] if name in live else None,
+            "last_error": live[name]["last_error"] if name in live else sink.reason,
+            "last_error_at": live[name]["last_error_at"] if name in live else None,
+        }
+        for name, sink in found.sinks.items()
+    }
+    if json:
+        print_json(rows)
+    else:
+        _print_status(rows)
+
+
+def _print_status(rows: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("sink")
+    table.add_column("state")
+    for heading in ("waiting", "oldest", "confirmed", "parked", "expired", "in flight", "retried"):
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            row["state"] if row["running"] else f"{row['state']} (not running)",
+            f"{row['waiting_points']:,}",
+            age_text(row["oldest_waiting_s"]),
+            f"{row['confirmed_points']:,}",
+            f"{row['parked']:,}",
+            f"{row['expired_points']:,}",
+            *("-" if row[key] is None else f"{row[key]:,}" for key in ("in_flight", "retried_writes")),
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for name, row in rows.items():
+        if row["last_error"]:
+            when = f" at {row['last_error_at']}" if row["last_error_at"] else ""
+            console.print(f"{name}: last error{when}: {row['last_error']}", markup=False)
+
+
+@app.command()
+def check(
+    sink: Annotated[
+        str | None, typer.Argument(metavar="[SINK]", help="Only this one.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell whether address, token and bucket are right. Writes nothing; exit code 1 when something is wrong."""
+    import trio
+
+    from wal_ingest.service.commands import unknown_sink
+    from wal_ingest.service.sinks import sink_makers
+
+    settings = load_config(config, data_dir=data_dir).settings
+    makers = sink_makers(settings, Path(settings.server.data_dir))
+    if sink is not None and sink not in makers:
+        raise unknown_sink(sink, makers)
+    found = trio.run(_checks, settings, [sink] if sink is not None else list(makers))
+    if json:
+        print_json(
+            {
+                name: [{"what": each.what, "right": each.right, "found": each.found} for each in checks]
+                for name, checks in found.items()
+            }
+        )
+    else:
+        for name, checks in found.items():
+            for each in checks:
+                typer.echo(f"{name}: {each.what}: {'right' if each.right else 'WRONG'}: {each.found}")
+    if not all(each.right for checks in found.values() for each in checks):
+        raise typer.Exit(FAILED)
+
+
+async def _checks(settings: Settings, names: list[str]) -> dict[str, list[Check]]:
+    from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
+    from wal_ingest.service.sinks import sink_makers
+
+    makers = sink_makers(settings, Path(settings.server.data_dir))
+    found = {}
+    for name in names:
+        sink = makers[name]()
+        # Opening an archive sets aside what a crash left: a look must not. The other one connects to nobody.
+        if isinstance(sink, InfluxDBSink):
+            await sink.open(None)
+        try:
+            found[name] = await sink.check()
+        finally:
+            await sink.aclose()
+    return found
+
+
+@app.command()
+def pause(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+    """Deliver nothing to a sink until `resume`, also across restarts. Points go on being taken; the log grows."""
+    from wal_ingest.cli.node import operate
+
+    operate(load_config(config, data_dir=data_dir).settings, "sink.pause", sink=sink)
+    typer.echo(f"{sink}: paused; `wal-ingest sink resume {sink}` ends it")
+
+
+@app.command()
+def resume(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+    """Deliver to a sink again: after `pause`, or after an optional sink broke down."""
+    from wal_ingest.cli.node import operate
+
+    operate(load_config(config, data_dir=data_dir).settings, "sink.resume", sink=sink)
+    typer.echo(f"{sink}: resumed")
+
+
+@app.command()
+def skip(
+    sink: NameArgument,
+    through_seq: Annotated[
+        int | None,
+        typer.Option("--through-seq", metavar="SEQ", min=1, help="Up to this seq.", show_default=False),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until", metavar="TIME", help=f"What was accepted before {TIME_HELP}.", show_default=False
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that waits now.")] = False,
+    yes: YesOption = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Give up the oldest points that wait for a sink: it will never get them. Says which and asks first.
+
+    They are counted as expired, and stay in the log as long as other sinks need them.
+    """
+    from wal_ingest.cli.node import cursor_of, operate, read_node_state
+
+    if (through_seq is not None) + (until is not None) + everything != 1:
+        raise ConfigError("how far?", hint="give exactly one of --through-seq SEQ, --until TIME and --all")
+    settings = load_config(config, data_dir=data_dir).settings
+    cursor = cursor_of(read_node_state(settings), sink)
+    until_ns = None if until is None else parse_time_ns(until, now_ns=time.time_ns())
+    last_seq, points, span = _given_up(settings, cursor, through_seq, until_ns)
+    if not points:
+        typer.echo(f"{sink}: nothing to give up: no such points wait for it")
+        return
+    typer.echo(
+        f"{sink} will never get {points:,} points in seqs {cursor.seq + 1:,} to {last_seq:,}, {span}.\n"
+        f"To keep them: wal-ingest wal export FILE.lp.gz --seq {cursor.seq + 1}..{last_seq}"
+    )
+    confirm("Give them up?", yes=yes)
+    told = operate(settings, "sink.skip", sink=sink, through_seq=last_seq)
+    typer.echo(
+        f"{sink}: gave up {told['expired_points']:,} points; its cursor is at seq {told['cursor_seq']:,}"
+    )
+
+
+def _given_up(
+    settings: Settings, cursor: Cursor, through_seq: int | None, until_ns: int | None
+) -> tuple[int, int, str]:
+    """The last seq that is given up, how many points that makes, and when they were accepted, in words."""
+    from wal_ingest.wal.reading import Lost, WalReader
+
+    with WalReader(Path(settings.server.data_dir)) as reader:
+        first_seq, last_seq = cursor.seq + 1, reader.last_seq
+        if through_seq is not None:
+            last_seq = min(through_seq, last_seq)
+        if until_ns is not None:
+            later = (
+                entry.seq
+                for entry in reader.entries(first_seq=first_seq, since_ns=until_ns)
+                if not isinstance(entry, Lost)
+            )
+            last_seq = next(later, last_seq + 1) - 1
+        if last_seq < first_seq:
+            return last_seq, 0, ""
+        behind = next(reader.entries(first_seq=last_seq + 1), None)
+        points = reader.segments[-1].ends.points_after - cursor.points
+        if behind is not None and not isinstance(behind, Lost):
+            points = behind.points_before - cursor.points
+        times = [
+            time_text(entry.accepted_ns)
+            for seq in (first_seq, last_seq)
+            for entry in reader.entries(first_seq=seq, last_seq=seq)
+            if not isinstance(entry, Lost)
+        ]
+    return last_seq, points, "accepted " + " to ".join(times) if times else "which cannot be read"
