@@ -1,0 +1,357 @@
+"""`wal-ingest dead-letters`: the points that a sink refused for good, why, and what becomes of them."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
+from wal_ingest.cli.output import FAILED, confirm, print_json
+from wal_ingest.cli.times import time_text
+from wal_ingest.errors import ConfigError, StorageFailed, WalIngestError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from wal_ingest.flusher.dead_letters import Written
+    from wal_ingest.flusher.status import Progress as Numbers
+    from wal_ingest.settings import Settings
+    from wal_ingest.wal.cursor import DeadLetter
+
+app = typer.Typer(
+    help="List, show, export, retry and drop the points that a sink refused for good.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+SinkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sink", metavar="SINK", help="Only this sink's; needed where several have some.", show_default=False
+    ),
+]
+ReasonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reason", metavar="TEXT", help="Only those whose reason contains this.", show_default=False
+    ),
+]
+
+# How many letters one removal takes: each stops delivery to the sink for a moment.
+_REMOVE_MAX = 20_000
+
+
+@app.callback()
+def _group() -> None:
+    """List, show, export, retry and drop the points that a sink refused for good."""
+
+
+@app.command("list")
+def list_letters(
+    sink: SinkOption = None,
+    reason: ReasonOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """How many there are, by sink and reason. What differs from point to point is left out of a reason."""
+    from wal_ingest.wal.letters import LetterGroups
+
+    groups = LetterGroups()
+    for name in _sinks(load_config(config, data_dir=data_dir).settings, sink):
+        groups.add(_letters(load_config(config, data_dir=data_dir).settings, name, reason))
+    if json:
+        print_json(
+            [
+                {
+                    "sink": each.sink,
+                    "reason": each.reason,
+                    "points": each.points,
+                    "last_at": time_text(each.last_ns),
+                }
+                for each in groups.listed()
+            ]
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("sink")
+    table.add_column("points", justify="right")
+    table.add_column("last")
+    table.add_column("reason", overflow="fold")
+    for each in groups.listed():
+        table.add_row(each.sink, f"{each.points:,}", time_text(each.last_ns), each.reason)
+    if groups.listed():
+        Console(highlight=False, markup=False, emoji=False).print(table)
+    else:
+        typer.echo("there are no dead letters")
+
+
+@app.command()
+def show(
+    sink: SinkOption = None,
+    reason: ReasonOption = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = 20,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """The points themselves, oldest first, each with when, why and where it should have gone."""
+    settings = load_config(config, data_dir=data_dir).settings
+    letters = itertools.islice(
+        (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason)), limit
+    )
+    if json:
+        print_json([_as_json(letter) for letter in letters])
+        return
+    for letter in letters:
+        typer.echo(f"# {letter.sink}, seq {letter.seq}, {time_text(letter.parked_ns)}: {letter.reason}")
+        sys.stdout.write(letter.line.decode())
+
+
+@app.command()
+def export(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Gzip line protocol; - for standard output, plain.")
+    ],
+    sink: SinkOption = None,
+    reason: ReasonOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="JSON lines with the reasons, not line protocol.")
+    ] = False,
+) -> None:
+    """Write the points to a file, which must not exist yet. They stay where they are, too."""
+    import msgspec
+
+    settings = load_config(config, data_dir=data_dir).settings
+    letters = (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason))
+    rows = (msgspec.json.encode(_as_json(letter)) + b"\n" if json else letter.line for letter in letters)
+    if file == "-":
+        for row in rows:
+            sys.stdout.buffer.write(row)
+        sys.stdout.buffer.flush()
+        return
+    count = _write_file(Path(file), rows)
+    typer.echo(f"{file}: {count:,} points", err=True)
+
+
+@app.command()
+def retry(
+    sink: SinkOption = None,
+    reason: ReasonOption = None,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Write them to the sink again, after the bucket was mended. What it takes is a dead letter no more.
+
+    Exit code 1 when some were refused again: those stay.
+    """
+    import trio
+
+    settings = load_config(config, data_dir=data_dir).settings
+    name = _the_sink(settings, sink)
+    letters = list(_letters(settings, name, reason))
+    if not letters:
+        typer.echo("there are no such dead letters")
+        return
+    confirmed, refused = trio.run(_retry, settings, name, letters)
+    typer.echo(
+        f"{name}: {confirmed:,} of {len(letters):,} points are written; {len(refused):,} refused again"
+    )
+    for letter in refused[:3]:
+        typer.echo(f"  {letter.line.decode().strip()}: {letter.reason}")
+    if refused:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def drop(
+    sink: SinkOption = None,
+    reason: ReasonOption = None,
+    yes: YesOption = False,
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Remove them for good. Says which and asks first; they are counted as expired."""
+    from wal_ingest.wal.letters import LetterGroups, id_of
+
+    settings = load_config(config, data_dir=data_dir).settings
+    name = _the_sink(settings, sink)
+    letters = list(_letters(settings, name, reason))
+    if not letters:
+        typer.echo("there are no such dead letters")
+        return
+    groups = LetterGroups()
+    groups.add(letters)
+    typer.echo(
+        f"{len(letters):,} points that {name} refused are nowhere else once the log has let go of them:"
+    )
+    for each in groups.listed():
+        typer.echo(f"  {each.points:,}: {each.reason}")
+    typer.echo("To keep them: wal-ingest dead-letters export FILE.lp.gz")
+    confirm("Drop them?", yes=yes)
+    removed = _remove(settings, name, [id_of(letter) for letter in letters], written=False)
+    typer.echo(f"{name}: dropped {removed:,} points")
+
+
+async def _retry(settings: Settings, name: str, letters: list[DeadLetter]) -> tuple[int, list[DeadLetter]]:
+    import random
+    import time
+
+    import trio
+
+    from wal_ingest.flusher.dead_letters import write_again
+    from wal_ingest.flusher.status import Progress as Numbers
+    from wal_ingest.service.sinks import sink_makers
+    from wal_ingest.wal.letters import id_of
+
+    makers = sink_makers(settings, Path(settings.server.data_dir))
+    if name not in makers:
+        raise ConfigError(
+            f"{name} is not on in these settings", hint="give the server's settings with --config"
+        )
+    if name == "archive":
+        raise ConfigError("the archive refuses no points: there is nothing to retry")
+    await _must_be_right(makers[name]())
+    refused: list[DeadLetter] = []
+    confirmed = 0
+    numbers = Numbers(time.time_ns())
+    with _progress_bar(numbers) as bar:
+        task = bar.add_task(f"writing to {name}", total=len(letters))
+
+        def written(result: Written) -> None:
+            nonlocal confirmed
+            confirmed += len(result.confirmed)
+            refused.extend(result.refused)
+            if result.confirmed:
+                _remove(settings, name, [id_of(letter) for letter in result.confirmed], written=True)
+            bar.advance(task, len(result.confirmed) + len(result.refused))
+
+        await write_again(
+            makers[name](),
+            letters,
+            settings.flusher,
+            run_sync=trio.to_thread.run_sync,
+            now_ns=time.time_ns,
+            rng=random.Random(),
+            written=written,
+            progress=numbers,
+        )
+    return confirmed, refused
+
+
+def _progress_bar(numbers: Numbers) -> Progress:
+    """A bar for a terminal, with the sink's last refusal behind it while it is tried again."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+    from rich.text import Text
+
+    class Trouble(ProgressColumn):
+        def render(self, task: object) -> Text:  # noqa: ARG002 - the same for every task
+            return Text(f"trying again: {numbers.last_error}" if numbers.retried_writes else "")
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        Trouble(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+
+
+async def _must_be_right(sink: Any) -> None:
+    """A sink that is away or misconfigured would be waited for without end; whoever types this wants to know now."""
+    await sink.open(None)
+    try:
+        wrong = [check for check in await sink.check() if not check.right]
+    finally:
+        await sink.aclose()
+    if wrong:
+        error = WalIngestError(f"{sink.name}: {wrong[0].what}: {wrong[0].found}")
+        error.hint = f"mend that first; `wal-ingest sink check {sink.name}` tells when it is right"
+        raise error
+
+
+def _remove(settings: Settings, sink: str, ids: list[Any], *, written: bool) -> int:
+    from wal_ingest.cli.node import operate
+
+    removed = 0
+    for start in range(0, len(ids), _REMOVE_MAX):
+        part = ids[start : start + _REMOVE_MAX]
+        removed += operate(settings, "letters.remove", sink=sink, ids=part, written=written)["removed"]
+    return removed
+
+
+def _sinks(settings: Settings, sink: str | None) -> list[str]:
+    from wal_ingest.cli.node import cursor_of, read_node_state
+
+    state = read_node_state(settings)
+    if sink is None:
+        return list(state.cursors)
+    cursor_of(state, sink)
+    return [sink]
+
+
+def _the_sink(settings: Settings, sink: str | None) -> str:
+    """The one sink that is meant. Raises `ConfigError` where that is not clear."""
+    from wal_ingest.cli.node import read_node_state
+
+    names = _sinks(settings, sink)
+    if len(names) > 1:
+        cursors = read_node_state(settings).cursors
+        names = [name for name in names if cursors[name].parked] or names[:1]
+    if len(names) != 1:
+        raise ConfigError(f"dead letters of several sinks: {', '.join(names)}", hint="say which with --sink")
+    return names[0]
+
+
+def _letters(settings: Settings, sink: str, reason: str | None) -> Iterator[DeadLetter]:
+    from wal_ingest.wal.state import STATE_NAME, read_dead_letters
+
+    for letter in read_dead_letters(Path(settings.server.data_dir) / STATE_NAME, sink):
+        if reason is None or reason in letter.reason:
+            yield letter
+
+
+def _as_json(letter: DeadLetter) -> dict[str, object]:
+    return {
+        "sink": letter.sink,
+        "seq": letter.seq,
+        "parked_at": time_text(letter.parked_ns),
+        "status": letter.status,
+        "reason": letter.reason,
+        "org": letter.destination.org,
+        "bucket": letter.destination.bucket,
+        "line": letter.line.decode().rstrip("\n"),
+    }
+
+
+def _write_file(path: Path, rows: Iterator[bytes]) -> int:
+    """A new gzip file with the rows, synced. Raises `ConfigError` when it exists, `StorageFailed`."""
+    try:
+        with path.open("xb") as file:
+            count = 0
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
+                for row in rows:
+                    packed.write(row)
+                    count += 1
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as exc:
+        raise ConfigError(f"{path} exists already", hint="name a file that does not") from exc
+    except OSError as exc:
+        raise StorageFailed(path, exc.strerror or str(exc), number=exc.errno or 0) from exc
+    return count
