@@ -23,7 +23,7 @@ from wal_ingest.errors import (
     WalBroken,
     WalDamaged,
 )
-from wal_ingest.wal import lmdb_pages, segment
+from wal_ingest.wal import lmdb_layout, segment
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, holder_of, make_directory, remove, rename, sync_directory
 from wal_ingest.wal.entry import Destination, encode
@@ -192,7 +192,7 @@ def first_large_node(path: Path) -> int:
     """Where the first node of a large value begins."""
     content = path.read_bytes()
     for page in range(2 * PAGE, len(content), PAGE):
-        number, _pad, flags, lower, _upper = lmdb_pages._PAGE_HEADER.unpack_from(content, page)
+        number, _pad, flags, lower, _upper = lmdb_layout.PAGE_HEADER.unpack_from(content, page)
         if number * PAGE != page or flags != 2:
             continue
         for slot in range(16, lower, 2):

@@ -185,6 +185,18 @@ def decode(value: bytes, *, seq: int) -> Entry:
     )
 
 
+def extent(header: bytes) -> int:
+    """How many bytes an entry says that it has, by the first `HEADER_BYTES` of them; 0 when there are fewer.
+
+    Nothing is proved by that: it is for looking where an entry may be.
+    """
+    if len(header) < HEADER_BYTES:
+        return 0
+    fields = _HEADER.unpack_from(header)
+    length: int = fields[2] + fields[6]
+    return length
+
+
 def _crc_prefix(header: bytes, seq: int) -> bytes:
     """What the CRC covers before the fields behind it: the key, and the four bytes in front of the CRC."""
     return seq.to_bytes(8, "big") + header[:_CRC_OFFSET]

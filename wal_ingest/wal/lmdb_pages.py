@@ -6,9 +6,6 @@ It takes pages with `pread`, checks every offset before it follows it, and calls
 
 Beside a running writer: LMDB never overwrites a page of its latest two states, so what was read is
 whole as long as the file is at most one transaction further on afterwards. `snapshot` sees to that, by trying again.
-
-The layout (LMDB 0.9, data format 1, 64 bit, the machine's byte order) is that of `struct MDB_page`, `MDB_meta` and
-`MDB_node` in LMDB's mdb.c.
 """
 
 from __future__ import annotations
@@ -21,33 +18,51 @@ from pathlib import Path
 from typing import TypeVar
 
 from wal_ingest.errors import StorageFailed, WalDamaged
+from wal_ingest.wal.lmdb_layout import (
+    BIG,
+    BRANCH,
+    DATA_VERSION,
+    LEAF,
+    MAGIC,
+    META,
+    META_BYTES,
+    META_END,
+    NO_ROOT,
+    NODE,
+    OVERFLOW,
+    PAGE_HEADER,
+    PAGE_HEADER_BYTES,
+    PAGE_SIZES,
+    TREE,
+    page_number,
+)
 
 T = TypeVar("T")
 Item = tuple[bytes, bytes]
 
-_MAGIC = 0xBEEFC0DE
-_DATA_VERSION = 1
-_PAGE_HEADER = struct.Struct("=QHHHH")  # page number, pad, flags, lower, upper
-_META = struct.Struct("=IIQQ")  # magic, version, address, map size
-_TREE = struct.Struct("=IHHQQQQQ")  # page size, flags, depth, branches, leaves, overflows, entries, root
-_META_END = struct.Struct("=QQ")  # last page, transaction
-_NODE = struct.Struct("=HHHH")  # low, high, flags, key size
-
-_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
-_BIG = 0x01
-_NO_ROOT = (1 << 64) - 1
-_PAGE_SIZES = (4096, 8192, 16384, 32768)
 _DEPTH_MAX = 32
 _TRIES_MAX = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """Keys from `first_key` on, and below `end_key` (None: to the end), are behind a page that is damaged."""
+class Found:
+    """An item, and the byte of the file at which its value begins."""
 
-    first_key: bytes
-    end_key: bytes | None
+    key: bytes
+    value: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What is behind a page that is damaged: why, and the byte of the file at which that page begins.
+
+    `key` is the one whose value is lost, None where a page of keys is.
+    """
+
     reason: str
+    offset: int
+    key: bytes | None = None
 
 
 class PageReader:
@@ -82,7 +97,10 @@ class PageReader:
         return self._newest() - self.transaction <= 1
 
     def _newest(self) -> int:
-        metas = (self._meta(self._pread(number * self._page_size + 16, 136)) for number in (0, 1))
+        metas = (
+            self._meta(self._pread(number * self._page_size + PAGE_HEADER_BYTES, META_BYTES))
+            for number in (0, 1)
+        )
         return max(meta[4] for meta in metas)
 
     # -- what is in it ---------------------------------------------------------------------------------
@@ -102,26 +120,26 @@ class PageReader:
         """The item with the highest key, or None."""
         number, page = self._root, b""
         for _depth in range(self._depth):
-            page = self._page(number, _BRANCH | _LEAF)
+            page = self._page(number, BRANCH | LEAF)
             offset = self._nodes(page)[-1]
-            if self._flags(page) & _LEAF:
+            if self._flags(page) & LEAF:
                 return self._item(page, offset)
             number = self._child(page, offset)
-        if self._root == _NO_ROOT:
+        if self._root == NO_ROOT:
             return None
         raise self._damaged("the tree is deeper than it says")
 
     def items_from(self, key: bytes) -> Iterator[Item]:
         """Items with keys from `key` on, in order."""
-        if self._root != _NO_ROOT:
+        if self._root != NO_ROOT:
             yield from self._walk(self._root, key, 1)
 
     def _walk(self, number: int, key: bytes, depth: int) -> Iterator[Item]:
         if depth > min(self._depth, _DEPTH_MAX):
             raise self._damaged("the tree is deeper than it says")
-        page = self._page(number, _BRANCH | _LEAF)
+        page = self._page(number, BRANCH | LEAF)
         offsets = self._nodes(page)
-        if self._flags(page) & _LEAF:
+        if self._flags(page) & LEAF:
             for offset in offsets:
                 if self._key(page, offset) >= key:
                     yield self._item(page, offset)
@@ -132,46 +150,46 @@ class PageReader:
             if index + 1 == len(offsets) or starts[index + 1] > key:
                 yield from self._walk(self._child(page, offset), key, depth + 1)
 
-    def whatever_from(self, key: bytes) -> Iterator[Item | Unreadable]:
-        """As `items_from`, but goes on behind damage: what is behind a page that cannot be read is told as a range."""
-        if self._root != _NO_ROOT:
-            yield from self._walk_on(self._root, key, key, None, 1)
+    def whatever_from(self, key: bytes) -> Iterator[Found | Unreadable]:
+        """As `items_from`, but goes on behind damage, and says where it met it.
 
-    def _walk_on(
-        self, number: int, key: bytes, start: bytes, end: bytes | None, depth: int
-    ) -> Iterator[Item | Unreadable]:
-        """One subtree, whose keys are from `start` on and below `end`."""
+        Keys that damage put out of order come as they lie.
+        """
+        if self._root != NO_ROOT:
+            yield from self._walk_on(self._root, key, 1, set())
+
+    def _walk_on(self, number: int, key: bytes, depth: int, seen: set[int]) -> Iterator[Found | Unreadable]:
+        """One subtree. No page is walked twice: where damage makes a branch its own child, that would have no end."""
         try:
-            if depth > min(self._depth, _DEPTH_MAX):
-                raise self._damaged("the tree is deeper than it says")
-            page = self._page(number, _BRANCH | _LEAF)
+            if number in seen or depth > min(self._depth, _DEPTH_MAX):
+                raise self._damaged(f"page {number} is not where it should be in the tree")
+            seen.add(number)
+            page = self._page(number, BRANCH | LEAF)
             offsets = self._nodes(page)
-            keys = [self._key(page, offset) for offset in offsets]
         except WalDamaged as exc:
-            yield Unreadable(max(start, key), end, exc.reason)
+            yield Unreadable(exc.reason, number * self._page_size)
             return
-        if self._flags(page) & _LEAF:
+        keys = [self._key(page, offset) for offset in offsets]
+        if self._flags(page) & LEAF:
             for found, offset in zip(keys, offsets, strict=True):
                 if found >= key:
                     try:
-                        yield self._item(page, offset)
+                        value, where = self._value(page, offset)
+                        yield Found(found, value, where or number * self._page_size + offset)
                     except WalDamaged as exc:
-                        yield Unreadable(found, found + b"\0", exc.reason)
+                        yield Unreadable(exc.reason, number * self._page_size, found)
             return
-        starts = [start, *keys[1:]]
-        ends = [*keys[1:], end]
-        for offset, first, behind in zip(offsets, starts, ends, strict=True):
+        for offset, behind in zip(offsets, [*keys[1:], None], strict=True):
             if behind is None or behind > key:
-                yield from self._walk_on(self._child(page, offset), key, first, behind, depth + 1)
+                yield from self._walk_on(self._child(page, offset), key, depth + 1, seen)
 
     # -- pages -----------------------------------------------------------------------------------------
 
     def _read_metas(self) -> None:
-        size = os.fstat(self._fd).st_size
         for _try in range(_TRIES_MAX):
-            first = self._meta(self._pread(16, 136))
+            first = self._meta(self._pread(PAGE_HEADER_BYTES, META_BYTES))
             # The second meta page stands where the first one says that the first page ends.
-            second = self._meta(self._pread(first[0] + 16, 136))
+            second = self._meta(self._pread(first[0] + PAGE_HEADER_BYTES, META_BYTES))
             if _follow_each_other(first[4], second[4]):
                 break
         else:
@@ -181,15 +199,17 @@ class PageReader:
         self._page_size, self._depth, self._root, self.last_page, self.transaction = max(
             first, second, key=lambda meta: meta[4]
         )
+        # Asked last: a commit makes the file longer before a meta page says so.
+        size = os.fstat(self._fd).st_size
         if size < self.used_bytes:
             raise self._damaged(f"the file has {size} bytes, its last page ends at {self.used_bytes}")
 
     def _meta(self, data: bytes) -> tuple[int, int, int, int, int]:
-        magic, version, _address, _map_bytes = _META.unpack_from(data)
-        page_size = _TREE.unpack_from(data, 24)[0]
-        tree = _TREE.unpack_from(data, 72)
-        last_page, transaction = _META_END.unpack_from(data, 120)
-        if magic != _MAGIC or version != _DATA_VERSION or page_size not in _PAGE_SIZES:
+        magic, version, _address, _map_bytes = META.unpack_from(data)
+        page_size = TREE.unpack_from(data, 24)[0]
+        tree = TREE.unpack_from(data, 72)
+        last_page, transaction = META_END.unpack_from(data, 120)
+        if magic != MAGIC or version != DATA_VERSION or page_size not in PAGE_SIZES:
             raise self._damaged("a meta page is not LMDB's")
         return page_size, tree[2], tree[7], last_page, transaction
 
@@ -197,50 +217,56 @@ class PageReader:
         if not 2 <= number <= self.last_page:
             raise self._damaged(f"page {number} is not in the file")
         page = self._pread(number * self._page_size, self._page_size)
-        found = _PAGE_HEADER.unpack_from(page)
+        found = PAGE_HEADER.unpack_from(page)
         if found[0] != number or not found[2] & kinds:
             raise self._damaged(f"page {number} is not the page that it should be")
         return page
 
     def _flags(self, page: bytes) -> int:
-        flags: int = _PAGE_HEADER.unpack_from(page)[2]
+        flags: int = PAGE_HEADER.unpack_from(page)[2]
         return flags
 
     def _nodes(self, page: bytes) -> tuple[int, ...]:
         """The offsets of a page's nodes; at least one."""
-        lower = _PAGE_HEADER.unpack_from(page)[3]
+        lower = PAGE_HEADER.unpack_from(page)[3]
         if not 18 <= lower <= len(page):
             raise self._damaged("a page has no nodes")
         offsets: tuple[int, ...] = struct.unpack_from(f"={(lower - 16) // 2}H", page, 16)
-        if min(offsets) < lower or max(offsets) > len(page) - _NODE.size:
+        if min(offsets) < lower or max(offsets) > len(page) - NODE.size:
             raise self._damaged("a node is not in its page")
         return offsets
 
     def _key(self, page: bytes, offset: int) -> bytes:
-        length = _NODE.unpack_from(page, offset)[3]
-        start = offset + _NODE.size
+        length = NODE.unpack_from(page, offset)[3]
+        start = offset + NODE.size
         return page[start : start + length]
 
     def _child(self, page: bytes, offset: int) -> int:
-        low, high, flags, _length = _NODE.unpack_from(page, offset)
+        low, high, flags, _length = NODE.unpack_from(page, offset)
         child: int = low | high << 16 | flags << 32
         return child
 
     def _item(self, page: bytes, offset: int) -> Item:
-        low, high, flags, key_bytes = _NODE.unpack_from(page, offset)
-        length = low | high << 16
-        start = offset + _NODE.size + key_bytes
-        if not flags & _BIG:
+        return self._key(page, offset), self._value(page, offset)[0]
+
+    def _value(self, page: bytes, offset: int) -> tuple[bytes, int]:
+        """A node's value, and where in the file it begins when it has pages of its own, else 0."""
+        low, high, flags, key_bytes = NODE.unpack_from(page, offset)
+        length, where = low | high << 16, 0
+        start = offset + NODE.size + key_bytes
+        if not flags & BIG:
             value = page[start : start + length]
         elif start + 8 <= len(page):
-            number = int.from_bytes(page[start : start + 8], "little" if struct.pack("=H", 1)[0] else "big")
-            self._page(number, _OVERFLOW)
-            value = self._pread(number * self._page_size + 16, length)
+            number = page_number(page[start : start + 8])
+            self._page(number, OVERFLOW)
+            where = number * self._page_size + PAGE_HEADER_BYTES
+            # Looked at first: memory for a damaged length may be memory that nobody has.
+            value = self._pread(where, length) if where + length <= self.used_bytes else b""
         else:
             value = b""
         if len(value) != length:
             raise self._damaged("a value ends outside of its page")
-        return self._key(page, offset), value
+        return value, where
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:

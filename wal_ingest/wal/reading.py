@@ -17,144 +17,25 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.entry import Entry
-from wal_ingest.wal.lmdb_pages import PageReader, Unreadable
-from wal_ingest.wal.segment import Ends, decode_item, ends_in, segment_paths
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.pinned import PinnedSegment, ScannedSegment, SegmentReader
+from wal_ingest.wal.segment import Ends, segment_paths
+
+__all__ = ["Lost", "PinnedSegment", "WalReader"]
 
 WAL_DIR = "wal"
 _SLACK_NS = 600 * 10**9
-_CHUNK_BYTES = 4 << 20
-_TRIES_MAX = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Entries that should be there and cannot be read: in which file, their seqs (both included), how many points
-    (None where that cannot be told), and why."""
-
-    file: str
-    first_seq: int
-    last_seq: int
-    points: int | None
-    reason: str
-
-
-class PinnedSegment:
-    """One segment's file, held open. Raises `WalDamaged` when it does not even tell its ends, `StorageFailed`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._reader = PageReader(path)
-        try:
-            self.ends = self._ends()
-        except BaseException:
-            self._reader.close()
-            raise
-
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._reader.close()
-
-    def refresh(self) -> None:
-        """Looks again where the segment ends: a server may be writing to it. Raises as opening does."""
-        self.ends = self._ends()
-
-    def _ends(self) -> Ends:
-        for tries_left in range(_TRIES_MAX - 1, -1, -1):  # pragma: no branch
-            self._reader.refresh()
-            try:
-                ends = ends_in(self._reader)
-            except WalDamaged:
-                if self._reader.is_current() or not tries_left:
-                    raise
-            else:
-                if self._reader.is_whole() or not tries_left:
-                    return ends
-        raise AssertionError("the last try returns or raises")  # pragma: no cover: as it says
-
-    def read(self, first_seq: int, last_seq: int, *, bytes_max: int = _CHUNK_BYTES) -> list[Entry | Lost]:
-        """From `first_seq` on, up to `last_seq` or about `bytes_max` stored bytes, without a hole.
-
-        Empty only when the range holds no seq of this segment. Raises `UnknownFormatVersion`, `StorageFailed`.
-        """
-        first_seq = max(first_seq, self.ends.header.first_seq)
-        last_seq = min(last_seq, self.ends.last_seq)
-        if first_seq > last_seq:
-            return []
-        for tries_left in range(_TRIES_MAX - 1, -1, -1):  # pragma: no branch
-            with contextlib.suppress(WalDamaged):  # its meta pages were whole when it was opened
-                self._reader.refresh()
-            found = self._read(first_seq, last_seq, bytes_max)
-            if self._reader.is_whole() or not tries_left:
-                return found
-        raise AssertionError("the last try returns")  # pragma: no cover: as it says
-
-    def _read(self, first_seq: int, last_seq: int, bytes_max: int) -> list[Entry | Lost]:
-        found: list[Entry | Lost] = []
-        expected, reason = first_seq, "the entry is not there"
-        for item in self._reader.whatever_from(first_seq.to_bytes(8, "big")):
-            if isinstance(item, Unreadable):
-                reason = item.reason
-                continue
-            seq = int.from_bytes(item[0], "big")
-            if seq > last_seq or bytes_max <= 0:
-                last_seq = min(last_seq, seq - 1)
-                break
-            bytes_max -= len(item[1])
-            try:
-                entry = decode_item(item, self.path)
-            except UnknownFormatVersion:
-                raise
-            except WalDamaged as exc:
-                reason = exc.reason
-                continue
-            if seq > expected:
-                found.append(self._lost(expected, seq - 1, reason))
-            found.append(entry)
-            expected, reason = seq + 1, "the entry is not there"
-        if expected <= last_seq:
-            found.append(self._lost(expected, last_seq, reason))
-        return _with_points(found, self.ends)
-
-    def _lost(self, first_seq: int, last_seq: int, reason: str) -> Lost:
-        return Lost(self.path.name, first_seq, last_seq, None, reason)
-
-
-def _with_points(found: list[Entry | Lost], ends: Ends) -> list[Entry | Lost]:
-    """The same, and each `Lost` says its points where what stands around it tells them."""
-    told: list[Entry | Lost] = []
-    for index, item in enumerate(found):
-        if isinstance(item, Lost):
-            before, after = (
-                _points_before(found[:index], item, ends),
-                _points_after(found[index + 1 :], item, ends),
-            )
-            if before is not None and after is not None:
-                item = Lost(item.file, item.first_seq, item.last_seq, after - before, item.reason)
-        told.append(item)
-    return told
-
-
-def _points_before(found: list[Entry | Lost], lost: Lost, ends: Ends) -> int | None:
-    if found and isinstance(found[-1], Entry):
-        return found[-1].points_before + found[-1].points
-    return ends.header.points_before if lost.first_seq == ends.header.first_seq else None
-
-
-def _points_after(found: list[Entry | Lost], lost: Lost, ends: Ends) -> int | None:
-    if found and isinstance(found[0], Entry):
-        return found[0].points_before
-    return ends.points_after if lost.last_seq == ends.last_seq else None
 
 
 class WalReader:
     """The segments of one data directory, oldest first, all held open until `close`.
 
-    `unreadable` are the files that do not even tell their ends. Raises `OperatorNeeded` when there is no WAL.
+    A file whose tree does not even tell its ends is read page by page; `unreadable` are those that nothing can be read
+    from. Raises `OperatorNeeded` when there is no WAL, `UnknownFormatVersion`, `StorageFailed`.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -163,10 +44,16 @@ class WalReader:
             error = OperatorNeeded(f"there is no WAL in {data_dir}")
             error.hint = "name the server's data directory with --data-dir"
             raise error
-        self.segments: list[PinnedSegment] = []
+        self.segments: list[SegmentReader] = []
         self.unreadable: list[Lost] = []
+        # Where what was let go of ended, so that it is not opened again, and a gap behind it is seen.
+        self._released: Ends | None = None
         _allow_many_files()
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> WalReader:
         return self
@@ -185,24 +72,50 @@ class WalReader:
 
         Raises `UnknownFormatVersion`, `StorageFailed`.
         """
-        known = {segment.path for segment in self.segments} | {
-            self._directory / lost.file for lost in self.unreadable
-        }
+        paths = segment_paths(self._directory)
+        # Only now: by the time that a next segment is there, the one before has got its last entry.
         if self.segments:
             with contextlib.suppress(WalDamaged):  # what was readable before stays so
                 self.segments[-1].refresh()
-        for path in segment_paths(self._directory):
-            if path in known:
-                continue
+        known = {segment.path.name for segment in self.segments} | {lost.file for lost in self.unreadable}
+        done = self._released.header.first_seq if self._released else 0
+        for path in paths:
+            if path.name not in known and int(path.stem) > done:
+                self._open(path)
+        for before, segment, behind in zip(
+            [None, *self.segments], self.segments, [*self.segments[1:], None], strict=False
+        ):
+            if isinstance(segment, ScannedSegment):
+                segment.stand_between(before.ends if before else None, behind.ends if behind else None)
+
+    def _open(self, path: Path) -> None:
+        try:
             try:
                 self.segments.append(PinnedSegment(path))
             except UnknownFormatVersion:
                 raise
-            except WalDamaged as exc:
-                self.unreadable.append(Lost(path.name, int(path.stem), int(path.stem), None, exc.reason))
-            except StorageFailed:
-                if path.exists():  # else it was dropped while we looked
-                    raise
+            except WalDamaged:
+                self.segments.append(ScannedSegment(path))
+        except UnknownFormatVersion:
+            raise
+        except WalDamaged as exc:
+            self.unreadable.append(Lost(path.name, int(path.stem), int(path.stem), None, exc.reason))
+        except StorageFailed:
+            if path.exists():
+                raise
+            # The server dropped it while we looked, and before it all that are older; else they would seem to be
+            # followed by a gap.
+            self.segments = [segment for segment in self.segments if _is_kept(segment)]
+
+    def release_before(self, seq: int) -> None:
+        """Lets go of the segments that end in front of a seq, and of the disk space of those that were dropped.
+
+        The last one stays.
+        """
+        while len(self.segments) > 1 and self.segments[0].ends.last_seq < seq:
+            segment = self.segments.pop(0)
+            self._released = segment.ends
+            segment.close()
 
     @property
     def first_seq(self) -> int:
@@ -228,38 +141,73 @@ class WalReader:
         that does not. A `Lost` has no time, so it is given wherever its segment is. Raises `UnknownFormatVersion`,
         `StorageFailed`.
         """
-        before: Ends | None = None
+        before = self._released
+        unreadable = list(self.unreadable)
         for segment in list(self.segments):
             ends = segment.ends
-            end_seq = ends.last_seq if last_seq is None else last_seq
-            if before is not None:
-                gap = _gap(before, ends, segment.path.name)
-                if gap is not None and gap.first_seq <= end_seq and gap.last_seq >= first_seq:
+            # Those that nothing can be read from, in front of this one.
+            between = [lost for lost in unreadable if lost.first_seq < ends.header.first_seq]
+            unreadable = unreadable[len(between) :]
+            for gap in _gaps(before, between, ends, segment.path.name):
+                if _overlaps(gap, first_seq, last_seq):
                     yield gap
             before = ends
-            if not _may_hold(ends, since_ns, until_ns):
-                continue
-            seq = first_seq
-            while chunk := segment.read(seq, end_seq):
-                for item in chunk:
+            if _may_hold(segment, since_ns, until_ns):
+                for item in _all_of(segment, first_seq, ends.last_seq if last_seq is None else last_seq):
                     if isinstance(item, Lost) or _is_within(item.accepted_ns, since_ns, until_ns):
                         yield item
-                last = chunk[-1]
-                seq = (last.last_seq if isinstance(last, Lost) else last.seq) + 1
+        yield from (lost for lost in unreadable if _overlaps(lost, first_seq, last_seq))
 
 
-def _gap(before: Ends, ends: Ends, name: str) -> Lost | None:
-    """What is missing between two segments; where only the numbering jumps, nothing is."""
+def _is_kept(segment: SegmentReader) -> bool:
+    if segment.path.exists():
+        return True
+    segment.close()
+    return False
+
+
+def _all_of(segment: SegmentReader, first_seq: int, last_seq: int) -> Iterator[Entry | Lost]:
+    while chunk := segment.read(first_seq, last_seq):
+        yield from chunk
+        last = chunk[-1]
+        first_seq = (last.last_seq if isinstance(last, Lost) else last.seq) + 1
+
+
+def _gaps(before: Ends | None, between: list[Lost], ends: Ends, name: str) -> list[Lost]:
+    """What is missing in front of a segment; where only the numbering jumps, nothing is."""
+    last_seq = ends.header.first_seq - 1
+    if before is None:
+        # How many points a file held that nothing stands in front of, nobody knows.
+        behind = [lost.first_seq - 1 for lost in between[1:]] + [last_seq]
+        return [
+            Lost(lost.file, lost.first_seq, end, None, lost.reason)
+            for lost, end in zip(between, behind, strict=True)
+        ]
     points = ends.header.points_before - before.points_after
     if points <= 0:
-        return None
-    reason = "no segment is there: it was set aside as damaged, or taken away"
-    return Lost(f"before {name}", before.last_seq + 1, ends.header.first_seq - 1, points, reason)
+        return []
+    file = ", ".join(lost.file for lost in between) or f"before {name}"
+    reason = (
+        between[0].reason if between else "no segment is there: it was set aside as damaged, or taken away"
+    )
+    return [Lost(file, before.last_seq + 1, last_seq, points, reason)]
 
 
-def _may_hold(ends: Ends, since_ns: int | None, until_ns: int | None) -> bool:
-    """Whether a segment may hold entries of a range of time."""
-    times = (ends.header.created_ns, ends.last_accepted_ns)
+def _overlaps(lost: Lost, first_seq: int, last_seq: int | None) -> bool:
+    return lost.last_seq >= first_seq and (last_seq is None or lost.first_seq <= last_seq)
+
+
+def _may_hold(segment: SegmentReader, since_ns: int | None, until_ns: int | None) -> bool:
+    """Whether a segment may hold entries of a range of time.
+
+    Its first entry may have been accepted long before the segment was begun: salvaged ones keep their time.
+    """
+    if since_ns is None and until_ns is None:
+        return True
+    first_ns = segment.first_accepted_ns
+    if first_ns is None:
+        return True
+    times = (first_ns, segment.ends.header.created_ns, segment.ends.last_accepted_ns)
     if since_ns is not None and max(times) + _SLACK_NS < since_ns:
         return False
     return until_ns is None or min(times) - _SLACK_NS < until_ns

@@ -35,7 +35,7 @@ VERSION = 1
 MAGIC = b"walingst"
 
 _HEADER = struct.Struct(">8sHH16sQQQ")
-_HEADER_KEY = bytes(8)
+HEADER_KEY = bytes(8)
 
 # Address space beyond the size at which a segment is sealed: the group that crosses the line must fit.
 _MAP_BYTES_SPARE = 4 << 30
@@ -104,14 +104,14 @@ def read_ends(path: Path) -> Ends:
 def ends_in(reader: PageReader) -> Ends:
     """The ends that one state of a segment's file says. Raises as `read_ends` does."""
     path = reader.path
-    record = reader.get(_HEADER_KEY)
+    record = reader.get(HEADER_KEY)
     if record is None:
         raise WalDamaged(path, "the segment has no header record")
     header = SegmentHeader.decode(record, path)
     if segment_name(header.first_seq) != path.name:
         raise WalDamaged(path, f"the header says that its first seq is {header.first_seq}")
     last = reader.last()
-    if last is None or last[0] == _HEADER_KEY:
+    if last is None or last[0] == HEADER_KEY:
         return Ends(header, header.first_seq - 1, header.points_before, header.created_ns, reader.used_bytes)
     entry = decode_item(last, path)
     return Ends(header, entry.seq, entry.points_before + entry.points, entry.accepted_ns, reader.used_bytes)
@@ -169,7 +169,7 @@ class Segment:
             # crash can leave a segment without one.
             file = LmdbFile(new, map_bytes=map_bytes, lock=False)
             try:
-                file.append([(_HEADER_KEY, header.encode())])
+                file.append([(HEADER_KEY, header.encode())])
             finally:
                 file.close()
             rename(new, path)
@@ -331,6 +331,8 @@ def _growth_bytes_max(items: list[Item]) -> int:
 
 def decode_item(item: Item, path: Path) -> Entry:
     """The entry under a key. Raises `WalDamaged` naming it, `UnknownFormatVersion`."""
+    if len(item[0]) != len(HEADER_KEY):
+        raise WalDamaged(path, f"a key has {len(item[0])} bytes")
     seq = int.from_bytes(item[0], "big")
     try:
         return decode(item[1], seq=seq)
