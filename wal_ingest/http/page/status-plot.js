@@ -15,7 +15,7 @@ const COLOURS = 6;
 function shape(name, attributes, text = "") {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) {
-    made.setAttribute(key, typeof value === "number" ? String(Math.round(value * 10) / 10) : value);
+    made.setAttribute(key, typeof value === "number" ? String(tenth(value)) : value);
   }
   made.textContent = text;
   return made;
@@ -52,32 +52,40 @@ export function timeTicks(start, end, pixels) {
   return ticks;
 }
 
+const tenth = (number) => Math.round(number * 10) / 10;
+
+/** The stretches of known values, each as a list of [x, y] in pixels; what is not known parts them. */
+function stretches(values, x, y) {
+  const found = [[]];
+  values.forEach((value, index) => {
+    if (value === null) found.push([]);
+    else found[found.length - 1].push([tenth(x(index)), tenth(y(value))]);
+  });
+  return found.filter((stretch) => stretch.length > 0);
+}
+
+const through = (stretch) => `M${stretch.map(([x, y]) => `${x} ${y}`).join("L")}`;
+
 /** A path through the values that are known; one that stands alone becomes a dot (by its round cap). */
 export function linePath(values, x, y) {
-  const round = (number) => Math.round(number * 10) / 10;
-  let path = "";
-  let drawing = false;
-  values.forEach((value, index) => {
-    if (value === null || value === undefined) {
-      drawing = false;
-      return;
-    }
-    path += `${drawing ? "L" : "M"}${round(x(index))} ${round(y(value))}`;
-    if (!drawing && (values[index + 1] ?? null) === null) path += "h0";
-    drawing = true;
-  });
-  return path;
+  return stretches(values, x, y).map((one) => through(one) + (one.length === 1 ? "h0" : "")).join("");
+}
+
+/** The same, closed down to `base`. */
+export function areaPath(values, x, y, base) {
+  return stretches(values, x, y).map((one) => `${through(one)}V${base}H${one[0][0]}Z`).join("");
 }
 
 /**
  * A plot within a figure. `words` writes a value with its unit; `binary` makes ticks of powers of two; `least`
- * is the lowest end of the axis. Gives `show(data)`, data being { end, step_s, series: [{ name, colour, values }] }.
+ * is the lowest end of the axis. Gives `show(data)`, data being { end, step_s,
+ * series: [{ name, colour, filled, values }] }.
  */
 export function createPlot(figure, { words, binary = false, least = 1 }) {
   const title = figure.querySelector("figcaption").textContent;
   const svg = shape("svg", { role: "img", tabindex: "0", height: HEIGHT, width: "100%" });
   const legend = element("ul", "legend");
-  figure.append(svg, legend);
+  figure.append(legend, svg);
   const plot = { title, svg, legend, words, binary, least, data: null, at: null, frame: null };
   new ResizeObserver(() => draw(plot)).observe(figure);
   listen(plot);
@@ -114,7 +122,7 @@ function draw(plot) {
   if (!plot.data) return;
   const frame = layout(plot);
   plot.frame = frame;
-  const parts = [...axes(plot, frame), ...plot.data.series.map((one) => line(one, frame))];
+  const parts = [...axes(plot, frame), ...plot.data.series.flatMap((one) => line(one, frame))];
   if (frame.length === 0) parts.push(nothingYet(frame));
   const cursor = shape("g", { class: "cursor" });
   plot.svg.setAttribute("viewBox", `0 0 ${frame.width} ${HEIGHT}`);
@@ -139,8 +147,10 @@ function axes(plot, { width, right, bottom, end, span, ticks, x, y }) {
 
 const colourOf = ({ colour }) => `c${colour % COLOURS}`;
 
-function line(one, { xOf, y }) {
-  return shape("path", { class: `line ${colourOf(one)}`, d: linePath(one.values, xOf, y) });
+function line(one, { xOf, y, bottom }) {
+  const area = { class: `area ${colourOf(one)}`, d: areaPath(one.values, xOf, y, bottom) };
+  const drawn = { class: `line ${colourOf(one)}`, d: linePath(one.values, xOf, y) };
+  return [...(one.filled ? [shape("path", area)] : []), shape("path", drawn)];
 }
 
 function nothingYet({ right, bottom }) {

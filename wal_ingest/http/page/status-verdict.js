@@ -17,25 +17,25 @@ const STATES = {
     level: "warn",
     says: "is away since",
     means: "unavailable, tried again without end",
-    advice: (sink) => `Look after ${sink.name}; delivery goes on by itself when it is back.`,
+    advice: ({ name }) => ({ says: `Look after ${name}; delivery goes on by itself when it is back.` }),
   },
   holding: {
     level: "bad",
     says: "refuses us since",
     means: "misconfigured, an operator must act",
-    advice: (sink) => `Address, token or bucket are wrong: wal-ingest sink check ${sink.name}`,
+    advice: ({ name }) => ({ says: "See what is wrong with its settings:", run: `wal-ingest sink check ${name}` }),
   },
   failed: {
     level: "bad",
     says: "gave up at",
     means: "gave up, its points stay undelivered",
-    advice: (sink) => `Mend what ${sink.name} complains of, then restart the node.`,
+    advice: ({ name }) => ({ says: `Mend what ${name} complains of, then restart the node.` }),
   },
   paused: {
     level: "warn",
     says: "is paused since",
     means: "by an operator",
-    advice: (sink) => `Go on with: wal-ingest sink resume ${sink.name}`,
+    advice: ({ name }) => ({ says: "To go on:", run: `wal-ingest sink resume ${name}` }),
   },
 };
 
@@ -47,8 +47,8 @@ export function stateOf(sink) {
 const worst = (levels) => LEVELS[Math.max(0, ...levels.map((level) => LEVELS.indexOf(level)))];
 
 /**
- * `level` (ok, warn, bad), the `sentence`, the `advice` (or an empty text), and a `key` that changes when the
- * state does but not with every figure.
+ * `level` (ok, warn, bad), the `sentence`, the `advice` (a list of { says, run }, the latter a command or
+ * nothing), and a `key` that changes when the state does but not with every figure.
  */
 export function verdict(status) {
   const findings = [...refusing(status), ...sinksInTrouble(status), ...filling(status), ...broken(status)];
@@ -59,7 +59,7 @@ export function verdict(status) {
   return {
     level: worst(findings.map((finding) => finding.level)),
     sentence,
-    advice: findings.map((finding) => finding.advice).filter(Boolean).join(" "),
+    advice: findings.map((finding) => finding.advice).filter(Boolean),
     key: findings.map((finding) => finding.key).join("|"),
   };
 }
@@ -71,7 +71,7 @@ function refusing(status) {
     head: true,
     level: "bad",
     says: `NOT taking points: ${reasons}`,
-    advice: "Senders are told to come back later; what was accepted is kept and delivered.",
+    advice: { says: "Senders are told to come back later. What was accepted is kept, and delivered." },
     key: `refusing ${reasons}`,
   }];
 }
@@ -85,7 +85,7 @@ function sinksInTrouble(status) {
       sink: true,
       level,
       says: clause + waiting(sink.waiting_points),
-      advice: advice ? advice(sink) : "",
+      advice: advice && advice(sink),
       key: `${sink.name} ${sink.state}`,
     }];
   });
@@ -120,7 +120,7 @@ function broken(status) {
     found.push({
       level: "bad",
       says: `${counted(status.wal.damaged_files, "damaged file")} set aside`,
-      advice: "See what is in them: wal-ingest wal verify",
+      advice: { says: "See what was in them:", run: "wal-ingest wal verify" },
       key: "damaged",
     });
   }
@@ -128,7 +128,7 @@ function broken(status) {
     found.push({
       level: "bad",
       says: `${counted(sink.unaccounted_points, "point")} of ${sink.name} unaccounted for`,
-      advice: "That is a bug: please report it.",
+      advice: { says: "That is a bug: please report it." },
       key: `${sink.name} unaccounted`,
     });
   }
@@ -145,5 +145,6 @@ function delivery(status) {
 function calm(status, findings) {
   const lost = (sink) => sink.skipped_points || sink.expired_points || sink.unaccounted_points;
   const nothingLost = !status.wal.damaged_files && !status.sinks.some(lost);
-  return findings.some((finding) => finding.sink || finding.head) && nothingLost ? ", nothing is lost" : "";
+  if (!nothingLost || !findings.some((finding) => finding.sink || finding.head)) return "";
+  return findings.length > 1 ? "; nothing is lost" : ", nothing is lost";
 }

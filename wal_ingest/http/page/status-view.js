@@ -20,7 +20,7 @@ const exactly = (value) => (Number.isFinite(value) ? value.toLocaleString("en") 
 export function showFigures(status) {
   const { rates, commit, wal } = status;
   sayAll({
-    version: status.version,
+    version: `version ${status.version}`,
     up: `up ${duration((Date.parse(status.now) - Date.parse(status.started)) / 1000)}`,
     "points-rate": count(rates.points_per_s),
     "requests-rate": perSecond(count(rates.requests_per_s)),
@@ -48,7 +48,7 @@ export function showFigures(status) {
 /** How full the WAL is: bytes, share, bar, and when it will be full. */
 function showFill(wal) {
   const percent = wal.bytes_max > 0 ? Math.min(100, (wal.bytes / wal.bytes_max) * 100) : 0;
-  const share = percent > 0 && percent < 1 ? "below 1" : String(Math.floor(percent));
+  const share = percent > 0 && percent < 1 ? "<1" : String(Math.floor(percent));
   const full = wal.full_in_s === 0 ? "full" : duration(wal.full_in_s);
   sayAll({
     "wal-bytes": bytes(wal.bytes),
@@ -112,7 +112,8 @@ function fillSink(card, sink, now) {
 
 function caughtUp(sink) {
   if (sink.waiting_points === 0) return "nothing waits";
-  return sink.catch_up_s === null ? "falls behind" : duration(sink.catch_up_s);
+  if (sink.catch_up_s !== null) return `in ${duration(sink.catch_up_s)}`;
+  return stateOf(sink).level === "ok" ? "falls behind" : "not now";
 }
 
 /** Dead letters by reason, and the last errors. */
@@ -138,7 +139,10 @@ const ICON_COLOURS = { ok: "2e9e5b", warn: "d98e04", bad: "d6322d", none: "88888
 /** The sentence at the top, the tab's title and icon; the state is spoken only when `key` is another one. */
 export function showVerdict({ level, sentence, advice, key }, wasKey) {
   byId("banner").dataset.level = level;
-  sayAll({ verdict: sentence, advice });
+  say(byId("verdict"), sentence);
+  inPlace(byId("advice"), advice, "advice-item", (item, { says, run }) => {
+    fillParts(item, { says, run: run || "" });
+  });
   const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="4" fill="#${
     ICON_COLOURS[level]}"/></svg>`;
   const href = `data:image/svg+xml,${encodeURIComponent(icon)}`;

@@ -88,9 +88,11 @@ function silence(error, since, heard) {
   return {
     level: "bad",
     sentence: `No status from this node since ${clock(since, now, { seconds: true })}, for ${ago}: ${error.message}`,
-    advice: heard
-      ? "The figures below are from then. This page asks again every 2 s and goes on by itself."
-      : "This page asks again every 2 s. Does the node run, and is this its address?",
+    advice: [{
+      says: heard
+        ? "The figures below are from then. This page asks again every 2 s and goes on by itself."
+        : "This page asks again every 2 s. Does the node run, and is this its address?",
+    }],
     key: "silent",
   };
 }
@@ -119,12 +121,12 @@ function showHistory(plots, history) {
   say(document.getElementById("plots-name"), over >= 3590 ? "The last hour" : `The last ${duration(over)}`);
   const draw = (plot, series) => plot.show({ end: history.end, step_s: history.step_s, series });
   draw(plots.rate, [
-    { name: "accepted", colour: 0, values: history.points_per_s },
+    { name: "accepted", colour: 0, filled: true, values: history.points_per_s },
     ...sinks.map(([name, { confirmed_per_s: values }], index) => ({ name: `to ${name}`, colour: index + 1, values })),
   ]);
   draw(plots.waiting, sinks.map(([name, { waiting_points: values }], index) => ({ name, colour: index + 1, values })));
-  draw(plots.wal, [{ name: "WAL", colour: 0, values: history.wal_bytes }]);
-  draw(plots.append, [{ name: "p99", colour: 0, values: history.append_p99_ms }]);
+  draw(plots.wal, [{ name: "WAL", colour: 0, filled: true, values: history.wal_bytes }]);
+  draw(plots.append, [{ name: "p99", colour: 0, filled: true, values: history.append_p99_ms }]);
 }
 
 showPlace();
