@@ -141,22 +141,28 @@ class WalReader:
         that does not. A `Lost` has no time, so it is given wherever its segment is. Raises `UnknownFormatVersion`,
         `StorageFailed`.
         """
+        for gaps, segment in self._walk():
+            yield from (gap for gap in gaps if _overlaps(gap, first_seq, last_seq))
+            if segment is not None and _may_hold(segment, since_ns, until_ns):
+                end_seq = segment.ends.last_seq if last_seq is None else last_seq
+                for item in _all_of(segment, first_seq, end_seq):
+                    if isinstance(item, Lost) or _is_within(item.accepted_ns, since_ns, until_ns):
+                        yield item
+
+    def gaps(self) -> list[Lost]:
+        """What is in no segment, or in one that nothing can be read from, though it should be there."""
+        return [gap for gaps, _segment in self._walk() for gap in gaps]
+
+    def _walk(self) -> Iterator[tuple[list[Lost], SegmentReader | None]]:
+        """Each segment with what is missing in front of it; at the end None, with what is missing behind the last."""
         before = self._released
         unreadable = list(self.unreadable)
         for segment in list(self.segments):
-            ends = segment.ends
-            # Those that nothing can be read from, in front of this one.
-            between = [lost for lost in unreadable if lost.first_seq < ends.header.first_seq]
+            between = [lost for lost in unreadable if lost.first_seq < segment.ends.header.first_seq]
             unreadable = unreadable[len(between) :]
-            for gap in _gaps(before, between, ends, segment.path.name):
-                if _overlaps(gap, first_seq, last_seq):
-                    yield gap
-            before = ends
-            if _may_hold(segment, since_ns, until_ns):
-                for item in _all_of(segment, first_seq, ends.last_seq if last_seq is None else last_seq):
-                    if isinstance(item, Lost) or _is_within(item.accepted_ns, since_ns, until_ns):
-                        yield item
-        yield from (lost for lost in unreadable if _overlaps(lost, first_seq, last_seq))
+            yield _gaps(before, between, segment.ends, segment.path.name), segment
+            before = segment.ends
+        yield unreadable, None
 
 
 def _is_kept(segment: SegmentReader) -> bool:

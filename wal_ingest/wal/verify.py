@@ -1,0 +1,169 @@
+"""Is everything whole? Every page and every entry of a data directory, looked at from outside, also beside a server.
+
+Nothing is written. Each file's pages are walked as LMDB's own verifier does it, so that what the engine would trust is
+known to deserve it; each entry is read, checked by its CRC, decompressed, and its lines counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.lmdb_file import verify as verify_pages
+from wal_ingest.wal.lmdb_pages import PageReader
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.pinned import SegmentReader
+from wal_ingest.wal.reading import WAL_DIR, WalReader
+from wal_ingest.wal.salvage import checked, damaged_files
+from wal_ingest.wal.state import STATE_NAME, check_state
+
+# A server may write to the file while it is walked, which is no damage: then it is walked again.
+_TRIES_MAX = 20
+
+
+class SegmentReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One segment: what can be read of it, what is wrong with its pages (empty: nothing), and what is lost."""
+
+    file: str
+    first_seq: int
+    last_seq: int
+    entries: int
+    points: int
+    bytes: int
+    pages: str
+    lost: list[Lost]
+
+
+class DamagedReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was set aside: why, and whether what can be read of it was salvaged since."""
+
+    file: str
+    bytes: int
+    reason: str
+    salvaged: bool
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A data directory. `gaps` are the seqs that no file holds; `state` says what is wrong with the state file.
+
+    `entries` and `points` are those that can be read, `lost_points` those that cannot, None where nobody can tell.
+    `whole` says that nothing is wrong: no page, no entry, no gap, and nothing set aside that was not salvaged.
+    """
+
+    data_dir: str
+    whole: bool
+    entries: int
+    points: int
+    lost_points: int | None
+    segments: list[SegmentReport]
+    gaps: list[Lost]
+    state: str
+    damaged: list[DamagedReport]
+
+
+def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int], None]) -> Report:
+    """Looks at everything. `total` is told once how many bytes there are to read, `done` how many more were read.
+
+    Raises `OperatorNeeded` when there is no WAL, `UnknownFormatVersion`, `StorageFailed`.
+    """
+    with WalReader(data_dir) as reader:
+        total(sum(segment.ends.bytes for segment in reader.segments))
+        segments = []
+        for segment in reader.segments:
+            segments.append(_segment(segment))
+            done(segment.ends.bytes)
+        gaps = reader.gaps()
+    damaged = damaged_files(data_dir / WAL_DIR)
+    salvaged = [file.path.name for file in damaged if file.note is not None]
+    gaps = [gap for gap in gaps if not any(_is_from(gap, name) for name in salvaged)]
+    state = _state(data_dir / STATE_NAME)
+    lost = gaps + [lost for segment in segments for lost in segment.lost]
+    unsalvaged = [file for file in damaged if file.note is None]
+    counts = [each.points for each in lost]
+    return Report(
+        data_dir=str(data_dir),
+        whole=not (lost or state or unsalvaged or any(segment.pages for segment in segments)),
+        entries=sum(segment.entries for segment in segments),
+        points=sum(segment.points for segment in segments),
+        lost_points=None if None in counts else sum(count or 0 for count in counts),
+        segments=segments,
+        gaps=gaps,
+        state=state,
+        damaged=[
+            DamagedReport(
+                file=file.path.name,
+                bytes=file.path.stat().st_size,
+                reason=file.reason,
+                salvaged=file.note is not None,
+            )
+            for file in damaged
+        ],
+    )
+
+
+def _is_from(gap: Lost, name: str) -> bool:
+    """Whether a gap is there because the file of that name was set aside."""
+    start = name[:20]
+    return start.isdigit() and gap.first_seq <= int(start) <= gap.last_seq
+
+
+def _segment(segment: SegmentReader) -> SegmentReport:
+    ends = segment.ends
+    entries, points = 0, 0
+    lost: list[Lost] = []
+    seq = ends.header.first_seq
+    while chunk := segment.read(seq, ends.last_seq):
+        for found in chunk:
+            item = found if isinstance(found, Lost) else checked(found, segment.path.name)
+            if isinstance(item, Lost):
+                lost.append(item)
+                seq = item.last_seq + 1
+            else:
+                entries, points = entries + 1, points + item.points
+                seq = item.seq + 1
+    return SegmentReport(
+        file=segment.path.name,
+        first_seq=ends.header.first_seq,
+        last_seq=ends.last_seq,
+        entries=entries,
+        points=points,
+        bytes=ends.bytes,
+        pages=_trouble(segment.path, verify_pages),
+        lost=lost,
+    )
+
+
+def _state(path: Path) -> str:
+    return _trouble(path, check_state) if path.exists() else "it is missing"
+
+
+def _trouble(path: Path, check: Callable[[Path], object]) -> str:
+    """What a check finds in a file at rest; empty when it finds nothing, or the file was dropped meanwhile."""
+    for _try in range(_TRIES_MAX):
+        before = _transaction(path)
+        try:
+            check(path)
+            return ""
+        except UnknownFormatVersion:
+            raise
+        except WalDamaged as exc:
+            if _transaction(path) == before:
+                return exc.reason
+        except StorageFailed:
+            if path.exists():
+                raise
+            return ""
+    # It is written to faster than it is walked. Its entries were read one by one all the same.
+    return ""
+
+
+def _transaction(path: Path) -> int | None:
+    try:
+        reader = PageReader(path)
+    except (WalDamaged, StorageFailed):
+        return None
+    reader.close()
+    return reader.transaction
