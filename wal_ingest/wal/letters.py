@@ -23,7 +23,7 @@ GROUPS_MAX = 200
 OTHER_REASONS = "(other reasons)"
 
 # What makes two answers to the same mistake differ: a line that is quoted, a number of more than three digits.
-_QUOTED_LINE = re.compile(r"""(["'`])[^"'`]*[ =,][^"'`]*\1""")
+_QUOTED = re.compile(r"""(["'`])([^"'`]*)\1""")
 _NUMBER = re.compile(r"-?\b\d{4,}(?:\.\d+)?\b")
 
 
@@ -112,7 +112,12 @@ def id_of(letter: DeadLetter) -> LetterId:
 
 def reason_group(reason: str) -> str:
     """A reason without what differs from point to point: a quoted line, a long number."""
-    return _NUMBER.sub("N", _QUOTED_LINE.sub(r"\1…\1", reason))
+    return _NUMBER.sub("N", _QUOTED.sub(_without_line, reason))
+
+
+def _without_line(quoted: re.Match[str]) -> str:
+    """A field's or a measurement's name stays; what has a space, a comma or an equals sign is (part of) a line."""
+    return f"{quoted[1]}…{quoted[1]}" if set(quoted[2]) & set(" =,") else quoted[0]
 
 
 class LetterGroups:

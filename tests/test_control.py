@@ -1,0 +1,158 @@
+"""The control socket: what a command asks, what the node answers, and what nobody may break."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+
+from wal_ingest.control import CONTROL_NAME, Command, NoControl, ask, serve_control
+from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
+
+T = TypeVar("T")
+
+
+async def echo(arguments: Mapping[str, Any]) -> object:
+    return {"said": arguments}
+
+
+@asynccontextmanager
+async def served(data_dir: Path, **commands: Command) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, data_dir, {"echo": echo, **commands})
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    return await trio.to_thread.run_sync(work)
+
+
+async def test_a_command_gets_its_arguments_and_its_answer_comes_back(tmp_path: Path) -> None:
+    async with served(tmp_path):
+        ids = [[number, number, number] for number in range(20_000)]
+        assert await in_thread(lambda: ask(tmp_path, "echo", sink="a\n", ids=ids)) == {
+            "said": {"sink": "a\n", "ids": ids}
+        }
+    assert not (tmp_path / CONTROL_NAME).exists()
+
+
+async def test_only_the_nodes_own_user_may_open_the_socket(tmp_path: Path) -> None:
+    async with served(tmp_path):
+        assert stat.S_IMODE((tmp_path / CONTROL_NAME).stat().st_mode) == 0o600
+
+
+async def test_a_socket_that_a_killed_node_left_is_no_hindrance(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / CONTROL_NAME))
+    async with served(tmp_path):
+        assert await in_thread(lambda: ask(tmp_path, "echo")) == {"said": {}}
+
+
+async def test_a_data_directory_may_have_a_path_longer_than_a_socket_may(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    async with served(deep):
+        assert await in_thread(lambda: ask(deep, "echo")) == {"said": {}}
+    assert not (deep / CONTROL_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConfigError("no such sink", hint="try another"), ConfigError),
+        (OperatorNeeded("a person must look"), OperatorNeeded),
+        (WalIngestError("not now"), WalIngestError),
+    ],
+)
+async def test_an_error_of_the_node_is_the_commands_own_with_its_hint(
+    tmp_path: Path, error: WalIngestError, kind: type[WalIngestError]
+) -> None:
+    async def fail(_arguments: Mapping[str, Any]) -> object:
+        raise error
+
+    async with served(tmp_path, fail=fail):
+        with pytest.raises(WalIngestError) as told:
+            await in_thread(lambda: ask(tmp_path, "fail"))
+    assert type(told.value) is kind
+    assert (str(told.value), told.value.hint) == (str(error), error.hint)
+
+
+async def test_a_bug_in_a_command_is_told_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_arguments: Mapping[str, Any]) -> object:
+        raise ZeroDivisionError("by zero")
+
+    async with served(tmp_path, broken=broken):
+        with pytest.raises(WalIngestError, match="ZeroDivisionError: by zero"):
+            await in_thread(lambda: ask(tmp_path, "broken"))
+        assert await in_thread(lambda: ask(tmp_path, "echo")) == {"said": {}}
+    assert "in a way that is a bug" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"", b"\n", b"not json\n", b'{"command": "nothing"}\n', b"[1]\n", b'{"command": ["echo"]}\n'],
+)
+async def test_nonsense_is_refused_and_harms_nobody(tmp_path: Path, request_line: bytes) -> None:
+    async with served(tmp_path):
+        async with await trio.open_unix_socket(tmp_path / CONTROL_NAME) as stream:
+            await stream.send_all(request_line)
+            await stream.send_eof()
+            answer = b"".join([part async for part in stream])
+        assert b"does not know the command" in answer
+        assert await in_thread(lambda: ask(tmp_path, "echo")) == {"said": {}}
+
+
+async def test_a_client_that_goes_away_harms_nobody(tmp_path: Path) -> None:
+    began = trio.Event()
+
+    async def slow(_arguments: Mapping[str, Any]) -> object:
+        began.set()
+        await trio.testing.wait_all_tasks_blocked()
+        return "x" * 1_000_000
+
+    async with served(tmp_path, slow=slow):
+        stream = await trio.open_unix_socket(tmp_path / CONTROL_NAME)
+        await stream.send_all(b'{"command": "slow"}\n')
+        await began.wait()
+        await stream.aclose()
+        assert await in_thread(lambda: ask(tmp_path, "echo")) == {"said": {}}
+
+
+def test_without_a_node_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NoControl, match=r"does not answer on control\.sock"):
+        ask(tmp_path, "echo")
+
+
+async def test_a_node_that_ends_before_it_answers_is_told_as_that(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / CONTROL_NAME))
+        listening.listen()
+
+        def hang_up() -> None:
+            connection, _ = listening.accept()
+            connection.recv(1000)
+            connection.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, hang_up)
+            with pytest.raises(NoControl, match="it ended before it answered"):
+                await in_thread(lambda: ask(tmp_path, "echo"))
+
+
+async def test_a_directory_that_can_have_no_socket_costs_the_commands_and_not_the_node(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / CONTROL_NAME).mkdir()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path, {"echo": echo})
+    assert "commands cannot reach this node" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [CONTROL_NAME]
