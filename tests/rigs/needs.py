@@ -7,6 +7,7 @@ means that `.ci/run` forgot to install something.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -28,6 +29,12 @@ def _programs(*names: str) -> Callable[[], str]:
         return ", ".join(name for name in names if find_program(name) is None)
 
     return missing
+
+
+def _chromium_missing() -> str:
+    if importlib.util.find_spec("playwright") is None:
+        return "the Python package playwright"
+    return _programs("chromium")()
 
 
 def _strace_missing() -> str:
@@ -60,6 +67,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "curl": _programs("curl"),
     "jq": _programs("jq"),
     "npm": _programs("node", "npm"),
+    "chromium": _chromium_missing,
 }
 
 

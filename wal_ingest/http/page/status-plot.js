@@ -165,7 +165,7 @@ function read(plot) {
   const when = at === null ? "now" : clock(frame.timeOf(index), frame.end, { seconds: true });
   const rows = data.series.map((one) => {
     const row = element("li", colourOf(one));
-    row.append(element("span", "name", one.name), element("b", "", plot.words(one.values[index])));
+    row.append(element("span", "name", one.name), " ", element("b", "", plot.words(one.values[index])));
     return row;
   });
   plot.legend.replaceChildren(...(frame.length ? [element("li", "when", when)] : []), ...rows);
