@@ -202,6 +202,23 @@ def test_a_wal_that_does_not_grow_to_speak_of_has_no_time_to_full(growth: float)
     assert watched(100, lambda second: sample(second, rooms=(1e6 - growth * second,))).full_in_s() is None
 
 
+def test_a_wal_that_goes_up_and_down_has_no_time_to_full_though_it_just_went_up() -> None:
+    def at(second: int) -> Sample:
+        return sample(second, rooms=(1_000_000 - 1_000 * (second % 20),))
+
+    assert [watched(seconds, at).full_in_s() for seconds in range(30, 120)] == [None] * 90
+
+
+def test_a_wal_that_began_to_fill_some_seconds_ago_has_a_time_to_full() -> None:
+    def at(second: int) -> Sample:
+        return sample(second, rooms=(1_000_000 - 1_000 * max(0, second - 100),))
+
+    assert watched(115, at).full_in_s() is None
+    told = watched(130, at).full_in_s()
+    assert told is not None
+    assert 970 <= told <= 3_000
+
+
 def test_a_limit_that_is_reached_is_zero_seconds_away() -> None:
     assert watched(5, lambda second: sample(second, rooms=(10_000, 0))).full_in_s() == 0
 

@@ -28,6 +28,9 @@ _RATE_S = 10.0
 # Growth that would fill the WAL only after so long is no growth: it is the noise of a node that keeps pace.
 FORECAST_S_MAX = 7 * 86_400.0
 
+# Fewer samples than three times this say nothing about growth.
+_FALL_VALUES_MIN = 3
+
 # Upper bounds of the classes that durations are counted in: 0.1 ms to 90 s, each a quarter above the one before.
 BOUNDS_S = tuple(0.0001 * 1.25**power for power in range(62))
 
@@ -209,6 +212,8 @@ class History:
             return 0.0
         found = []
         for index, room in enumerate(rooms):
+            if not _falls([sample.rooms[index] for sample in self._recent]):
+                continue
             shrinks_per_s = -_slope((sample.at_s, sample.rooms[index]) for sample in self._recent)
             if shrinks_per_s > 0 and room / shrinks_per_s <= FORECAST_S_MAX:
                 found.append(room / shrinks_per_s)
@@ -273,6 +278,12 @@ def _step(first: Sample, last: Sample) -> Step:
 
 def _difference(first: Sequence[int], last: Sequence[int]) -> list[int]:
     return [after - before for before, after in zip(first, last, strict=True)]
+
+
+def _falls(values: Sequence[float]) -> bool:
+    """Whether the last third lies below the first: not so for what goes up and down while a node keeps pace."""
+    third = len(values) // 3
+    return third >= _FALL_VALUES_MIN and max(values[-third:]) < min(values[:third])
 
 
 def _slope(points: Iterable[tuple[float, float]]) -> float:

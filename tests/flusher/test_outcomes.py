@@ -244,8 +244,8 @@ async def test_every_write_is_timed_and_those_refused_for_their_points_are_count
         await trio.sleep(2)
         return outcome
 
-    outcomes = iter([Unavailable("down"), Rejected("HTTP 422: beyond retention", 422, dropped=10)])
-    rig.sink.answer = lambda _lines: slowly(next(outcomes, None))
+    scripted = script(Unavailable("down"), Rejected("HTTP 422: beyond retention", 422, dropped=10))
+    rig.sink.answer = lambda lines: slowly(scripted(lines))
     seconds: list[float] = []
     async with rig.running() as delivery:
         delivery._progress.wrote = seconds.append

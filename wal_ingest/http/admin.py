@@ -5,16 +5,18 @@ It never sees a body (see `ingest._without_body`), takes no token, and answers f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from quart import Response, jsonify
+from quart import Response, g, jsonify, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from wal_ingest import __version__
 from wal_ingest.http import page
+from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 
 # Why the node cannot take points now, a sentence each; nothing when it can.
 Readiness = Callable[[], Sequence[str]]
@@ -22,9 +24,15 @@ Readiness = Callable[[], Sequence[str]]
 # Each sink by its name: its state, what waits for it, and where it is in trouble the reason and since when.
 SinkDetails = Callable[[], Mapping[str, Mapping[str, object]]]
 
+# What the status page shows of now, and of the last hour: see API.md.
+Document = Callable[[], Mapping[str, object]]
+
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 RETRY_AFTER_S = 5
+
+# How much of a path that nobody knows goes into the log.
+_PATH_CHARS_MAX = 200
 
 # InfluxDB's tools ask for a version that begins like one of the 2.x line, whose write API this is.
 INFLUXDB_VERSION = f"v2.0.0-wal-ingest-{__version__}"
@@ -37,10 +45,22 @@ def create_admin_app(
     now: Callable[[], datetime],
     sinks: SinkDetails = dict,
     metrics: Callable[[], bytes] = bytes,
+    status: Document = dict,
+    history: Document = dict,
+    refusals: RefusalLog | None = None,
 ) -> QuartTrio:
     """The Quart-Trio app with every route that is not a write route; `now` gives aware times."""
     app = QuartTrio("wal_ingest.http.admin", static_folder=None)
     started = now()
+    _name_requests(app, refusals or RefusalLog(monotonic_s=time.monotonic))
+
+    @app.get("/status.json")
+    async def status_json() -> Response:
+        return _fresh(status())
+
+    @app.get("/history.json")
+    async def history_json() -> Response:
+        return _fresh(history())
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -88,16 +108,36 @@ def create_admin_app(
     for path, (content_type, body) in page.ASSETS.items():
         app.add_url_rule(path, f"page {path}", _asset(content_type, body), methods=["GET"])
 
+    return app
+
+
+def _name_requests(app: QuartTrio, refusals: RefusalLog) -> None:
+    """Every refusal is JSON, is logged, and carries a request's id; other answers carry it where the client gave one.
+
+    A 503 of the health routes is no refusal but what was asked for, and is not logged each time it is asked.
+    """
+
     @app.errorhandler(HTTPException)
     async def refuse(error: HTTPException) -> Response:
-        response = jsonify({"error": error.description or error.name})
-        response.status_code = error.code or 500
+        status, reason = error.code or 500, error.description or error.name
+        g.request_id = client_request_id(request.scope["headers"]) or new_request_id()
+        path, client = request.path[:_PATH_CHARS_MAX], request.scope.get("client")
+        refusals.refused(g.request_id, path, status, reason, client[0] if client else "")
+        response = jsonify({"error": reason})
+        response.status_code = status
         for name, value in error.get_headers():
             if name.lower() not in ("content-type", "content-length"):
                 response.headers[name] = value
         return response
 
-    return app
+    @app.after_request
+    async def name_it(response: Response) -> Response:
+        request_id = g.get("request_id") or client_request_id(request.scope["headers"])
+        if request_id is None and response.status_code >= 400:
+            request_id = new_request_id()
+        if request_id is not None:
+            response.headers["X-Request-Id"] = request_id.decode()
+        return response
 
 
 def _asset(content_type: str, body: bytes) -> Callable[[], Coroutine[None, None, Response]]:
@@ -107,6 +147,14 @@ def _asset(content_type: str, body: bytes) -> Callable[[], Coroutine[None, None,
         return Response(body, content_type=content_type, headers=dict(page.HEADERS))
 
     return asset
+
+
+def _fresh(document: Mapping[str, object]) -> Response:
+    """A document that is only true now."""
+    response = jsonify(document)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def _not_ready(said: dict[str, Any]) -> Response:

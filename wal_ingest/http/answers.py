@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from wal_ingest.errors import ComeBackLater, PointError, RequestError
@@ -97,6 +97,22 @@ def refused(dialect: Dialect, problem: Problem, *, closes: bool = False, allow: 
     if closes:
         headers.append((b"connection", b"close"))
     return Answer(problem.status, headers, body, closes)
+
+
+def with_request_id(answer: Answer, request_id: bytes) -> Answer:
+    """The same answer, with the id that tells which request it is to."""
+    return replace(answer, headers=(*answer.headers, (b"x-request-id", request_id)))
+
+
+def result_of(status: int) -> str:
+    """What became of a request, in the word that the metrics have for it."""
+    if status < 400:
+        return "accepted"
+    if status == 413:
+        return "too_large"
+    if status < 500:
+        return "invalid"
+    return "unavailable" if status == 503 else "failed"
 
 
 def unexpected() -> Problem:

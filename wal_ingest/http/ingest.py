@@ -20,17 +20,19 @@ costs half as much again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import structlog
 import trio
 
 from wal_ingest.errors import BadRequest, BodyTooLarge, ComeBackLater, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.answers import Answer, Problem
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, discard_body, read_body
+from wal_ingest.http.observer import Nobody, Observer
+from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
     Dialect,
     Format,
@@ -68,8 +70,6 @@ ROUTES = {
     "/api/v2/write": Dialect.INFLUXDB_V2,
     "/write": Dialect.INFLUXDB_V1,
 }
-
-_log = structlog.get_logger("wal_ingest.http")
 
 
 class Appended(Protocol):
@@ -131,12 +131,18 @@ class Ingest:
         settings: ServerSettings,
         now_ns: Callable[[], int],
         in_thread: ThreadDoor | None = None,
+        observer: Observer | None = None,
+        refusals: RefusalLog | None = None,
+        monotonic_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._appender = appender
         self._fallback = fallback
         self._settings = settings
         self._now_ns = now_ns
         self._in_thread = in_thread if in_thread is not None else thread_door()
+        self._observer: Observer = observer or Nobody()
+        self._refusals = refusals or RefusalLog(monotonic_s=monotonic_s)
+        self._monotonic_s = monotonic_s
         self.budget = BodyBudget(settings.bodies_bytes_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,27 +164,33 @@ class Ingest:
             await self._fallback(scope, receive, send)
 
     async def _write_route(self, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = client_request_id(scope["headers"])
         if scope["method"] != "POST":
             problem = Problem(405, "points are written with POST")
-            await _answer_early(answers.refused(dialect, problem, closes=True, allow=b"POST"), receive, send)
+            answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
+            await _answer_early(answer, receive, send)
             return
         hold = Hold(self.budget)
         body_is_read = False
         try:
             asked, body = await self._read(dialect, scope, receive, hold)
             body_is_read = True
-            answer = await self._store(dialect, asked, body, hold)
+            answer, points = await self._store(dialect, asked, body, hold)
+            if request_id is not None:
+                answer = answers.with_request_id(answer, request_id)
+            self._observer.answered(scope["path"], "accepted", points, len(body))
         except ClientGone:
             return
         except (RequestError, ComeBackLater) as exc:
-            answer = answers.refused(dialect, answers.problem_of(exc), closes=not body_is_read)
+            problem = answers.problem_of(exc)
+            answer = self._refuse(dialect, problem, scope, request_id, closes=not body_is_read)
             # Its frames hold the body and what was made of it, and an error that came through a thread is part
             # of a cycle: without this, refused bodies pile up until the next collection.
             exc.__traceback__ = None
-        except Exception:
+        except Exception as exc:
             # Whatever it was, it is this request's: say so, keep the trace, and serve the next one.
-            _log.exception("a write request failed", path=scope["path"])
-            answer = answers.refused(dialect, answers.unexpected(), closes=not body_is_read)
+            closes = not body_is_read
+            answer = self._refuse(dialect, answers.unexpected(), scope, request_id, closes=closes, error=exc)
         finally:
             # Before the answer goes out: a client that never reads it must not hold the others' memory.
             hold.release()
@@ -187,6 +199,28 @@ class Ingest:
         else:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             await send({"type": "http.response.body", "body": answer.body})
+
+    def _refuse(
+        self,
+        dialect: Dialect,
+        problem: Problem,
+        scope: Scope,
+        request_id: bytes | None,
+        *,
+        closes: bool,
+        allow: bytes = b"",
+        error: Exception | None = None,
+    ) -> Answer:
+        """Counts and logs a refusal (`error` is what nobody foresaw) and makes its answer, which carries an id."""
+        request_id = request_id or new_request_id()
+        route, source = scope["path"], _source(scope)
+        self._observer.answered(route, answers.result_of(problem.status), 0, 0)
+        if error is None:
+            self._refusals.refused(request_id, route, problem.status, problem.message, source)
+        else:
+            self._refusals.broke(request_id, route, error, source)
+        answer = answers.refused(dialect, problem, closes=closes, allow=allow)
+        return answers.with_request_id(answer, request_id)
 
     async def _read(
         self, dialect: Dialect, scope: Scope, receive: Receive, hold: Hold
@@ -201,23 +235,23 @@ class Ingest:
         body = await read_body(
             receive, hold, bytes_max=settings.body_bytes_max, body_s_max=settings.body_s_max
         )
-        client = scope.get("client")
-        source = client[0] if client else ""
-        return _Asked(query, headers.encoding, written, source, self._now_ns()), body
+        return _Asked(query, headers.encoding, written, _source(scope), self._now_ns()), body
 
-    async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> Answer:
-        """Decode, validate, cut into entries, append; then, and only then, the answer that says so."""
+    async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> tuple[Answer, int]:
+        """Decode, validate, cut into entries, append; then, and only then, the answer that says so, and the points."""
         lines = await self._check(body, asked, hold)
         if not lines.points:
             if dialect is Dialect.NATIVE:
                 raise BadRequest("the body has no points")
-            return answers.NO_CONTENT
+            return answers.NO_CONTENT, 0
         entries = [
             NewEntry(piece.data, piece.points, asked.now_ns, asked.source, asked.query.destination)
             for piece in split_lines(lines, ENTRY_POINTS_MAX)
         ]
+        began_s = self._monotonic_s()
         appended = await self._appender.append(entries)
-        return answers.accepted(dialect, points=lines.points, seq=appended.last_seq)
+        self._observer.appended(self._monotonic_s() - began_s)
+        return answers.accepted(dialect, points=lines.points, seq=appended.last_seq), lines.points
 
     async def _check(self, body: bytes, asked: _Asked, hold: Hold) -> Lines:
         """Decodes and validates: on the spot what is small or goes in bulk, the rest in a thread."""
@@ -273,6 +307,12 @@ class Ingest:
             depth_max=settings.json_depth_max,
             line_bytes_max=settings.line_bytes_max,
         )
+
+
+def _source(scope: Scope) -> str:
+    """The address that a request came from, as far as it is known."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 async def _answer_early(answer: Answer, receive: Receive, send: Send) -> None:

@@ -36,15 +36,17 @@ from wal_ingest.control import serve_control
 from wal_ingest.errors import StorageFailed, WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
-from wal_ingest.flusher.status import Progress
+from wal_ingest.flusher.status import Progress, SinkStatus
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.ingest import AsgiCallable, Ingest
+from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader
-from wal_ingest.service.numbers import TROUBLED, metric_values, sink_detail
+from wal_ingest.service.numbers import TROUBLED, Numbers
 from wal_ingest.service.sinks import SinkRunner, sink_makers
+from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Trouble
@@ -100,7 +102,7 @@ class Service:
             raise
         try:
             self._report_recovery(store)
-            writer = Writer(store.wal, self._settings.wal)
+            writer = Writer(store.wal, self._settings.wal, observer=self._metrics.commits)
             runners = self._runners(store, writer, data_dir)
             await self._run_parts(store, writer, runners, sockets)
         except BaseExceptionGroup as group:
@@ -151,26 +153,32 @@ class Service:
                 progress=progress,
             )
 
-        return [SinkRunner(make, delivery, store, now_ns=time.time_ns) for make in makers.values()]
+        runners = [SinkRunner(make, delivery, store, now_ns=time.time_ns) for make in makers.values()]
+        for runner in runners:
+            runner.progress.wrote = self._metrics.sink_writes(runner.name)
+        return runners
 
     async def _run_parts(
         self, store: Store, writer: Writer, runners: list[SinkRunner], sockets: list[socket.socket]
     ) -> None:
+        numbers = self._numbers(store, writer, runners)
+        refusals = RefusalLog(monotonic_s=time.monotonic, failed=numbers.watch.failed_request)
         admin = create_admin_app(
-            readiness=lambda: self._not_ready(writer),
-            sinks=lambda: {runner.name: sink_detail(runner.status(), store) for runner in runners},
-            metrics=self._metrics.exposition(
-                lambda: metric_values(
-                    store, writer, [runner.status() for runner in runners], self._settings.wal
-                )
-            ),
-            now=lambda: datetime.now(UTC),
+            readiness=numbers.not_ready,
+            sinks=numbers.sink_details,
+            metrics=self._metrics.exposition(numbers.metrics),
+            now=numbers.now,
+            status=numbers.status,
+            history=numbers.history,
+            refusals=refusals,
         )
         app = Ingest(
             appender=writer,
             fallback=cast("AsgiCallable", admin),
             settings=self._settings.server,
             now_ns=time.time_ns,
+            observer=self._metrics.front,
+            refusals=refusals,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_end)
@@ -184,6 +192,8 @@ class Service:
                     wal.start_soon(self._guarded, self._seal_by_age, writer)
                     wal.start_soon(self._guarded, self._truncate, store, writer, runners)
                     wal.start_soon(self._guarded, self._note_troubles, store, runners)
+                    wal.start_soon(self._guarded, numbers.watch.run)
+                    wal.start_soon(self._guarded, _say_left_out, refusals)
                     commands = node_commands(store, runners, changed=self._confirmed_moved)
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
@@ -198,6 +208,31 @@ class Service:
             raise writer.failure
         if self._failure is not None:
             raise self._failure
+
+    def _numbers(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> Numbers:
+        def statuses() -> list[SinkStatus]:
+            return [runner.status() for runner in runners]
+
+        watch = Watch(
+            store,
+            writer,
+            statuses,
+            self._metrics,
+            self._settings.wal,
+            now_ns=time.time_ns,
+            monotonic_s=time.monotonic,
+        )
+        return Numbers(
+            store,
+            writer,
+            self._settings,
+            watch,
+            statuses,
+            not_ready=lambda: self._not_ready(writer),
+            now=lambda: datetime.now(UTC),
+            monotonic_s=time.monotonic,
+            started=datetime.now(UTC),
+        )
 
     async def _guarded(self, part: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Runs a part; when it fails, the node stops in order first (requests are answered), and fails then."""
@@ -303,6 +338,13 @@ class Service:
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
+
+
+async def _say_left_out(refusals: RefusalLog) -> None:
+    """Has the log of refusals say now and then what it was spared."""
+    while True:
+        await trio.sleep(_CARETAKER_S)
+        refusals.say_left_out()
 
 
 def _spare_the_collector() -> None:

@@ -1,67 +1,221 @@
-"""What the node says of itself in numbers: for `/readyz` and `GET /metrics`."""
+"""What the node says of itself in numbers: `GET /metrics`, `/readyz`, `/status.json`, `/history.json`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from wal_ingest import __version__
+from wal_ingest.errors import WalFull
 from wal_ingest.flusher.status import SinkState, SinkStatus
+from wal_ingest.history import STEP_S
 from wal_ingest.metrics import Values
-from wal_ingest.settings import WalSettings
+from wal_ingest.service.watch import Watch, holding
+from wal_ingest.settings import Settings
 from wal_ingest.wal.store import Store
-from wal_ingest.wal.writer import Writer, free_disk_bytes
+from wal_ingest.wal.writer import Writer
 
 # States of a sink that an operator should hear of.
 TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED)
 
-
-def sink_detail(status: SinkStatus, store: Store) -> dict[str, object]:
-    """A sink for `/readyz`: whether it takes points, and if not, why and since when."""
-    detail: dict[str, object] = {
-        "state": status.state.value,
-        "waiting_points": store.wal.points_total - status.cursor.points,
-        "parked_points": status.cursor.parked,
-    }
-    if status.state in TROUBLED:
-        since = datetime.fromtimestamp(status.since_ns / 1e9, UTC)
-        detail |= {"since": since.isoformat(timespec="seconds"), "reason": status.last_error}
-    return detail
+_LETTER_GROUPS_MAX = 20
 
 
-def metric_values(store: Store, writer: Writer, sinks: list[SinkStatus], settings: WalSettings) -> Values:
-    """A value for every name in the table of metrics that is not measured at the act."""
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The node as others see it, from memory. `not_ready` gives the reasons, `now` aware times."""
 
-    def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
-        return {(sink.name,): value(sink) for sink in sinks}
+    store: Store
+    writer: Writer
+    settings: Settings
+    watch: Watch
+    statuses: Callable[[], Sequence[SinkStatus]]
+    not_ready: Callable[[], Sequence[str]]
+    now: Callable[[], datetime]
+    monotonic_s: Callable[[], float]
+    started: datetime
 
-    wal = store.wal
-    return {
-        "accepted_points": wal.points_total,
-        "wal_bytes": wal.bytes,
-        "wal_bytes_max": settings.wal_bytes_max,
-        "wal_segments": len(wal.segments()),
-        "wal_refusing": float(writer.refusal() is not None),
-        "wal_damaged_files": len(wal.damaged),
-        "wal_oldest_waiting_seconds": 0.0,
-        "wal_full_in_seconds": math.inf,
-        "disk_free_bytes": free_disk_bytes(wal.directory),
-        "disk_free_bytes_min": settings.free_disk_bytes_min,
-        "sink_confirmed_points": each(lambda sink: sink.cursor.confirmed),
-        "sink_parked_points": each(lambda sink: sink.cursor.parked),
-        "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
-        "sink_expired_points": each(lambda sink: getattr(sink.cursor, "expired", 0)),
-        "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
-        "sink_lag_seconds": each(lambda _sink: 0.0),
-        "sink_catch_up_seconds": each(lambda _sink: 0.0),
-        "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
-        "sink_rejected_writes": each(lambda _sink: 0),
-        "sink_retried_writes": each(lambda sink: sink.retried_writes),
-        "sink_in_flight_writes": each(lambda sink: sink.in_flight),
-        "sink_state": {
-            (sink.name, state.value): float(sink.state is state) for sink in sinks for state in SinkState
-        },
-        "sink_state_since_seconds": each(lambda sink: sink.since_ns / 1e9),
-        "build_info": {(__version__,): 1},
-    }
+    # -- /metrics --------------------------------------------------------------------------------------
+
+    def metrics(self) -> Values:
+        """A value for every name in the table of metrics that is not measured at the act."""
+        sinks, watch, history = self.statuses(), self.watch, self.watch.history
+
+        def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
+            return {(sink.name,): value(sink) for sink in sinks}
+
+        wal, limits = self.store.wal, self.settings.wal
+        return {
+            "accepted_points": wal.points_total,
+            "wal_bytes": wal.bytes,
+            "wal_bytes_max": limits.wal_bytes_max,
+            "wal_segments": len(wal.segments()),
+            "wal_refusing": float(self.writer.refusal() is not None),
+            "wal_damaged_files": len(wal.damaged),
+            "wal_oldest_waiting_seconds": self._oldest_waiting_s(sinks),
+            "wal_full_in_seconds": _or_never(self._full_in_s()),
+            "disk_free_bytes": watch.disk_free_bytes,
+            "disk_free_bytes_min": limits.free_disk_bytes_min,
+            "sink_confirmed_points": each(lambda sink: sink.cursor.confirmed),
+            "sink_parked_points": each(lambda sink: sink.cursor.parked),
+            "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
+            "sink_expired_points": each(lambda sink: sink.cursor.expired),
+            "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
+            "sink_lag_seconds": each(lambda sink: watch.lag_s.get(sink.name, 0.0)),
+            "sink_catch_up_seconds": each(lambda sink: _or_never(history.catch_up_s(sink.name))),
+            "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
+            "sink_rejected_writes": each(lambda sink: sink.rejected_writes),
+            "sink_retried_writes": each(lambda sink: sink.retried_writes),
+            "sink_in_flight_writes": each(lambda sink: sink.in_flight),
+            "sink_state": {
+                (sink.name, state.value): float(sink.state is state) for sink in sinks for state in SinkState
+            },
+            "sink_state_since_seconds": each(lambda sink: sink.since_ns / 1e9),
+            "build_info": {(__version__,): 1},
+        }
+
+    def _oldest_waiting_s(self, sinks: Sequence[SinkStatus]) -> float:
+        return max((self.watch.lag_s.get(sink.name, 0.0) for sink in holding(sinks)), default=0.0)
+
+    def _full_in_s(self) -> float | None:
+        return 0.0 if isinstance(self.writer.refusal(), WalFull) else self.watch.history.full_in_s()
+
+    # -- /readyz ---------------------------------------------------------------------------------------
+
+    def sink_details(self) -> dict[str, dict[str, object]]:
+        """Each sink by its name: whether it takes points, and if not, why and since when."""
+        details: dict[str, dict[str, object]] = {}
+        for status in self.statuses():
+            details[status.name] = {
+                "state": status.state.value,
+                "waiting_points": self.store.wal.points_total - status.cursor.points,
+                "parked_points": status.cursor.parked,
+            }
+            if status.state in TROUBLED:
+                details[status.name] |= {"since": _iso(status.since_ns), "reason": status.last_error}
+        return details
+
+    # -- /status.json ----------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, object]:
+        """What the status page shows of now."""
+        watch, sinks = self.watch, self.statuses()
+        reasons = list(self.not_ready())
+        rates, commits = watch.history.rates(), watch.history.commits()
+        return {
+            "version": __version__,
+            "now": self.now().isoformat(timespec="seconds"),
+            "started": self.started.isoformat(timespec="seconds"),
+            "wal_id": str(self.store.state.wal_id),
+            "data_dir": self.settings.server.data_dir,
+            "ready": not reasons,
+            "reasons": reasons,
+            "rates": {
+                "requests_per_s": _rounded(rates.requests_per_s),
+                "points_per_s": _rounded(rates.points_per_s),
+                "bytes_per_s": _rounded(rates.bytes_per_s),
+            },
+            "commit": {
+                "p50_ms": _ms(commits.p50_s),
+                "p99_ms": _ms(commits.p99_s),
+                "per_s": _rounded(commits.per_s),
+                "entries_per_commit": _rounded(commits.entries_per_commit),
+            },
+            "wal": self._wal(sinks),
+            "sinks": [self._sink(sink) for sink in sinks],
+            "errors": [
+                {"at": _iso(seen.at_ns), "source": seen.source, "message": seen.message}
+                for seen in watch.errors.listed()
+            ],
+            "dead_letters": [
+                {
+                    "sink": group.sink,
+                    "reason": group.reason,
+                    "points": group.points,
+                    "last_at": _iso(group.last_ns),
+                }
+                for group in watch.letters[:_LETTER_GROUPS_MAX]
+            ],
+        }
+
+    def _wal(self, sinks: Sequence[SinkStatus]) -> dict[str, object]:
+        wal, limits = self.store.wal, self.settings.wal
+        waits = any(wal.last_seq > sink.cursor.seq for sink in holding(sinks))
+        return {
+            "bytes": wal.bytes,
+            "bytes_max": limits.wal_bytes_max,
+            "disk_free_bytes": self.watch.disk_free_bytes,
+            "disk_free_bytes_min": limits.free_disk_bytes_min,
+            "segments": len(wal.segments()),
+            "last_seq": wal.last_seq,
+            "points_accepted": wal.points_total,
+            "points_kept": wal.points_total - wal.first_points_before,
+            "oldest_waiting_s": _rounded(self._oldest_waiting_s(sinks)) if waits else None,
+            "full_in_s": _rounded(self._full_in_s()),
+            "damaged_files": len(wal.damaged),
+        }
+
+    def _sink(self, sink: SinkStatus) -> dict[str, object]:
+        history = self.watch.history
+        return {
+            "name": sink.name,
+            "state": sink.state.value,
+            "required": sink.required,
+            "since": _iso(sink.since_ns),
+            "last_error": sink.last_error,
+            "last_error_at": _iso(sink.last_error_ns) if sink.last_error_ns else None,
+            "waiting_points": self.store.wal.points_total - sink.cursor.points,
+            "lag_s": _rounded(self.watch.lag_s.get(sink.name)),
+            "confirmed_points": sink.cursor.confirmed,
+            "confirmed_per_s": _rounded(history.confirmed_per_s(sink.name)),
+            "parked_points": sink.cursor.parked,
+            "skipped_points": sink.cursor.skipped,
+            "expired_points": sink.cursor.expired,
+            "unaccounted_points": sink.cursor.unaccounted,
+            "retried_writes": sink.retried_writes,
+            "in_flight": sink.in_flight,
+            "catch_up_s": _rounded(history.catch_up_s(sink.name)),
+        }
+
+    # -- /history.json ---------------------------------------------------------------------------------
+
+    def history(self) -> dict[str, object]:
+        """What the status page plots of the last hour."""
+        history = self.watch.history
+        steps = history.steps
+        end = self.now() - timedelta(seconds=max(0.0, self.monotonic_s() - history.end_s))
+        known: dict[str, list[tuple[int | None, float | None]]] = {
+            name: [step.sinks.get(name, (None, None)) for step in steps] for name in history.sink_names()
+        }
+        return {
+            "end": end.isoformat(timespec="seconds"),
+            "step_s": STEP_S,
+            "points_per_s": [_rounded(step.points_per_s) for step in steps],
+            "wal_bytes": [step.wal_bytes for step in steps],
+            "append_p99_ms": [_ms(step.append_p99_s) for step in steps],
+            "sinks": {
+                name: {
+                    "waiting_points": [waiting for waiting, _ in values],
+                    "confirmed_per_s": [_rounded(confirmed) for _, confirmed in values],
+                }
+                for name, values in known.items()
+            },
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _or_never(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
+
+
+def _iso(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="seconds")
