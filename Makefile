@@ -2,20 +2,24 @@
 #   make test PYTHON=python3.13 VENV=.venv-3.13     for another interpreter
 #   make test PYTEST_ARGS="-k splitting"            for some of the tests
 #   make chaos SECONDS=300 SEED=7                   for other times and seeds
+#   make binary PYTHONS="python3.11 python3.13"     for one file that serves both
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 SECONDS ?= 300
 SEED ?=
+BINARY ?= dist/wal-ingest
+PYTHONS ?= $(BIN)/python
 
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
+BINARY_READY := $(VENV)/.ready-for-binary
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof coverage bench chaos mutations clean
+.PHONY: help run test check proof coverage bench chaos mutations binary clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +53,12 @@ chaos: $(TEST_READY) ## Strike faults under load for SECONDS, then account for e
 mutations: $(TEST_READY) ## Show that chaos catches each of the deliberately broken builds
 	$(BIN)/python -m ops.chaos.mutations
 
+# The shebang is a fallback: the file begins with a few lines of sh that look for a Python it was built for.
+binary: $(BINARY_READY) ## Build dist/wal-ingest, one file that needs nothing but Python
+	@mkdir -p $(dir $(BINARY))
+	$(BIN)/pex . --console-script wal-ingest --output-file $(BINARY) --venv --sh-boot \
+		--python-shebang '/usr/bin/env python3' --no-emit-warnings $(foreach python,$(PYTHONS),--python $(python))
+
 clean: ## Remove what was built here; ./data stays
 	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"
 	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tests/clients/node_modules
@@ -71,4 +81,10 @@ $(TEST_READY): pyproject.toml | $(RUN_READY)
 	@echo "installing the tools for the tests into $(VENV)"
 	@$(PIP) install 'pip>=25.1'
 	@$(PIP) install --group dev
+	@touch $@
+
+$(BINARY_READY): pyproject.toml | $(BIN)/python
+	@echo "installing what builds the one-file program into $(VENV)"
+	@$(PIP) install 'pip>=25.1'
+	@$(PIP) install --group binary
 	@touch $@

@@ -57,6 +57,17 @@ def _loop_missing() -> str:
     return "" if tried.returncode == 0 else f"a free loop device ({tried.stderr.strip()})"
 
 
+def _package_index_missing() -> str:
+    """The one-file program is put together from wheels, which an index gives out."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "hatchling"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if asked.returncode == 0 else "a package index that pip can reach"
+
+
 # Each gives what is missing, or an empty text.
 NEEDS: dict[str, Callable[[], str]] = {
     "victoria-metrics": _programs("victoria-metrics"),
@@ -67,6 +78,9 @@ NEEDS: dict[str, Callable[[], str]] = {
     "curl": _programs("curl"),
     "jq": _programs("jq"),
     "npm": _programs("node", "npm"),
+    "promtool": _programs("promtool"),
+    "systemd-analyze": _programs("systemd-analyze"),
+    "package-index": _package_index_missing,
     "chromium": _chromium_missing,
 }
 
