@@ -260,7 +260,7 @@ def test_the_readout_follows_pointer_and_keys_and_leaves_gaps_unknown(chromium: 
         # Nothing is known of the appends in the middle of the hour.
         plot.hover(position={"x": 64 + (box["width"] - 74) * 160 / 359, "y": 60})
         assert words(legend.inner_text()) == "01:57:57 p99 –"
-        plot.hover(position={"x": box["width"] - 11, "y": 60})
+        plot.hover(position={"x": box["width"] - 2, "y": 60})
         assert words(legend.inner_text()).startswith("02:31:07 p99 ")
         watched.page.mouse.move(0, 0)
         assert legend.inner_text().startswith("now")
