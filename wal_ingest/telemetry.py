@@ -1,20 +1,36 @@
-"""What the node says of itself: structured logs on standard error.
+"""What the node says of itself in words: structured logs on standard error.
 
-One line per event, never one per point or per request. A log line carries no token, no password and no body.
+One line per event, never one per point, and none for a request that was accepted. A log line carries no token, no
+password and no body: whatever a setting marks as secret is masked in every text of an event, tracebacks among them,
+before it is written.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection, Mapping
+from urllib.parse import quote
 
 import structlog
 
-from wal_ingest.settings import LogSettings
+from wal_ingest.config import FIELDS, MASK
+from wal_ingest.settings import LogSettings, Settings
 
 
-def configure_logging(settings: LogSettings) -> None:
-    """Sends every log line, our own and the libraries', to standard error in one format."""
+def secrets_in(settings: Settings) -> list[str]:
+    """The values of all settings that are marked secret and given."""
+    values = [
+        getattr(getattr(settings, field.section), field.key) for field in FIELDS.values() if field.secret
+    ]
+    return [str(value) for value in values if value]
+
+
+def configure_logging(settings: LogSettings, *, secrets: Collection[str] = ()) -> None:
+    """Sends every log line, our own and the libraries', to standard error in one format, with `secrets` masked.
+
+    The format is for people on a terminal and JSON elsewhere, unless the settings say which.
+    """
     as_text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -38,6 +54,7 @@ def configure_logging(settings: LogSettings) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                Mask(secrets),
                 renderer,
             ],
         )
@@ -45,6 +62,46 @@ def configure_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(_severity(settings.level))
+
+
+class Mask:
+    """A processor that replaces secrets in every text of an event, however deep it lies.
+
+    Anything that is neither text, number nor a collection of these becomes the text that would be written for it, if
+    that text holds a secret.
+    """
+
+    def __init__(self, secrets: Collection[str]) -> None:
+        # Also as it stands in a query; the longest first, so that none is cut up by a part of it.
+        forms = {form for secret in secrets if secret for form in (secret, quote(secret, safe=""))}
+        self._forms = sorted(forms, key=len, reverse=True)
+
+    def __call__(
+        self, _logger: object, _name: str, event: structlog.types.EventDict
+    ) -> structlog.types.EventDict:
+        """The event without secrets."""
+        if not self._forms:
+            return event
+        return {self._text(key): self._masked(value) for key, value in event.items()}
+
+    def _masked(self, value: object) -> object:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, Mapping):
+            return {self._masked(key): self._masked(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._masked(inner) for inner in value]
+        written = repr(value)
+        masked = self._text(written)
+        return value if masked == written and self._text(str(value)) == str(value) else masked
+
+    def _text(self, text: str) -> str:
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, MASK)
+        return text
 
 
 def _severity(level: str) -> int:

@@ -33,9 +33,9 @@ def serve(
     import trio
 
     from wal_ingest.service import Service
-    from wal_ingest.telemetry import configure_logging
+    from wal_ingest.telemetry import configure_logging, secrets_in
 
-    configure_logging(settings.log)
+    configure_logging(settings.log, secrets=secrets_in(settings))
 
     def ready(address: str) -> None:
         print(

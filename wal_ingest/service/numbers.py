@@ -41,7 +41,7 @@ class Numbers:
 
     def metrics(self) -> Values:
         """A value for every name in the table of metrics that is not measured at the act."""
-        sinks, watch, history = self.statuses(), self.watch, self.watch.history
+        sinks, watch = self.statuses(), self.watch
 
         def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
             return {(sink.name,): value(sink) for sink in sinks}
@@ -63,8 +63,8 @@ class Numbers:
             "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
             "sink_expired_points": each(lambda sink: sink.cursor.expired),
             "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
-            "sink_lag_seconds": each(lambda sink: watch.lag_s.get(sink.name, 0.0)),
-            "sink_catch_up_seconds": each(lambda sink: _or_never(history.catch_up_s(sink.name))),
+            "sink_lag_seconds": each(self._lag_s),
+            "sink_catch_up_seconds": each(lambda sink: _or_never(self._catch_up_s(sink))),
             "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
             "sink_rejected_writes": each(lambda sink: sink.rejected_writes),
             "sink_retried_writes": each(lambda sink: sink.retried_writes),
@@ -77,7 +77,17 @@ class Numbers:
         }
 
     def _oldest_waiting_s(self, sinks: Sequence[SinkStatus]) -> float:
-        return max((self.watch.lag_s.get(sink.name, 0.0) for sink in holding(sinks)), default=0.0)
+        return max(map(self._lag_s, holding(sinks)), default=0.0)
+
+    def _lag_s(self, sink: SinkStatus) -> float:
+        return self.watch.lag_s.get(sink.name, 0.0) if self._waits(sink) else 0.0
+
+    def _catch_up_s(self, sink: SinkStatus) -> float | None:
+        return self.watch.history.catch_up_s(sink.name) if self._waits(sink) else 0.0
+
+    def _waits(self, sink: SinkStatus) -> bool:
+        """Whether anything waits for a sink at this very moment, whatever the last look saw."""
+        return self.store.wal.last_seq > sink.cursor.seq
 
     def _full_in_s(self) -> float | None:
         return 0.0 if isinstance(self.writer.refusal(), WalFull) else self.watch.history.full_in_s()
@@ -142,7 +152,7 @@ class Numbers:
 
     def _wal(self, sinks: Sequence[SinkStatus]) -> dict[str, object]:
         wal, limits = self.store.wal, self.settings.wal
-        waits = any(wal.last_seq > sink.cursor.seq for sink in holding(sinks))
+        waits = any(map(self._waits, holding(sinks)))
         return {
             "bytes": wal.bytes,
             "bytes_max": limits.wal_bytes_max,
@@ -158,7 +168,6 @@ class Numbers:
         }
 
     def _sink(self, sink: SinkStatus) -> dict[str, object]:
-        history = self.watch.history
         return {
             "name": sink.name,
             "state": sink.state.value,
@@ -167,16 +176,16 @@ class Numbers:
             "last_error": sink.last_error,
             "last_error_at": _iso(sink.last_error_ns) if sink.last_error_ns else None,
             "waiting_points": self.store.wal.points_total - sink.cursor.points,
-            "lag_s": _rounded(self.watch.lag_s.get(sink.name)),
+            "lag_s": _rounded(self._lag_s(sink)),
             "confirmed_points": sink.cursor.confirmed,
-            "confirmed_per_s": _rounded(history.confirmed_per_s(sink.name)),
+            "confirmed_per_s": _rounded(self.watch.history.confirmed_per_s(sink.name)),
             "parked_points": sink.cursor.parked,
             "skipped_points": sink.cursor.skipped,
             "expired_points": sink.cursor.expired,
             "unaccounted_points": sink.cursor.unaccounted,
             "retried_writes": sink.retried_writes,
             "in_flight": sink.in_flight,
-            "catch_up_s": _rounded(history.catch_up_s(sink.name)),
+            "catch_up_s": _rounded(self._catch_up_s(sink)),
         }
 
     # -- /history.json ---------------------------------------------------------------------------------
