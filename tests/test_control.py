@@ -155,4 +155,4 @@ async def test_a_directory_that_can_have_no_socket_costs_the_commands_and_not_th
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, tmp_path, {"echo": echo})
     assert "commands cannot reach this node" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == [CONTROL_NAME]
+    assert [str(each) for each in await trio.Path(tmp_path).iterdir()] == [str(tmp_path / CONTROL_NAME)]

@@ -7,6 +7,7 @@ calls it removes those letters, so that a crash in between costs a second writin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
@@ -55,7 +56,7 @@ async def write_again(
         points_max=settings.batch_points_max,
         settings=settings,
         progress=progress or Progress(now_ns()),
-        grace=_no_grace(),
+        grace=_NoGrace(0.0),
         run_sync=run_sync,
         now_ns=now_ns,
         rng=rng,
@@ -76,10 +77,13 @@ async def write_again(
             await sink.aclose()
 
 
-def _no_grace() -> Grace:
-    grace = Grace(0.0)
-    grace.begin()
-    return grace
+class _NoGrace(Grace):
+    """Whoever cancels this wants it to end: the letters stay where they are, and can be written another time."""
+
+    @contextmanager
+    def shield(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as scope:
+            yield scope
 
 
 def _chunks(letters: Iterable[DeadLetter], points_max: int) -> Iterator[list[DeadLetter]]:

@@ -55,7 +55,7 @@ def fake_influxdb() -> Iterator[FakeInfluxDB]:
             request = Request(
                 self.path,
                 {name.lower(): value for name, value in self.headers.items()},
-                decompress(body, bytes_max=1 << 24),
+                decompress(body, bytes_max=1 << 24) if "Content-Encoding" in self.headers else body,
             )
             fake.requests.append(request)
             answer = fake.answer(request)

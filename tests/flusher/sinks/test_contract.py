@@ -235,6 +235,16 @@ async def test_after_a_cancelled_write_it_closes_and_the_batch_can_be_written_ag
     assert case.stored() == case.points(40)
 
 
+async def test_a_check_finds_all_of_it_right_and_writes_nothing(case: Case) -> None:
+    sink = case.make()
+    await sink.open(None)
+    found = await sink.check()
+    await sink.aclose()
+    assert found
+    assert [check for check in found if not check.right] == []
+    assert case.stored() == set()
+
+
 def test_entries_that_came_alike_share_a_group(case: Case) -> None:
     sink = case.make()
     first, second = case.log.append(1), case.log.append(2)
