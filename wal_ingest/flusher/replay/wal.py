@@ -1,0 +1,113 @@
+"""The WAL as the source of a replay: live and kept segments, read from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from wal_ingest.flusher.replay.places import Passed, Place, Range, Select, Unit
+from wal_ingest.wal.entry import CODEC_RAW, Entry, EntryDamaged
+from wal_ingest.wal.reading import Lost, WalReader
+
+
+class WalSource:
+    """The entries of a range; those behind `range.last_seq`, or `reader.last_seq` as it is now, are never read."""
+
+    name = "wal"
+
+    def __init__(self, reader: WalReader, span: Range, *, select: Select | None = None) -> None:
+        self._reader = reader
+        self._select = select
+        self._endless = span.last_seq is None
+        last_seq = reader.last_seq if span.last_seq is None else min(span.last_seq, reader.last_seq)
+        self._range = replace(span, first_seq=max(span.first_seq, 1), last_seq=last_seq)
+        self._last_seq = last_seq
+        first_kept = max(self._range.first_seq, reader.first_seq)
+        self._first_kept = first_kept
+        self._words = "nothing of the WAL"
+        if first_kept <= last_seq:
+            self._words = f"seqs {first_kept:,} to {last_seq:,} of the WAL"
+        self._expected = self._count_roughly()
+        self.passed = Passed()
+
+    def expected_points(self) -> int:
+        return self._expected
+
+    def describe(self) -> str:
+        return self._words
+
+    def items(self) -> Iterator[Unit | Lost]:
+        span = self._range
+        for item in self._reader.entries(
+            first_seq=span.first_seq,
+            last_seq=span.last_seq,
+            since_ns=span.since_ns,
+            until_ns=span.until_ns,
+        ):
+            if isinstance(item, Lost):
+                yield item
+                continue
+            self.passed.note(
+                points=item.points,
+                stored_bytes=len(item.payload),
+                raw_bytes=item.raw_bytes,
+                accepted_ns=item.accepted_ns,
+            )
+            # What the server drops meanwhile keeps its disk space only until it was read.
+            self._reader.release_before(item.seq)
+            yield self._unit(item)
+        yield from self._unreadable_end()
+
+    def _unreadable_end(self) -> Iterator[Lost]:
+        """What nothing tells of, behind the last seq that is known, where the range has no end before it."""
+        if self._endless:
+            yield from (lost for lost in self._reader.unreadable if lost.first_seq > self._last_seq)
+
+    def _unit(self, entry: Entry) -> Unit | Lost:
+        place = Place(source="wal", seq=entry.seq, accepted_ns=entry.accepted_ns)
+        if self._select is None:
+            return Unit(entry, place)
+        try:
+            lines, points = self._select(entry.lines())
+        except EntryDamaged as exc:
+            return Lost("", entry.seq, entry.seq, entry.points, str(exc))
+        chosen = replace(entry, codec=CODEC_RAW, payload=lines, raw_bytes=len(lines), points=points)
+        return Unit(chosen, place)
+
+    def _count_roughly(self) -> int:
+        """The points of the range by what the entries at its ends say; times rise with the seqs, nearly."""
+        first = self._entry_from(self._search(self._range.since_ns))
+        if first is None:
+            return 0
+        behind = None
+        if self._range.until_ns is not None:
+            behind = self._entry_from(self._search(self._range.until_ns))
+        if behind is not None:
+            return max(0, behind.points_before - first.points_before)
+        last = self._entry_from(self._last_seq)
+        end = (
+            self._reader.segments[-1].ends.points_after if last is None else last.points_before + last.points
+        )
+        return max(0, end - first.points_before)
+
+    def _search(self, time_ns: int | None) -> int:
+        """The first seq of the range, of those that were accepted at or after a time if there is one."""
+        low, high = self._first_kept, self._last_seq + 1
+        while time_ns is not None and low < high:
+            middle = (low + high) // 2
+            entry = self._entry_from(middle)
+            if entry is None or entry.accepted_ns >= time_ns:
+                high = middle
+            else:
+                low = entry.seq + 1
+        return low
+
+    def _entry_from(self, seq: int) -> Entry | None:
+        """The first readable entry at or behind a seq, within the range."""
+        for segment in self._reader.segments:
+            if segment.ends.last_seq >= seq:
+                found = segment.read(seq, self._last_seq, bytes_max=1)
+                entries = [item for item in found if isinstance(item, Entry)]
+                if entries:
+                    return entries[0]
+        return None
