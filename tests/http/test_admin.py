@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 
 import pytest
 
 from tests.http.rig import ask, front
-from wal_ingest.http.admin import INFLUXDB_VERSION
+from wal_ingest.http.admin import INFLUXDB_VERSION, create_admin_app
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -60,6 +61,23 @@ async def test_ping_names_a_version_that_clients_take_for_influxdb_2() -> None:
     assert (answer.status, answer.body) == (204, b"")
     assert re.match(r"v2\.\d+\.\d+", answer.headers["x-influxdb-version"])
     assert set(answer.headers) == {"x-influxdb-version", "x-influxdb-build"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/status.json", "/history.json"])
+async def test_the_documents_of_the_status_page_are_json_that_nobody_keeps(path: str, method: str) -> None:
+    admin = create_admin_app(
+        readiness=list,
+        now=lambda: datetime.now(UTC),
+        status=lambda: {"document": "/status.json", "nothing": None},
+        history=lambda: {"document": "/history.json", "nothing": None},
+    )
+    answer = await ask(front(fallback=admin).app, method, path)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    if method == "GET":
+        assert json.loads(answer.body) == {"document": path, "nothing": None}
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("POST", "/healthz", 405)])
