@@ -41,7 +41,7 @@ def state_with(directory: Path, *letters: DeadLetter, points: int = 100) -> Stat
         ("HTTP 400: unable to parse 'cpu,host=a v=x 17': bad", "HTTP 400: unable to parse '…': bad"),
         (
             'field type conflict: input field "value" on measurement "m" is type float dropped=1',
-            'field type conflict: input field "value" on measurement "m" is type float dropped=1',
+            'field type conflict: input field "value" on measurement "m" is type float',
         ),
         ("time 1763800000000000000 outside, HTTP 422", "time N outside, HTTP 422"),
         ("points beyond -12345.75 of `a b`", "points beyond N of `…`"),

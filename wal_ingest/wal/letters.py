@@ -24,6 +24,8 @@ OTHER_REASONS = "(other reasons)"
 
 # What makes two answers to the same mistake differ: a line that is quoted, a number of more than three digits.
 _QUOTED = re.compile(r"""(["'`])([^"'`]*)\1""")
+# How many of its piece of a batch InfluxDB refused.
+_DROPPED = re.compile(r" dropped=\d+\b")
 _NUMBER = re.compile(r"-?\b\d{4,}(?:\.\d+)?\b")
 
 
@@ -112,6 +114,7 @@ def id_of(letter: DeadLetter) -> LetterId:
 
 def reason_group(reason: str) -> str:
     """A reason without what differs from point to point: a quoted line, a long number."""
+    reason = _DROPPED.sub("", reason)
     return _NUMBER.sub("N", _QUOTED.sub(_without_line, reason))
 
 
