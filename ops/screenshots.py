@@ -110,13 +110,13 @@ def make_screenshots(seconds: float, root: Path) -> None:
         ):
             refuse_some(node)
             time.sleep(seconds * OUTAGE_BEGINS)
-            database.stop()
+            database.close_front()
             time.sleep(seconds * (1 - OUTAGE_BEGINS))
             with watched_page(browser, width=1280, height=900) as watched:
                 watched.page.goto(f"{node.url}/")
                 take(watched, "away since", IMAGES / "status-desktop.png", whole=True, s_max=30)
-            database.start()
-            with watched_page(browser, width=390, height=844, dark=True, touch=True) as watched:
+            database.open_front()
+            with watched_page(browser, width=390, height=1200, dark=True, touch=True) as watched:
                 watched.page.goto(f"{node.url}/")
                 take(watched, "delivery keeps up", IMAGES / "status-phone.png", whole=False, s_max=120)
 

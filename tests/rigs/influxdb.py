@@ -80,15 +80,24 @@ class InfluxDB:
         (root / "nginx.conf").write_text(_NGINX_CONF.format(**names, body_bytes_max=body_bytes_max))
 
     def __enter__(self) -> InfluxDB:
+        self.start()
+        self.open_front()
+        return self
+
+    def open_front(self) -> None:
+        """Starts nginx, which `url` is."""
         nginx = find_program("nginx")
         assert nginx is not None
-        self.start()
         log = self.root / "nginx.log"
         self._nginx = Process(
             "nginx", [nginx, "-p", self.root, "-c", self.root / "nginx.conf", "-e", log], log=log
         )
         wait_until(lambda: http_status(f"{self.url}/ping") == 204, "InfluxDB answers through nginx")
-        return self
+
+    def close_front(self) -> None:
+        """Ends nginx: connections to `url` are refused, as when the whole machine is away."""
+        assert self._nginx is not None
+        self._nginx.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

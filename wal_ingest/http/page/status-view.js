@@ -112,6 +112,7 @@ function fillSink(card, sink, now) {
 
 function caughtUp(sink) {
   if (sink.waiting_points === 0) return "nothing waits";
+  if (sink.catch_up_s !== null && sink.catch_up_s < 1) return "keeps up";
   if (sink.catch_up_s !== null) return `in ${duration(sink.catch_up_s)}`;
   return stateOf(sink).level === "ok" ? "falls behind" : "not now";
 }
