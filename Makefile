@@ -19,7 +19,7 @@ BINARY_READY := $(VENV)/.ready-for-binary
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check proof coverage bench chaos mutations binary clean
+.PHONY: help run test check proof coverage bench chaos mutations binary screenshots clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ binary: $(BINARY_READY) ## Build dist/wal-ingest, one file that needs nothing bu
 	@mkdir -p $(dir $(BINARY))
 	$(BIN)/pex . --console-script wal-ingest --output-file $(BINARY) --venv --sh-boot \
 		--python-shebang '/usr/bin/env python3' --no-emit-warnings $(foreach python,$(PYTHONS),--python $(python))
+
+screenshots: $(TEST_READY) ## Make the pictures of the status page anew: ten minutes of a real node
+	$(BIN)/python -m ops.screenshots
 
 clean: ## Remove what was built here; ./data stays
 	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"
