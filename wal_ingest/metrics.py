@@ -121,8 +121,12 @@ TABLE = (
     Declared("disk_free_bytes_min", _GAUGE, "Bytes that must stay free there (wal.free_disk_bytes_min)."),
     Declared("sink_confirmed_points", _COUNTER, "Points that the sink has confirmed, durably noted.", _SINK),
     Declared(
-        "sink_parked_points", _COUNTER, "Points that the sink will never take: its dead letters.", _SINK
+        "sink_parked_points",
+        _COUNTER,
+        "Points parked since the start, as the sink refused them for good.",
+        _SINK,
     ),
+    Declared("sink_dead_letters", _GAUGE, "Dead letters that are kept: neither retried nor dropped.", _SINK),
     Declared(
         "sink_skipped_points", _COUNTER, "Points in segments set aside before the sink came to them.", _SINK
     ),
