@@ -68,4 +68,5 @@ async def test_every_command_does_what_its_section_says(command: list[str]) -> N
 
 def test_there_is_a_command_for_every_route() -> None:
     paths = {re.sub(r"\?.*", "", word.split(":8400")[1]) for c in COMMANDS for word in c if ":8400" in word}
-    assert paths == set(ingest.ROUTES) | {"/", "/healthz", "/readyz", "/health", "/ready", "/ping"}
+    health = {"/healthz", "/readyz", "/health", "/ready", "/ping"}
+    assert paths == set(ingest.ROUTES) | health | {"/", "/status.json", "/history.json"}

@@ -10,6 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -74,7 +75,9 @@ class Watch:
         *,
         now_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
     ) -> None:
+        self._free_bytes = free_bytes
         self._store = store
         self._writer = writer
         self._statuses = statuses
@@ -89,7 +92,7 @@ class Watch:
         self.errors = LastErrors()
         self.lag_s: dict[str, float] = {}
         self.letters: Sequence[LetterGroup] = ()
-        self.disk_free_bytes = free_disk_bytes(store.wal.directory)
+        self.disk_free_bytes = free_bytes(store.wal.directory)
 
     async def run(self) -> None:
         """Looks, for ever. **Cancellation:** leaves nothing behind."""
@@ -126,7 +129,7 @@ class Watch:
     def _look_at_disk(self, statuses: Sequence[SinkStatus]) -> dict[str, float]:
         # Where it fails, the writer, which asks the same after each commit, is the one to say so.
         with contextlib.suppress(OSError):
-            self.disk_free_bytes = free_disk_bytes(self._store.wal.directory)
+            self.disk_free_bytes = self._free_bytes(self._store.wal.directory)
         return {status.name: self._lag_s(status) for status in statuses}
 
     def _lag_s(self, status: SinkStatus) -> float:
