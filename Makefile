@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: help run test check proof coverage bench chaos mutations binary screenshots clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./data
 	@exec $(BIN)/wal-ingest serve
@@ -57,7 +57,7 @@ mutations: $(TEST_READY) ## Show that chaos catches each of the deliberately bro
 binary: $(BINARY_READY) ## Build dist/wal-ingest, one file that needs nothing but Python
 	@mkdir -p $(dir $(BINARY))
 	$(BIN)/pex . --console-script wal-ingest --output-file $(BINARY) --venv --sh-boot \
-		--python-shebang '/usr/bin/env python3' --no-emit-warnings $(foreach python,$(PYTHONS),--python $(python))
+		--python-shebang '/usr/bin/env python3' $(foreach python,$(PYTHONS),--python $(python))
 
 screenshots: $(TEST_READY) ## Make the pictures of the status page anew: ten minutes of a real node
 	$(BIN)/python -m ops.screenshots
