@@ -22,6 +22,7 @@ from wal_ingest.flusher.replay.places import Range, Select
 from wal_ingest.flusher.replay.plan import Hole, Plan, count, make_plan
 from wal_ingest.flusher.replay.record import LostRange, Record, Saved, Step, replay_id
 from wal_ingest.flusher.replay.run import Replay
+from wal_ingest.flusher.replay.wal import last_seq_of
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.settings import InfluxDBSettings, Settings
 from wal_ingest.wal.cursor import DeadLetter
@@ -93,7 +94,8 @@ def _begin(job: Job, record: Record, name: str) -> Saved:
         return saved
     last_seq = job.span.last_seq
     if job.reader is not None:
-        last_seq = job.reader.last_seq if last_seq is None else min(last_seq, job.reader.last_seq)
+        end_seq = last_seq_of(job.reader)
+        last_seq = end_seq if last_seq is None else min(last_seq, end_seq)
     return Saved(
         id=name,
         asked=job.asked,

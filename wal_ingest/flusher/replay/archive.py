@@ -110,16 +110,15 @@ class _Member:
 
 def _next_member(file: BinaryIO, offset: int, end: int) -> int:
     """Where the next member seems to begin, at or behind `offset`; `end` when none does."""
-    while offset < end:
+    while True:
         file.seek(offset)
         data = file.read(min(_READ_BYTES, end - offset))
+        if len(data) < len(_MEMBER):
+            return end
         found = data.find(_MEMBER)
         if found >= 0:
             return offset + found
-        if len(data) <= len(_MEMBER):
-            break
         offset += len(data) - len(_MEMBER) + 1
-    return end
 
 
 class ArchiveSource:

@@ -10,16 +10,21 @@ from wal_ingest.wal.entry import CODEC_RAW, Entry, EntryDamaged
 from wal_ingest.wal.reading import Lost, WalReader
 
 
+def last_seq_of(reader: WalReader) -> int:
+    """The last seq that is known of, be it only from the name of a file that cannot be read."""
+    return max([reader.last_seq, *(lost.first_seq for lost in reader.unreadable)])
+
+
 class WalSource:
-    """The entries of a range; those behind `range.last_seq`, or `reader.last_seq` as it is now, are never read."""
+    """The entries of a range; those behind its `last_seq`, or the WAL's as it is now, are never read."""
 
     name = "wal"
 
     def __init__(self, reader: WalReader, span: Range, *, select: Select | None = None) -> None:
         self._reader = reader
         self._select = select
-        self._endless = span.last_seq is None
-        last_seq = reader.last_seq if span.last_seq is None else min(span.last_seq, reader.last_seq)
+        end_seq = last_seq_of(reader)
+        last_seq = end_seq if span.last_seq is None else min(span.last_seq, end_seq)
         self._range = replace(span, first_seq=max(span.first_seq, 1), last_seq=last_seq)
         self._last_seq = last_seq
         first_kept = max(self._range.first_seq, reader.first_seq)
@@ -56,12 +61,6 @@ class WalSource:
             # What the server drops meanwhile keeps its disk space only until it was read.
             self._reader.release_before(item.seq)
             yield self._unit(item)
-        yield from self._unreadable_end()
-
-    def _unreadable_end(self) -> Iterator[Lost]:
-        """What nothing tells of, behind the last seq that is known, where the range has no end before it."""
-        if self._endless:
-            yield from (lost for lost in self._reader.unreadable if lost.first_seq > self._last_seq)
 
     def _unit(self, entry: Entry) -> Unit | Lost:
         place = Place(source="wal", seq=entry.seq, accepted_ns=entry.accepted_ns)
