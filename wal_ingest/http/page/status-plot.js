@@ -162,7 +162,7 @@ function nothingYet({ right, bottom }) {
 function read(plot) {
   const { data, frame, at } = plot;
   const index = at === null ? frame.length - 1 : Math.min(at, frame.length - 1);
-  const when = at === null ? "now" : clock(frame.timeOf(index), frame.end, { seconds: true });
+  const when = at === null ? "latest" : clock(frame.timeOf(index), frame.end, { seconds: true });
   const rows = data.series.map((one) => {
     const row = element("li", colourOf(one));
     row.append(element("span", "name", one.name), " ", element("b", "", plot.words(one.values[index])));

@@ -30,7 +30,7 @@ export function showFigures(status) {
     p50: milliseconds(commit.p50_ms),
     "commits-rate": perSecond(count(commit.per_s)),
     entries: count(commit.entries_per_commit),
-    "oldest": wal.oldest_waiting_s === null ? "nothing waits" : duration(wal.oldest_waiting_s),
+    oldest: wal.oldest_waiting_s === null ? "none" : duration(wal.oldest_waiting_s),
     segments: count(wal.segments),
     "disk-free": bytes(wal.disk_free_bytes),
     "disk-min": bytes(wal.disk_free_bytes_min),

@@ -118,7 +118,7 @@ function historyWork() {
 function showHistory(plots, history) {
   const sinks = Object.entries(history.sinks);
   const over = ((history.points_per_s.length || 1) - 1) * history.step_s;
-  say(document.getElementById("plots-name"), over >= 3590 ? "The last hour" : `The last ${duration(over)}`);
+  say(document.getElementById("plots-name"), over > 0 && over < 3590 ? `The last ${duration(over)}` : "The last hour");
   const draw = (plot, series) => plot.show({ end: history.end, step_s: history.step_s, series });
   draw(plots.rate, [
     { name: "accepted", colour: 0, filled: true, values: history.points_per_s },
