@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 # A step of the hour, how many there are, and how far back quantiles and forecasts look.
 STEP_S = 10.0
@@ -56,18 +57,16 @@ def quantile(counts: Sequence[int], part: float) -> float | None:
     It is off by a quarter at the most, the width of a class; beyond the last bound that bound is given, and below
     the first something below it.
     """
-    wanted = part * sum(counts)
+    up_to = list(accumulate(counts))
+    wanted = part * up_to[-1]
     if not wanted:
         return None
-    below = 0
-    for index, count in enumerate(counts):
-        if below + count >= wanted:
-            if index == len(BOUNDS_S):
-                break
-            low = BOUNDS_S[index - 1] if index else 0.0
-            return low + (BOUNDS_S[index] - low) * (wanted - below) / count
-        below += count
-    return BOUNDS_S[-1]
+    index = bisect_left(up_to, wanted)
+    if index == len(BOUNDS_S):
+        return BOUNDS_S[-1]
+    low = BOUNDS_S[index - 1] if index else 0.0
+    below = up_to[index] - counts[index]
+    return low + (BOUNDS_S[index] - low) * (wanted - below) / counts[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +253,8 @@ class History:
         if len(self._recent) < 2:
             return None
         last = self._recent[-1]
-        first = self._recent[0]
-        for sample in self._recent:
-            if sample.at_s > last.at_s - seconds:
-                break
-            first = sample
+        before = [sample for sample in self._recent if sample.at_s <= last.at_s - seconds]
+        first = before[-1] if before else self._recent[0]
         return first, last, last.at_s - first.at_s
 
 

@@ -1,6 +1,6 @@
 """The admin app: health for load balancers, supervisors and InfluxDB's own tools.
 
-It never sees a body (see `ingest._without_body`), takes no token, and answers from memory.
+It never sees a body (see `asgi.without_body`), takes no token, and answers from memory.
 """
 
 from __future__ import annotations

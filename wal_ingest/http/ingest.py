@@ -21,16 +21,25 @@ costs half as much again.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from wal_ingest.errors import BadRequest, BodyTooLarge, ComeBackLater, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.answers import Answer, Problem
-from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, discard_body, read_body
+from wal_ingest.http.asgi import (
+    AsgiCallable,
+    Scope,
+    Send,
+    answer_early,
+    refuse_websocket,
+    source_of,
+    without_body,
+)
+from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
 from wal_ingest.http.observer import Nobody, Observer
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
@@ -49,9 +58,6 @@ from wal_ingest.points.line_protocol import accept_line_protocol, accept_line_pr
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Scope = dict[str, Any]
-AsgiCallable = Callable[[Scope, Receive, Send], Awaitable[None]]
 T = TypeVar("T")
 
 # A body of up to this many bytes, after decompression, is checked without going to a thread.
@@ -157,9 +163,9 @@ class Ingest:
             if dialect is not None and not reads:
                 await self._write_route(dialect, scope, receive, send)
             else:
-                await self._fallback(scope, _without_body(receive), send)
+                await self._fallback(scope, without_body(receive), send)
         elif scope["type"] == "websocket":
-            await _refuse_websocket(send)
+            await refuse_websocket(send)
         else:
             await self._fallback(scope, receive, send)
 
@@ -168,7 +174,7 @@ class Ingest:
         if scope["method"] != "POST":
             problem = Problem(405, "points are written with POST")
             answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
-            await _answer_early(answer, receive, send)
+            await answer_early(answer, receive, send)
             return
         hold = Hold(self.budget)
         body_is_read = False
@@ -195,7 +201,7 @@ class Ingest:
             # Before the answer goes out: a client that never reads it must not hold the others' memory.
             hold.release()
         if answer.closes:
-            await _answer_early(answer, receive, send)
+            await answer_early(answer, receive, send)
         else:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             await send({"type": "http.response.body", "body": answer.body})
@@ -213,7 +219,7 @@ class Ingest:
     ) -> Answer:
         """Counts and logs a refusal (`error` is what nobody foresaw) and makes its answer, which carries an id."""
         request_id = request_id or new_request_id()
-        route, source = scope["path"], _source(scope)
+        route, source = scope["path"], source_of(scope)
         self._observer.answered(route, answers.result_of(problem.status), 0, 0)
         if error is None:
             self._refusals.refused(request_id, route, problem.status, problem.message, source)
@@ -235,7 +241,7 @@ class Ingest:
         body = await read_body(
             receive, hold, bytes_max=settings.body_bytes_max, body_s_max=settings.body_s_max
         )
-        return _Asked(query, headers.encoding, written, _source(scope), self._now_ns()), body
+        return _Asked(query, headers.encoding, written, source_of(scope), self._now_ns()), body
 
     async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> tuple[Answer, int]:
         """Decode, validate, cut into entries, append; then, and only then, the answer that says so, and the points."""
@@ -307,49 +313,3 @@ class Ingest:
             depth_max=settings.json_depth_max,
             line_bytes_max=settings.line_bytes_max,
         )
-
-
-def _source(scope: Scope) -> str:
-    """The address that a request came from, as far as it is known."""
-    client = scope.get("client")
-    return client[0] if client else ""
-
-
-async def _answer_early(answer: Answer, receive: Receive, send: Send) -> None:
-    """Answers while the body may still be coming, and takes it off the server's hands until it closes."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(discard_body, receive)
-        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-        await send({"type": "http.response.body", "body": answer.body})
-
-
-def _without_body(receive: Receive) -> Receive:
-    """The same request with an empty body: nothing behind the write routes takes one.
-
-    The admin app would collect a body in memory before its route says a word; so it is shown none,
-    and what a client sends all the same is dropped as it comes.
-    """
-    shown = False
-
-    async def receive_without_body() -> dict[str, Any]:
-        nonlocal shown
-        if not shown:
-            shown = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-
-    return receive_without_body
-
-
-async def _refuse_websocket(send: Send) -> None:
-    body = b'{"error": "there is no WebSocket here"}\n'
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})

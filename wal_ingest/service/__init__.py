@@ -38,7 +38,8 @@ from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkStatus
 from wal_ingest.http.admin import create_admin_app
-from wal_ingest.http.ingest import AsgiCallable, Ingest
+from wal_ingest.http.asgi import AsgiCallable
+from wal_ingest.http.ingest import Ingest
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.metrics import Metrics
