@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.rigs.processes import Process, free_port, wait_until
@@ -44,30 +44,43 @@ def masked(output: str) -> str:
 class Reader:
     """Someone who types what a page says, in an empty folder, with the page's ports moved to free ones.
 
-    With `errors_too` the page shows what a terminal shows; else standard output only. `end` ends the servers.
+    With `errors_too` the page shows what a terminal shows; else standard output only. `mask` makes alike what differs
+    from run to run, `looks` are further commands that only look. `end` ends the servers. `moved` and `env` may be
+    changed between two commands: what the page says and what that is here, longer texts first; the environment.
     """
 
-    def __init__(self, folder: Path, *, errors_too: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        errors_too: bool = False,
+        mask: Callable[[str], str] = masked,
+        looks: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.processes: list[Process] = []
         self._errors_too = errors_too
-        self._ports = {port: str(free_port()) for port in ("8400", "8401", "8428")}
+        self._mask = mask
+        self._looks = LOOKS + looks
+        self.moved = {port: str(free_port()) for port in ("8400", "8401", "8428")}
         kept = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("WAL_INGEST_", "INFLUXDB_"))
         }
-        self._env = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+        self.env = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+        self.env.update(env or {})
 
     def type(self, command: str, shown: str) -> None:
         """Runs one command and compares what it says with what the page shows."""
-        command_here, shown = self._here(command), masked(self._here(shown))
+        command_here, shown = self._here(command), self._mask(self._here(shown))
         if command.startswith(SERVERS):
             self._start(
-                command_here.replace("make run", f"wal-ingest serve --bind 127.0.0.1:{self._ports['8400']}"),
+                command_here.replace("make run", f"wal-ingest serve --bind 127.0.0.1:{self.moved['8400']}"),
                 shown,
             )
-        elif command.startswith(LOOKS):
+        elif command.startswith(self._looks):
             wait_until(
                 lambda: self._run(command_here) == shown, f"`{command}` shows what the page shows", s_max=15
             )
@@ -80,8 +93,8 @@ class Reader:
             process.end()
 
     def _here(self, text: str) -> str:
-        for port, free in self._ports.items():
-            text = text.replace(port, free)
+        for there, here in self.moved.items():
+            text = text.replace(there, here)
         return text
 
     def _run(self, command: str) -> str:
@@ -94,9 +107,9 @@ class Reader:
             check=False,
             timeout=20,
             cwd=self.folder,
-            env=self._env,
+            env=self.env,
         )
-        return masked(ran.stdout)
+        return self._mask(ran.stdout)
 
     def _start(self, command: str, shown: str) -> None:
         out = self.folder / f"server-{len(self.processes)}.out"
@@ -105,9 +118,9 @@ class Reader:
             ["bash", "-c", f"exec env {command}"],
             log=self.folder / f"server-{len(self.processes)}.err",
             stdout=out,
-            env=self._env,
+            env=self.env,
             cwd=self.folder,
         )
         self.processes.append(process)
         if shown:
-            wait_until(lambda: masked(out.read_text()) == shown, f"`{command}` prints {shown!r}", s_max=20)
+            wait_until(lambda: self._mask(out.read_text()) == shown, f"`{command}` prints {shown!r}", s_max=20)
