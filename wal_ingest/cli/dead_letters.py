@@ -87,11 +87,11 @@ def list_letters(
     table.add_column("sink")
     table.add_column("points", justify="right")
     table.add_column("last")
-    table.add_column("reason", overflow="fold")
+    table.add_column("reason", no_wrap=True, overflow="ignore")
     for each in groups.listed():
         table.add_row(each.sink, f"{each.points:,}", time_text(each.last_ns), each.reason)
     if groups.listed():
-        Console(highlight=False, markup=False, emoji=False).print(table)
+        Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
     else:
         typer.echo("there are no dead letters")
 
