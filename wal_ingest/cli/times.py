@@ -39,6 +39,11 @@ def time_text(unix_ns: int) -> str:
     return datetime.fromtimestamp(unix_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def exact_time_text(unix_ns: int) -> str:
+    """A time for programs, to the nanosecond: 2026-11-22T21:00:00.123456789Z."""
+    return f"{time_text(unix_ns)[:-1]}.{unix_ns % 10**9:09d}Z"
+
+
 def parse_seqs(text: str) -> tuple[int, int | None]:
     """A range of seqs, both ends included: `17`, `17..42`, `17..` or `..42`; None for no end.
 

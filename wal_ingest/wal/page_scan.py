@@ -37,6 +37,7 @@ from wal_ingest.wal.lmdb_layout import (
     page_number,
 )
 from wal_ingest.wal.lmdb_pages import Found, PageReader
+from wal_ingest.wal.recovery import start_of
 from wal_ingest.wal.segment import HEADER_KEY, SegmentHeader, decode_item
 
 _KEY_BYTES = 8
@@ -210,7 +211,7 @@ class PageScan:
     # -- values without a leaf -------------------------------------------------------------------------
 
     def _take_orphans(self, pages: list[int]) -> None:
-        """Gives values their seqs by the points in front of them and behind, and their CRC."""
+        """Gives values their seqs by the points in front of them and behind; their CRC says whether it is so."""
         taken = {where.offset for where in self._entries.values()}
         orphans = []
         for number in pages:
@@ -223,10 +224,13 @@ class PageScan:
         before = {where.points_before: seq for seq, where in self._entries.items()}
         if self.header is not None:
             behind.setdefault(self.header.points_before, self.header.first_seq - 1)
+        # Nothing else may be left to hold on to: the first entry is the one that the file is named for.
+        named = start_of(self.path)
         # Up and down again: a run of them is found from either of its ends.
         for where in (*orphans, *reversed(orphans)):
             guesses = [behind[where.points_before] + 1] if where.points_before in behind else []
             guesses += [before[where.points_after] - 1] if where.points_after in before else []
+            guesses += [named] if named else []
             for seq in guesses:
                 if seq not in self._entries and self._proves(where, seq):
                     self._entries[seq] = where

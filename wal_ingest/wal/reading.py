@@ -23,6 +23,8 @@ from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersio
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.pinned import PinnedSegment, ScannedSegment, SegmentReader
+from wal_ingest.wal.recovery import start_of
+from wal_ingest.wal.salvage import damaged_files
 from wal_ingest.wal.segment import Ends, segment_paths
 
 __all__ = ["Lost", "PinnedSegment", "WalReader"]
@@ -127,6 +129,13 @@ class WalReader:
         """The last seq that is there; one below `first_seq` when there is none."""
         return self.segments[-1].ends.last_seq if self.segments else 0
 
+    @property
+    def points(self) -> int:
+        """Points between the first seq and the last, lost ones among them."""
+        if not self.segments:
+            return 0
+        return self.segments[-1].ends.points_after - self.segments[0].ends.header.points_before
+
     def entries(
         self,
         *,
@@ -160,9 +169,19 @@ class WalReader:
         for segment in list(self.segments):
             between = [lost for lost in unreadable if lost.first_seq < segment.ends.header.first_seq]
             unreadable = unreadable[len(between) :]
-            yield _gaps(before, between, segment.ends, segment.path.name), segment
+            gaps = _gaps(before, between, segment.ends, segment.path.name)
+            yield [gap for gap in gaps if not self._is_salvaged(gap)], segment
             before = segment.ends
         yield unreadable, None
+
+    def _is_salvaged(self, gap: Lost) -> bool:
+        """Whether a gap is there because of files that were set aside, and whose entries were taken out since."""
+        inside = [
+            file
+            for file in damaged_files(self._directory)
+            if gap.first_seq <= start_of(file.path) <= gap.last_seq
+        ]
+        return bool(inside) and all(file.note is not None for file in inside)
 
 
 def _is_kept(segment: SegmentReader) -> bool:
@@ -187,7 +206,7 @@ def _gaps(before: Ends | None, between: list[Lost], ends: Ends, name: str) -> li
         behind = [lost.first_seq - 1 for lost in between[1:]] + [last_seq]
         return [
             Lost(lost.file, lost.first_seq, end, None, lost.reason)
-            for lost, end in zip(between, behind, strict=True)
+            for lost, end in zip(between, behind, strict=False)  # none stand between: one more end
         ]
     points = ends.header.points_before - before.points_after
     if points <= 0:

@@ -77,8 +77,6 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
             done(segment.ends.bytes)
         gaps = reader.gaps()
     damaged = damaged_files(data_dir / WAL_DIR)
-    salvaged = [file.path.name for file in damaged if file.note is not None]
-    gaps = [gap for gap in gaps if not any(_is_from(gap, name) for name in salvaged)]
     state = _state(data_dir / STATE_NAME)
     lost = gaps + [lost for segment in segments for lost in segment.lost]
     unsalvaged = [file for file in damaged if file.note is None]
@@ -102,12 +100,6 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
             for file in damaged
         ],
     )
-
-
-def _is_from(gap: Lost, name: str) -> bool:
-    """Whether a gap is there because the file of that name was set aside."""
-    start = name[:20]
-    return start.isdigit() and gap.first_seq <= int(start) <= gap.last_seq
 
 
 def _segment(segment: SegmentReader) -> SegmentReport:

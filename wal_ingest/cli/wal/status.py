@@ -1,4 +1,4 @@
-"""`wal-ingest wal`: look into the log. Works while the server runs; never changes a durable byte."""
+"""`wal-ingest wal status`: what is in the log, and how far each sink has come."""
 
 from __future__ import annotations
 
@@ -6,27 +6,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
 from wal_ingest.cli.output import age_text, bytes_text, print_json
 
 if TYPE_CHECKING:
     from wal_ingest.wal.inspect import WalStatus
 
-app = typer.Typer(
-    help="Look into the write-ahead log, also while the server runs.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 
-
-@app.callback()
-def _group() -> None:
-    """Look into the write-ahead log, also while the server runs."""
-
-
-@app.command()
 def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
     """Segments, seqs, points and bytes; what each sink confirmed, what waits for it, and what troubles it."""
     from wal_ingest.wal.inspect import status as read_status

@@ -1,0 +1,85 @@
+"""docs/COMMANDS.md: its commands are run over a prepared WAL, and its tables have the keys of what is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs.pages import Reader, commands
+from tests.rigs.prepared import prepare
+from tests.rigs.service import run_command
+from tests.wal.test_damage import flip, zero_tree
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/COMMANDS.md").read_text()
+# The sections on the log are one story: each goes on where the one before ended.
+LOG = [heading for heading in re.findall(r"^## (.*)$", PAGE, re.MULTILINE) if heading.startswith("wal ")]
+
+
+def section(heading: str) -> str:
+    """What stands under a second-level heading."""
+    return PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.needs("jq")
+def test_the_commands_about_the_log_do_what_the_page_shows(tmp_path: Path) -> None:
+    prepare(tmp_path / "data")
+    reader = Reader(tmp_path, errors_too=True)
+    steps = [step for heading in LOG for step in commands(section(heading))]
+    assert len(steps) >= 20
+    for command, shown in steps:
+        reader.type(command, shown)
+
+
+def keys_told(command: str) -> set[str]:
+    """The keys in the page's table for a command's JSON."""
+    found = re.search(rf"<!-- json {command} -->\n(.*?)<!-- /json -->", PAGE, re.DOTALL)
+    assert found is not None, f"the page has no table of the keys of {command}"
+    told = set()
+    for row in found[1].splitlines()[2:]:
+        told |= set(re.findall(r"`([^`]+)`", row.split("|")[1]))
+    return told
+
+
+def keys_of(value: Any, prefix: str = "") -> set[str]:
+    """The keys of a JSON value, as the page writes them: `a.b`, `a[].b`."""
+    if isinstance(value, dict):
+        found: set[str] = set()
+        for key, each in value.items():
+            found |= keys_of(each, f"{prefix}.{key}" if prefix else key)
+        return found
+    if isinstance(value, list):
+        return set().union(*(keys_of(each, f"{prefix}[]") for each in value))
+    return {prefix}
+
+
+def printed(*arguments: str | Path, cwd: Path) -> set[str]:
+    """The keys of all documents that a command prints."""
+    ran = run_command("wal", *arguments, "--json", "--data-dir", cwd / "data")
+    assert ran.returncode in (0, 3), ran.stderr
+    text = ran.stdout
+    documents = text.splitlines() if arguments[0] == "cat" else [text]
+    return set().union(*(keys_of(json.loads(document)) for document in documents))
+
+
+def test_the_page_has_every_key_of_what_the_commands_print_as_json(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    prepare(data)
+    _first, second, third = sorted((data / "wal").glob("*.lmdb"))
+    assert keys_told("wal cat") == printed("cat", "--limit", "1", cwd=tmp_path)
+    out = tmp_path / "out.lp.gz"
+    assert keys_told("wal export") == printed("export", out, "--seq", "5..6", cwd=tmp_path)
+    # A segment that was set aside and leaves a gap, and one with a lost entry.
+    zero_tree(second)
+    assert keys_told("wal import") == printed("import", out, cwd=tmp_path)
+    flip(third, 20000)
+    verified = printed("verify", cwd=tmp_path)
+    assert verified == keys_told("wal verify")
+    assert printed("ls", cwd=tmp_path) == keys_told("wal ls")
+    once = printed("salvage", third, cwd=tmp_path)
+    assert run_command("wal", "salvage", "--all", "--data-dir", data).returncode == 0
+    assert once | printed("salvage", "--all", cwd=tmp_path) == keys_told("wal salvage")

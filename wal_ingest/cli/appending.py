@@ -1,0 +1,171 @@
+"""Points back into a WAL: appended directly where no server has the directory open, else sent to the server over HTTP.
+
+Directly, entries keep their source, destination and time of acceptance. Over HTTP they keep their destination, and
+the server takes them as it takes anybody's: its 503 is waited out.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlencode, urlsplit
+
+from wal_ingest.cli.stopping import Stop
+from wal_ingest.errors import ConfigError, DataDirLocked, WalIngestError
+from wal_ingest.settings import Settings
+from wal_ingest.wal.entry import NewEntry
+from wal_ingest.wal.gzip_codec import compress
+from wal_ingest.wal.recovery import SetAside
+from wal_ingest.wal.store import Store
+from wal_ingest.wal.writer import Writer
+
+ANSWER_S_MAX = 60.0
+_COME_BACK = (408, 429, 502, 503, 504)
+_RETRY_S = 1.0
+_RETRY_S_MAX = 60.0
+_BROKEN_MAX = 10
+
+
+class NotTaken(WalIngestError):
+    """The points were refused, or the server could not be reached; what was taken before stays taken.
+
+    Unlike `Interrupted`, somebody else decided it.
+    """
+
+
+class Interrupted(WalIngestError):
+    """The operator ended the command while it waited for the server."""
+
+
+class Door(Protocol):
+    """A way into a WAL. `to` says for people where it leads."""
+
+    to: str
+
+    def append(self, entries: Sequence[NewEntry]) -> None:
+        """Returns when the entries are durable. Raises `NotTaken`, `Interrupted`, `ComeBackLater`, `StorageFailed`."""
+
+    def close(self) -> None:
+        """Lets go of the directory, or the connection."""
+
+
+def open_door(settings: Settings, url: str | None, stop: Stop) -> Door:
+    """The way in. Raises `ConfigError`: with a URL that is none, or where a server runs and no URL was given."""
+    if url is not None:
+        return HttpDoor(url, stop)
+    try:
+        return DirectDoor(settings)
+    except DataDirLocked as exc:
+        exc.hint = (
+            f"send them through that server, with --url http://{settings.server.bind}, or stop it first"
+        )
+        raise
+
+
+class DirectDoor:
+    """The WAL itself, opened as a server opens it. Limits hold as they do for a server."""
+
+    def __init__(self, settings: Settings) -> None:
+        data_dir = Path(settings.server.data_dir)
+        self._store = Store(data_dir, settings.wal, now_ns=time.time_ns)
+        self._limits = Writer(self._store.wal, settings.wal)
+        self.to = f"the WAL in {data_dir}"
+        for damaged in self.damaged:
+            sys.stderr.write(f"set aside as damaged: {damaged.path}: {damaged.reason}\n")
+
+    @property
+    def damaged(self) -> list[SetAside]:
+        """What was set aside when the directory was opened."""
+        return self._store.wal.damaged
+
+    def append(self, entries: Sequence[NewEntry]) -> None:
+        """See `Door`. All of them are one commit."""
+        self._limits.measure()
+        refusal = self._limits.refusal()
+        if refusal is not None:
+            raise refusal
+        self._store.wal.commit([entries])
+
+    def close(self) -> None:
+        """See `Door`."""
+        self._store.close()
+
+
+class HttpDoor:
+    """A running server's `/api/v2/write`."""
+
+    def __init__(self, url: str, stop: Stop) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError as exc:
+            raise ConfigError(f"{url!r} has no port that can be: {exc}") from exc
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"{url!r} is no address of a server", hint="give one like http://127.0.0.1:8400"
+            )
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, port, timeout=ANSWER_S_MAX)
+        self._path = parts.path.rstrip("/") + "/api/v2/write?"
+        self._stop = stop
+        self._told_busy = False
+        self.to = url
+
+    def append(self, entries: Sequence[NewEntry]) -> None:
+        """See `Door`. Entries with the same destination are one request."""
+        for destination, group in itertools.groupby(entries, key=lambda entry: entry.destination):
+            query = {"org": destination.org, "bucket": destination.bucket, "precision": "ns"}
+            self._send(list(group), self._path + urlencode({k: v for k, v in query.items() if v}))
+
+    def _send(self, entries: list[NewEntry], target: str) -> None:
+        body = compress(b"".join(entry.lines for entry in entries))
+        broken = 0
+        while True:
+            if self._stop.wished:
+                raise Interrupted("interrupted")
+            try:
+                status, retry_after_s, said = self._post(target, body)
+            except (OSError, http.client.HTTPException) as exc:
+                # What became of it is unknown; sending it again is harmless.
+                self._connection.close()
+                broken += 1
+                if broken == _BROKEN_MAX:
+                    raise NotTaken(f"{self.to} cannot be reached: {str(exc) or type(exc).__name__}") from exc
+                self._stop.wait(_RETRY_S)
+                continue
+            if 200 <= status < 300:
+                return
+            if status == 413 and len(entries) > 1:
+                half = len(entries) // 2
+                self._send(entries[:half], target)
+                self._send(entries[half:], target)
+                return
+            if status not in _COME_BACK:
+                raise NotTaken(f"{self.to} answered {status}: {said}")
+            self._tell_busy(status, said)
+            self._stop.wait(retry_after_s)
+
+    def _post(self, target: str, body: bytes) -> tuple[int, float, str]:
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Encoding": "gzip"}
+        self._connection.request("POST", target, body, headers)
+        answer = self._connection.getresponse()
+        said = answer.read(1 << 16).decode(errors="replace").strip()
+        after = answer.headers.get("Retry-After", "").strip()
+        retry_after_s = float(after) if after.isascii() and after.isdigit() else _RETRY_S
+        return answer.status, min(retry_after_s, _RETRY_S_MAX), said[:400]
+
+    def _tell_busy(self, status: int, said: str) -> None:
+        if not self._told_busy:
+            sys.stderr.write(
+                f"{self.to} answered {status}: {said}; going on as soon as it takes points again\n"
+            )
+            self._told_busy = True
+
+    def close(self) -> None:
+        """See `Door`."""
+        self._connection.close()

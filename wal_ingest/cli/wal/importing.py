@@ -1,0 +1,276 @@
+"""`wal-ingest wal import`: line protocol from files into the WAL, checked as a request is."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.output import print_json
+from wal_ingest.cli.ranges import count_text, points_text
+from wal_ingest.errors import ConfigError, PointError, WalIngestError
+
+if TYPE_CHECKING:
+    from wal_ingest.cli.appending import Door
+    from wal_ingest.cli.outfile import OutFile
+    from wal_ingest.cli.progress import Bar
+    from wal_ingest.cli.stopping import Stop
+    from wal_ingest.points import Lines, Precision
+    from wal_ingest.wal.entry import Destination, NewEntry
+
+EXAMPLE = "Example: zcat old/*.lp.gz | wal-ingest wal import - --precision s"
+
+_CHUNK_BYTES = 1 << 20
+# A line this long is no line: memory has an end.
+_LINE_BYTES_MAX = 64 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
+_SOURCE = "import"
+
+
+class Refused(WalIngestError):
+    """A line of a file is no point; the `lines_taken` in front of it were taken. Mend that line.
+
+    Unlike `UnreadableFile`, the rest of the file may be fine.
+    """
+
+    def __init__(self, name: str, lines_taken: int, why: PointError) -> None:
+        column = "" if why.column is None else f", column {why.column}"
+        super().__init__(f"{name}: line {lines_taken + 1}{column}: {why.reason}")
+        self.hint = "write such lines to a file and go on, with --skip-invalid FILE"
+        self.lines_taken = lines_taken
+
+
+class UnreadableFile(WalIngestError):
+    """A file is not there, is no whole gzip, or holds no lines."""
+
+
+class Imported(msgspec.Struct, kw_only=True):
+    """What `wal import --json` prints. `lines` counts every line that was looked at, blank ones and comments too."""
+
+    to: str
+    lines: int = 0
+    points: int = 0
+    rejected: int = 0
+
+
+def import_points(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Line protocol, plain or gzip; - for standard input."),
+    ],
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="UNIT", help="Unit of the times: ns, us, ms, s, m or h.")
+    ] = "ns",
+    org: Annotated[str, typer.Option("--org", help="Organisation to store with the points.")] = "",
+    bucket: Annotated[str, typer.Option("--bucket", help="Bucket to store with the points.")] = "",
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="Send them to the server at URL.", show_default=False),
+    ] = None,
+    skip_invalid: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-invalid",
+            metavar="REJECTED",
+            help="Write lines that are no points to this file, with the reason, and go on.",
+            show_default=False,
+        ),
+    ] = None,
+    skip_lines: Annotated[
+        int,
+        typer.Option(
+            "--skip-lines", metavar="N", min=0, help="Go on behind the first N lines of the first file."
+        ),
+    ] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Append line protocol from files: directly, or with --url through a running server.
+
+    A line without a time gets the present one. A line that is no point ends the import with its place and the reason.
+    """
+    from wal_ingest.cli.appending import open_door
+    from wal_ingest.cli.outfile import OutFile
+    from wal_ingest.cli.progress import bar
+    from wal_ingest.cli.stopping import Stop
+    from wal_ingest.wal.entry import Destination
+
+    unit = _unit(precision)
+    settings = load_config(config, data_dir=data_dir).settings
+    total = sum(Path(name).stat().st_size for name in files if Path(name).is_file())
+    failed: WalIngestError | None = None
+    with Stop() as stop, bar("importing", total or None) as shown, contextlib.ExitStack() as held:
+        rejected = held.enter_context(OutFile(skip_invalid)) if skip_invalid else None
+        door = open_door(settings, url, stop)
+        held.callback(door.close)
+        told = Imported(to=door.to)
+        entries = _Entries(unit, Destination(org, bucket), settings.server.line_bytes_max, rejected, told)
+        try:
+            for index, name in enumerate(files):
+                _import(name, skip_lines if index == 0 else 0, door, entries, stop, shown)
+        except WalIngestError as exc:
+            # Raised behind the block: what was rejected so far must get its file.
+            failed = exc
+    if failed is not None:
+        raise failed
+    if json:
+        print_json(told)
+    else:
+        more = (
+            f"; rejected: {count_text(told.rejected, 'line', 'lines')}, in {skip_invalid}"
+            if told.rejected
+            else ""
+        )
+        typer.echo(
+            f"{points_text(told.points)} in {count_text(told.lines, 'line', 'lines')} taken into {told.to}{more}"
+        )
+
+
+def _unit(name: str) -> Precision:
+    from wal_ingest.points import Precision
+
+    try:
+        return Precision[name.upper()]
+    except KeyError as exc:
+        raise ConfigError(f"{name!r} is no unit of times", hint="give ns, us, ms, s, m or h") from exc
+
+
+def _import(name: str, skip: int, door: Door, entries: _Entries, stop: Stop, shown: Bar) -> None:
+    """Takes one file. Whatever ends it early says how many of its lines were taken."""
+    from wal_ingest.cli.appending import Interrupted
+
+    line = 0
+    try:
+        for chunk in _chunks(name, shown):
+            lines = chunk.count(b"\n")
+            if line + lines > skip:
+                passed = max(0, skip - line)
+                rest = b"\n".join(chunk.split(b"\n", passed)[passed:]) if passed else chunk
+                line += passed
+                for made in entries.of(rest, name, line):
+                    door.append(made)
+                    entries.told.points += sum(entry.points for entry in made)
+                entries.told.lines += lines - passed
+                line += lines - passed
+            else:
+                line += lines
+            if stop.wished:
+                raise Interrupted("interrupted")
+    except WalIngestError as exc:
+        if isinstance(exc, Refused):
+            line = exc.lines_taken
+        if line:
+            taken = f"taken: {count_text(line, 'line', 'lines')} of {name}; go on behind that with --skip-lines {line}"
+            exc.hint = f"{exc.hint}; {taken}" if exc.hint else taken
+        raise
+
+
+class _Entries:
+    """Entries made of chunks of whole lines."""
+
+    def __init__(
+        self,
+        unit: Precision,
+        destination: Destination,
+        line_bytes_max: int,
+        rejected: OutFile | None,
+        told: Imported,
+    ) -> None:
+        self.told = told
+        self._unit = unit
+        self._destination = destination
+        self._line_bytes_max = line_bytes_max
+        self._rejected = rejected
+
+    def of(self, chunk: bytes, name: str, before: int) -> Iterator[list[NewEntry]]:
+        """A chunk's entries, in one list or several; `before` lines of the file are in front of it.
+
+        Raises `Refused` for the first line that is no point, when rejected lines are not written to a file.
+        """
+        now_ns = time.time_ns()
+        try:
+            yield from self._made(self._accept(chunk, now_ns), now_ns)
+            return
+        except PointError as exc:
+            place = exc
+        if self._rejected is None:
+            good = (place.line or 1) - 1
+            first = b"".join(line + b"\n" for line in chunk.split(b"\n", good)[:good])
+            yield from self._made(self._accept(first, now_ns), now_ns)
+            raise Refused(name, before + good, place)
+        for lines in self._sift(chunk, name, before, now_ns):
+            yield from self._made(lines, now_ns)
+
+    def _accept(self, chunk: bytes, now_ns: int) -> Lines:
+        from wal_ingest.points.line_protocol import accept_line_protocol
+
+        return accept_line_protocol(
+            chunk, precision=self._unit, now_ns=now_ns, line_bytes_max=self._line_bytes_max
+        )
+
+    def _sift(self, chunk: bytes, name: str, before: int, now_ns: int) -> Iterator[Lines]:
+        """The good lines of a chunk; halved and halved again, so that a bad one costs a few looks, not one a line."""
+        try:
+            yield self._accept(chunk, now_ns)
+        except PointError as exc:
+            lines = chunk.count(b"\n")
+            if lines == 1:
+                self._reject(chunk, name, before, exc)
+                return
+            half = chunk.split(b"\n", lines // 2)
+            yield from self._sift(b"\n".join([*half[:-1], b""]), name, before, now_ns)
+            yield from self._sift(half[-1], name, before + lines // 2, now_ns)
+
+    def _reject(self, line: bytes, name: str, before: int, exc: PointError) -> None:
+        assert self._rejected is not None
+        self._rejected.write(f"# {Refused(name, before, exc)}\n".encode() + line)
+        self.told.rejected += 1
+
+    def _made(self, lines: Lines, now_ns: int) -> Iterator[list[NewEntry]]:
+        from wal_ingest.points import split_lines
+        from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
+
+        if lines.points:
+            yield [
+                NewEntry(piece.data, piece.points, now_ns, _SOURCE, self._destination)
+                for piece in split_lines(lines, ENTRY_POINTS_MAX)
+            ]
+
+
+def _chunks(name: str, shown: Bar) -> Iterator[bytes]:
+    """Whole lines, about a mebibyte at a time, each ended by a line feed."""
+    try:
+        with _open(name) as raw:
+            magic = raw.peek(2)[:2]  # type: ignore[attr-defined]
+            file = gzip.GzipFile(fileobj=raw) if magic == _GZIP_MAGIC else raw
+            seen, rest = 0, b""
+            while data := file.read(_CHUNK_BYTES):
+                if name != "-":
+                    shown.advance(raw.tell() - seen)
+                    seen = raw.tell()
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield rest + data[:end]
+                    rest = data[end:]
+                else:
+                    rest += data
+                    if len(rest) > _LINE_BYTES_MAX:
+                        raise UnreadableFile(f"{name} has a line of more than {_LINE_BYTES_MAX} bytes")
+            if rest:
+                yield rest + b"\n"
+    except (OSError, EOFError, zlib.error) as exc:
+        raise UnreadableFile(f"{name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+def _open(name: str) -> IO[bytes]:
+    return sys.stdin.buffer if name == "-" else Path(name).open("rb")

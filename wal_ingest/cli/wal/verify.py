@@ -1,0 +1,61 @@
+"""`wal-ingest wal verify`: is every page and every entry whole?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.output import OPERATOR_NEEDED, bytes_text, print_json
+from wal_ingest.cli.progress import bar
+from wal_ingest.cli.ranges import count_text, entries_text, lost_text, points_text
+
+if TYPE_CHECKING:
+    from wal_ingest.wal.verify import Report
+
+EXAMPLE = "Example: wal-ingest wal verify || wal-ingest wal salvage --all --dry-run"
+
+
+def verify(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+    """Read every page and every entry, and say exactly what is lost.
+
+    Exit code 0 when everything is whole, 3 when something is lost or was set aside and not salvaged.
+    """
+    from wal_ingest.wal.verify import verify as verify_all
+
+    settings = load_config(config, data_dir=data_dir).settings
+    with bar("verifying") as shown:
+        report = verify_all(Path(settings.server.data_dir), total=shown.total, done=shown.advance)
+    if json:
+        print_json(report)
+    else:
+        _print(report)
+    if not report.whole:
+        raise typer.Exit(OPERATOR_NEEDED)
+
+
+def _print(report: Report) -> None:
+    size = sum(segment.bytes for segment in report.segments)
+    say = typer.echo
+    say(
+        f"{count_text(len(report.segments), 'segment', 'segments')}, {bytes_text(size)}: "
+        f"{entries_text(report.entries)} and "
+        f"{points_text(report.points)} can be read"
+    )
+    for segment in report.segments:
+        if segment.pages:
+            say(f"damaged: {segment.file}: {segment.pages}")
+        for lost in segment.lost:
+            say(f"lost: {lost_text(lost)}")
+    for gap in report.gaps:
+        say(f"lost: {lost_text(gap)}")
+    if report.state:
+        say(f"damaged: state.lmdb: {report.state}")
+    for file in report.damaged:
+        say(f"set aside{', salvaged' if file.salvaged else ''}: damaged/{file.file}: {file.reason}")
+    if report.whole:
+        say("everything is whole")
+    elif report.lost_points:
+        say(f"{points_text(report.lost_points)} lost in what is listed above")
