@@ -1,7 +1,7 @@
 """What can still be read in segments that were set aside as damaged, and the note that it was taken.
 
-The damaged file itself is evidence and is never touched. Beside it stand `<file>.reason.txt`, why it was set aside, and,
-once something was salvaged from it, `<file>.salvaged.json`: when, how much, where to.
+The damaged file itself is evidence and is never touched. Beside it stand `<file>.reason.txt`, why it was set aside,
+and, once something was salvaged from it, `<file>.salvaged.json`: when, how much, where to.
 """
 
 from __future__ import annotations
@@ -135,6 +135,12 @@ class Salvage:
 
 def checked(entry: Entry, file: str) -> Entry | Lost:
     """The entry, when its payload gives the lines that it says; else what is lost with it."""
+    lines = lines_of(entry, file)
+    return lines if isinstance(lines, Lost) else entry
+
+
+def lines_of(entry: Entry, file: str) -> bytes | Lost:
+    """An entry's lines, as many as it says points; else what is lost with it."""
     try:
         lines = entry.lines()
     except EntryDamaged as exc:
@@ -143,4 +149,4 @@ def checked(entry: Entry, file: str) -> Entry | Lost:
     if count != entry.points or not lines.endswith(b"\n"):
         reason = f"entry {entry.seq}: it says {entry.points} points and has {count} lines"
         return Lost(file, entry.seq, entry.seq, entry.points, reason)
-    return entry
+    return lines
