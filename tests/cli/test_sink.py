@@ -156,7 +156,7 @@ def test_dead_letters_are_listed_shown_exported_and_written_after_the_bucket_was
     file = tmp_path / "letters.lp.gz"
     node.run("dead-letters", "export", str(file))
     assert gzip.decompress(file.read_bytes()).decode() == node.run("dead-letters", "export", "-")
-    assert "exists already" in node.run("dead-letters", "export", str(file), code=2)
+    assert "is there already" in node.run("dead-letters", "export", str(file), code=2)
     assert len(node.run("dead-letters", "export", "-", "--json").splitlines()) == 3
     assert "0 of 3 points are written; 3 refused again" in node.run("dead-letters", "retry", code=1)
 

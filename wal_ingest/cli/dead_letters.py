@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import typer
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
 from wal_ingest.cli.output import FAILED, confirm, print_json
 from wal_ingest.cli.times import time_text
-from wal_ingest.errors import ConfigError, StorageFailed, WalIngestError
+from wal_ingest.errors import ConfigError, WalIngestError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,6 +41,9 @@ ReasonOption = Annotated[
         "--reason", metavar="TEXT", help="Only those whose reason contains this.", show_default=False
     ),
 ]
+
+# Points in one gzip member of an export.
+_EXPORT_POINTS = 1_000
 
 # How many letters one removal takes: each stops delivery to the sink for a moment.
 _REMOVE_MAX = 20_000
@@ -134,16 +135,19 @@ def export(
     """Write the points to a file, which must not exist yet. They stay where they are, too."""
     import msgspec
 
+    from wal_ingest.cli.outfile import OutFile
+    from wal_ingest.wal.gzip_codec import compress
+
     settings = load_config(config, data_dir=data_dir).settings
     letters = (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason))
     rows = (msgspec.json.encode(_as_json(letter)) + b"\n" if json else letter.line for letter in letters)
-    if file == "-":
-        for row in rows:
-            sys.stdout.buffer.write(row)
-        sys.stdout.buffer.flush()
-        return
-    count = _write_file(Path(file), rows)
-    typer.echo(f"{file}: {count:,} points", err=True)
+    count = 0
+    with OutFile(file) as out:
+        while chunk := list(itertools.islice(rows, _EXPORT_POINTS)):
+            count += len(chunk)
+            lines = b"".join(chunk)
+            out.write(lines if out.is_stdout else compress(lines))
+    typer.echo(f"{count:,} points exported", err=True)
 
 
 @app.command()
@@ -337,21 +341,3 @@ def _as_json(letter: DeadLetter) -> dict[str, object]:
         "bucket": letter.destination.bucket,
         "line": letter.line.decode().rstrip("\n"),
     }
-
-
-def _write_file(path: Path, rows: Iterator[bytes]) -> int:
-    """A new gzip file with the rows, synced. Raises `ConfigError` when it exists, `StorageFailed`."""
-    try:
-        with path.open("xb") as file:
-            count = 0
-            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
-                for row in rows:
-                    packed.write(row)
-                    count += 1
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError as exc:
-        raise ConfigError(f"{path} exists already", hint="name a file that does not") from exc
-    except OSError as exc:
-        raise StorageFailed(path, exc.strerror or str(exc), number=exc.errno or 0) from exc
-    return count
