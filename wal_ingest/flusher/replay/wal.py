@@ -27,11 +27,9 @@ class WalSource:
         last_seq = end_seq if span.last_seq is None else min(span.last_seq, end_seq)
         self._range = replace(span, first_seq=max(span.first_seq, 1), last_seq=last_seq)
         self._last_seq = last_seq
-        first_kept = max(self._range.first_seq, reader.first_seq)
-        self._first_kept = first_kept
-        self._words = "nothing of the WAL"
-        if first_kept <= last_seq:
-            self._words = f"seqs {first_kept:,} to {last_seq:,} of the WAL"
+        self._first_kept = max(self._range.first_seq, reader.first_seq)
+        self._begins = self._search(span.since_ns)
+        self._ends = last_seq if span.until_ns is None else self._search(span.until_ns) - 1
         self._expected = self._count_roughly()
         self.passed = Passed()
 
@@ -39,7 +37,9 @@ class WalSource:
         return self._expected
 
     def describe(self) -> str:
-        return self._words
+        if self._begins > self._ends:
+            return "nothing of the WAL"
+        return f"seqs {self._begins:,} to {self._ends:,} of the WAL"
 
     def items(self) -> Iterator[Unit | Lost]:
         span = self._range
@@ -75,18 +75,11 @@ class WalSource:
 
     def _count_roughly(self) -> int:
         """The points of the range by what the entries at its ends say; times rise with the seqs, nearly."""
-        first = self._entry_from(self._search(self._range.since_ns))
-        if first is None:
+        first = self._entry_from(self._begins)
+        if first is None or self._begins > self._ends:
             return 0
-        behind = None
-        if self._range.until_ns is not None:
-            behind = self._entry_from(self._search(self._range.until_ns))
-        if behind is not None:
-            return max(0, behind.points_before - first.points_before)
-        last = self._entry_from(self._last_seq)
-        end = (
-            self._reader.segments[-1].ends.points_after if last is None else last.points_before + last.points
-        )
+        behind = self._entry_from(self._ends + 1)
+        end = self._reader.segments[-1].ends.points_after if behind is None else behind.points_before
         return max(0, end - first.points_before)
 
     def _search(self, time_ns: int | None) -> int:
@@ -102,10 +95,10 @@ class WalSource:
         return low
 
     def _entry_from(self, seq: int) -> Entry | None:
-        """The first readable entry at or behind a seq, within the range."""
+        """The first readable entry at or behind a seq."""
         for segment in self._reader.segments:
             if segment.ends.last_seq >= seq:
-                found = segment.read(seq, self._last_seq, bytes_max=1)
+                found = segment.read(seq, segment.ends.last_seq, bytes_max=1)
                 entries = [item for item in found if isinstance(item, Entry)]
                 if entries:
                     return entries[0]
