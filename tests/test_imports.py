@@ -33,6 +33,7 @@ IMPORTERS = {
     "re2": {"points/engine.py"},
     "zstandard": {"points/encoding.py"},
     "typer": {"cli/"},
+    "prometheus_client": {"metrics.py"},
     "trio_websocket": {"client/"},
 }
 

@@ -317,7 +317,7 @@ async def test_an_append_does_not_wait_for_a_hanging_disk_for_ever(
     store = open_store(tmp_path)
     commits = HeldCommits(store, monkeypatch)
     now_s = [0.0]
-    writer = Writer(store.wal, settings(commit_wait_s_max=0.01), monotonic_s=lambda: now_s[0])
+    writer = Writer(store.wal, settings(commit_wait_s_max=0.2), monotonic_s=lambda: now_s[0])
     async with trio.open_nursery() as nursery:
         await nursery.start(writer.run)
         with pytest.raises(CommitTooSlow):
