@@ -76,7 +76,7 @@ def test_every_query_asks_for_what_a_real_server_exposes(exposed: Exposed) -> No
 def test_no_metric_is_left_out_of_the_dashboard() -> None:
     asked = " ".join(query for _, query in queries())
     left_out = {metric.name for metric in TABLE if metric.exposed_name not in asked}
-    # One that a stat for "is it refusing" would repeat from the alerts; two that are told by others.
+    # What the alerts are for, and what others tell better.
     assert left_out == {"build_info", "sink_state_since_seconds", "wal_refusing", "wal_segments"}
 
 
