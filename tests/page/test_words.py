@@ -184,7 +184,7 @@ def test_what_is_not_known_is_a_gap(
         (
             scenarios.sink_away(),
             "Taking points; influxdb is away since 02:13, 1.2 M points wait; kafka is paused since "
-            "22 Nov 00:31; the WAL is full in 41 min; nothing is lost",
+            "22 Nov 00:31; space runs out in 41 min; nothing is lost",
             "warn",
         ),
         (
@@ -212,7 +212,7 @@ def test_what_is_not_known_is_a_gap(
         ),
         (
             scenarios.healthy(wal={"full_in_s": 600.0}),
-            "Taking points; the WAL is full in 10 min; delivery keeps up",
+            "Taking points; space runs out in 10 min; delivery keeps up",
             "bad",
         ),
     ],

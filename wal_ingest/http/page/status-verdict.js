@@ -104,12 +104,13 @@ function lagging(sink) {
   }];
 }
 
+// The WAL's own limit or the disk's, whichever comes first.
 function filling(status) {
   const left = status.wal.full_in_s;
   if (!status.ready || !Number.isFinite(left) || left > FULL_S_WORTH_SAYING) return [];
   return [{
     level: left < FULL_S_BAD ? "bad" : "warn",
-    says: `the WAL is full in ${duration(left)}`,
+    says: `space runs out in ${duration(left)}`,
     key: "filling",
   }];
 }
