@@ -234,10 +234,10 @@ def test_what_is_lost_is_named_and_the_rest_is_written(data_dir: Path, database:
     for path in (data_dir / "wal").glob("*.lmdb"):
         path.write_bytes(path.read_bytes().replace(member, member[:20] + b"\0\0" + member[22:]))
     ran = replay(data_dir, database, "--seq", "1..", code=1)
-    assert "lost       5\n  lost: 00000000000000000001.lmdb: seq 7, 5 points:" in ran.stdout
+    assert "lost       5\n  lost: seq 7 (5 points), 00000000000000000001.lmdb" in ran.stdout
     assert written(database) == sorted(expected(1, 6) + expected(8, 30))
     dry = replay(data_dir, database, "--seq", "1..", "--dry-run", code=1)
-    assert "  lost: 00000000000000000001.lmdb: seq 7, 5 points:" in dry.stdout
+    assert "  lost: seq 7 (5 points), 00000000000000000001.lmdb" in dry.stdout
 
 
 def test_the_archive_is_replayed_by_whole_hours(data_dir: Path, database: FakeInfluxDB) -> None:

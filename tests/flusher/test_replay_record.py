@@ -12,9 +12,10 @@ import pytest
 from tests.flusher.twins import START_NS
 from wal_ingest.errors import ConfigError, StorageFailed
 from wal_ingest.flusher.replay.places import Place
-from wal_ingest.flusher.replay.record import LostRange, Record, ReplayRuns, Saved, replay_id
+from wal_ingest.flusher.replay.record import Record, ReplayRuns, Saved, replay_id
 from wal_ingest.wal.cursor import DeadLetter
 from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.lost import Lost
 
 
 def saved(**changes: object) -> Saved:
@@ -39,7 +40,7 @@ def letter(seq: int) -> DeadLetter:
 def test_what_was_saved_is_loaded_by_the_next_one(tmp_path: Path) -> None:
     record = Record(tmp_path / "replay", "abc")
     assert record.load() is None
-    lost = LostRange(file="f", first_seq=3, last_seq=4, points=None, reason="gone")
+    lost = Lost("f", 3, 4, None, "gone")
     told = saved(place=Place(source="wal", seq=9, accepted_ns=5), confirmed=40, lost=[lost])
     record.save(saved())
     record.save(told)

@@ -23,7 +23,7 @@ from wal_ingest.flusher.replay.run import Replay
 from wal_ingest.flusher.status import SinkState
 from wal_ingest.wal.cursor import DeadLetter
 from wal_ingest.wal.entry import Destination
-from wal_ingest.wal.reading import Lost
+from wal_ingest.wal.lost import Lost
 
 Clock = trio.testing.MockClock
 LOST = Lost("f", 2, 2, 7, "damaged")
@@ -159,23 +159,27 @@ async def test_writes_are_under_way_at_once_and_only_the_settled_beginning_is_re
     rig = Rig(in_flight_max=3)
     for _ in range(6):
         rig.log.append(10)
-    let_go = trio.Event()
+    first, others = trio.Event(), trio.Event()
 
-    async def first_one_waits() -> Outcome | None:
-        await let_go.wait()
+    async def wait_for(event: trio.Event) -> Outcome | None:
+        await event.wait()
         return None
 
-    first = rig.log.entries[0].lines().splitlines(keepends=True)
-    rig.sink.answer = lambda lines: first_one_waits() if lines == first else None
+    events = dict(zip((entry.lines() for entry in rig.log.entries), (first, others, others), strict=False))
+    passed = trio.Event()
+    passed.set()
+    rig.sink.answer = lambda lines: wait_for(events.get(b"".join(lines), passed))
     replay = rig.replay()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(replay.run)
+        await rig.sink.wrote(3)
+        assert rig.sink.in_flight == 3
+        others.set()
         await rig.sink.wrote(6)
         await trio.testing.wait_all_tasks_blocked()
-        assert rig.sink.in_flight_peak == 3
         assert len(rig.sink.confirmed) == 50
         assert all(step.place is None for step in rig.steps)
-        let_go.set()
+        first.set()
     assert rig.steps[-1] == Step(Place(source="wal", seq=6), 60, 0, (), finished=True)
 
 

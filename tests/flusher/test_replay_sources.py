@@ -19,7 +19,8 @@ from wal_ingest.flusher.replay.plan import Hole, count, make_plan
 from wal_ingest.flusher.replay.wal import WalSource, last_seq_of
 from wal_ingest.wal.entry import Destination, Entry, NewEntry
 from wal_ingest.wal.gzip_codec import compress
-from wal_ingest.wal.reading import Lost, WalReader
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.reading import WalReader
 
 # 2026-11-22T21:00:00Z
 HOUR = 1_795_381_200_000_000_000 // HOUR_NS
@@ -277,12 +278,13 @@ def test_what_is_lost_is_given_between_the_entries(wal: Wal) -> None:
 
 
 def test_what_is_expected_is_guessed_around_lost_entries(wal: Wal) -> None:
-    wal.damage(9)
-    wal.damage(15)
+    for seq in (9, 10, 15):
+        wal.damage(seq)
     with WalReader(wal.root) as reader:
         assert WalSource(reader, Range(first_seq=9, last_seq=9)).expected_points() == 0
+        assert WalSource(reader, Range(first_seq=10, last_seq=13)).expected_points() == 3 * 5
         assert WalSource(reader, Range(first_seq=12, last_seq=15)).expected_points() == 4 * 5
-        assert WalSource(reader, Range(START_NS + 9 * S, START_NS + 15 * S)).expected_points() == 6 * 5
+        assert WalSource(reader, Range(START_NS + 9 * S, START_NS + 15 * S)).expected_points() == 5 * 5
 
 
 def test_a_last_segment_that_cannot_be_read_at_all_is_lost(wal: Wal) -> None:

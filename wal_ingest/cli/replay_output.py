@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import trio
 
 from wal_ingest.cli.output import bytes_text, print_json
+from wal_ingest.cli.ranges import lost_text
 from wal_ingest.cli.times import time_text
 from wal_ingest.flusher.replay.run import Moment, Replay
 from wal_ingest.flusher.status import SinkState
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from wal_ingest.flusher.replay.plan import Counted
     from wal_ingest.flusher.replay.record import Saved
     from wal_ingest.settings import InfluxDBSettings
+    from wal_ingest.wal.lost import Lost
 
 # How fast a replay is reckoned to be when no --rate is given: measured against VictoriaMetrics on two cores.
 ASSUMED_POINTS_PER_S = 300_000
@@ -130,7 +132,7 @@ def show_counts(
             print(f"  accepted {time_text(passed.first_ns)} to {time_text(passed.last_ns)}")
             print(f"  {bytes_text(passed.stored_bytes)} compressed, {bytes_text(passed.raw_bytes)} of lines")
         for lost in each.lost:
-            print(f"  {lost_words(lost.file, lost.first_seq, lost.last_seq, lost.points, lost.reason)}")
+            print(f"  {_lost_words(lost)}")
     how = "as --rate says" if rate else "as measured once; your database decides"
     print(f"{points:,} points would be written to {target.url}, bucket {target.bucket or '(none)'}")
     print(f"about {duration_text(points / per_s)} at {per_s:,.0f} points/s ({how})")
@@ -152,16 +154,7 @@ def _source_row(each: Counted) -> dict[str, object]:
         "raw_bytes": passed.raw_bytes,
         "first_accepted": time_text(passed.first_ns) if passed.entries else None,
         "last_accepted": time_text(passed.last_ns) if passed.entries else None,
-        "lost": [
-            {
-                "file": lost.file,
-                "first_seq": lost.first_seq,
-                "last_seq": lost.last_seq,
-                "points": lost.points,
-                "reason": lost.reason,
-            }
-            for lost in each.lost
-        ],
+        "lost": list(each.lost),
     }
 
 
@@ -202,7 +195,7 @@ def show_summary(
     print(f"rejected   {saved.rejected:,}" + (f" (in {saved.rejected_file})" if saved.rejected else ""))
     print(f"lost       {_lost_count(saved)}")
     for lost in saved.lost:
-        print(f"  {lost_words(lost.file, lost.first_seq, lost.last_seq, lost.points, lost.reason)}")
+        print(f"  {_lost_words(lost)}")
     print(f"took       {saved.seconds:.1f} s" + (f", {per_s:,.0f} points/s" if points else ""))
 
 
@@ -212,9 +205,8 @@ def _lost_count(saved: Saved) -> str:
     return f"{points:,}" + (" and what cannot be told" if more else "")
 
 
-def lost_words(file: str, first_seq: int, last_seq: int, points: int | None, reason: str) -> str:
-    """One lost range in words."""
-    where = f"{file}: " if file else ""
-    seqs = f"seq {first_seq:,}" if first_seq == last_seq else f"seqs {first_seq:,} to {last_seq:,}"
-    count = "" if points is None else f", {points:,} points"
-    return f"lost: {where}{seqs}{count}: {reason}" if first_seq else f"lost: {where}{reason}"
+def _lost_words(lost: Lost) -> str:
+    """One lost range in words; the archive keeps no seqs."""
+    if lost.first_seq:
+        return f"lost: {lost_text(lost)}"
+    return f"lost: {lost.file} at byte {lost.offset}: {lost.reason}"

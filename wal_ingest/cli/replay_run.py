@@ -20,13 +20,13 @@ from wal_ingest.cli.times import time_text
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.replay.places import Range, Select
 from wal_ingest.flusher.replay.plan import Hole, Plan, count, make_plan
-from wal_ingest.flusher.replay.record import LostRange, Record, Saved, Step, replay_id
+from wal_ingest.flusher.replay.record import Record, Saved, Step, replay_id
 from wal_ingest.flusher.replay.run import Replay
 from wal_ingest.flusher.replay.wal import last_seq_of
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.settings import InfluxDBSettings, Settings
 from wal_ingest.wal.cursor import DeadLetter
-from wal_ingest.wal.reading import Lost, WalReader
+from wal_ingest.wal.reading import WalReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +156,8 @@ class _Keeper:
     def remember(self, step: Step, letters: Sequence[DeadLetter]) -> None:
         """To disk, then to memory. Blocks; runs in a thread. Raises StorageFailed."""
         before, now_ns = self._before, time.time_ns()
-        lost = {(row.file, row.first_seq, row.reason): row for row in before.lost}
-        lost |= {(row.file, row.first_seq, row.reason): row for row in map(_row, step.lost)}
+        # A place lies before what was lost behind it: that is met once more when it goes on.
+        lost = dict.fromkeys([*before.lost, *step.lost])
         rejected = before.rejected + step.rejected
         saved = msgspec.structs.replace(
             before,
@@ -165,23 +165,13 @@ class _Keeper:
             confirmed=before.confirmed + step.confirmed,
             rejected=rejected,
             rejected_file=str(self._record.rejected_path) if rejected else "",
-            lost=list(lost.values()),
+            lost=list(lost),
             updated_ns=now_ns,
             finished_ns=now_ns if step.finished else 0,
             seconds=before.seconds + time.monotonic() - self._began_s,
         )
         self._record.save(saved, letters)
         self.saved = saved
-
-
-def _row(lost: Lost) -> LostRange:
-    return LostRange(
-        file=lost.file,
-        first_seq=lost.first_seq,
-        last_seq=lost.last_seq,
-        points=lost.points,
-        reason=lost.reason,
-    )
 
 
 async def _run(job: Job, plan: Plan, keeper: _Keeper) -> bool:

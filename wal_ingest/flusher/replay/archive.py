@@ -16,7 +16,7 @@ from wal_ingest.flusher.replay.places import Passed, Place, Select, Unit
 from wal_ingest.flusher.sinks.archive_files import archive_files
 from wal_ingest.flusher.sinks.archive_position import hour_and_part
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
-from wal_ingest.wal.reading import Lost
+from wal_ingest.wal.lost import Lost
 
 HOUR_NS = 3_600 * 10**9
 _READ_BYTES = 64 * 1024
@@ -187,7 +187,9 @@ class ArchiveSource:
                 if isinstance(part, Unread):
                     here = part.end
                     if not (part.at_end and file.path == self._newest):
-                        yield Lost(name, 0, 0, None, f"bytes {part.start:,} to {part.end:,}: {part.reason}")
+                        yield Lost(
+                            name, 0, 0, None, f"{part.end - part.start:,} bytes: {part.reason}", part.start
+                        )
                     continue
                 part = _behind(part, skip)
                 skip = skip if part.lines_after else 0

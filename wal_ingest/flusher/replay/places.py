@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from wal_ingest.wal.entry import Entry
-from wal_ingest.wal.reading import Lost
+from wal_ingest.wal.lost import Lost
 
 # Gives those of some canonical lines that are wanted, and how many they are.
 Select = Callable[[bytes], tuple[bytes, int]]

@@ -15,7 +15,8 @@ from wal_ingest.flusher.replay.archive import HOUR_NS, ArchiveSource
 from wal_ingest.flusher.replay.places import Passed, Place, Range, Select, Source
 from wal_ingest.flusher.replay.wal import WalSource
 from wal_ingest.wal.entry import Entry
-from wal_ingest.wal.reading import Lost, WalReader
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.reading import WalReader
 
 ARCHIVE_DIR = "archive"
 

@@ -25,20 +25,10 @@ from wal_ingest.errors import ConfigError, StorageFailed, WalIngestError
 from wal_ingest.flusher.replay.places import Place
 from wal_ingest.wal.cursor import DeadLetter
 from wal_ingest.wal.directory import make_directory, sync_directory
-from wal_ingest.wal.reading import Lost
+from wal_ingest.wal.lost import Lost
 
 FORMAT = 1
 _ID_CHARS = 12
-
-
-class LostRange(msgspec.Struct, frozen=True, kw_only=True):
-    """Entries that could not be read; seqs are 0 for bytes of the archive, `points` is None where it is not known."""
-
-    file: str
-    first_seq: int
-    last_seq: int
-    points: int | None
-    reason: str
 
 
 class Saved(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +52,7 @@ class Saved(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     confirmed: int = 0
     rejected: int = 0
     rejected_file: str = ""
-    lost: list[LostRange] = []
+    lost: list[Lost] = []
     seconds: float = 0.0
 
 

@@ -29,7 +29,7 @@ from wal_ingest.flusher.window import Slot, Window
 from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import Cursor, DeadLetter
-from wal_ingest.wal.reading import Lost
+from wal_ingest.wal.lost import Lost
 
 # How far writing runs ahead of the oldest unsettled batch. It is also what may be written twice after a kill.
 WINDOW_BATCHES_MAX = 64

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from wal_ingest.flusher.replay.places import Passed, Place, Range, Select, Unit
 from wal_ingest.wal.entry import CODEC_RAW, Entry, EntryDamaged
-from wal_ingest.wal.reading import Lost, WalReader
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.reading import WalReader
 
 
 def last_seq_of(reader: WalReader) -> int:
@@ -96,10 +97,6 @@ class WalSource:
 
     def _entry_from(self, seq: int) -> Entry | None:
         """The first readable entry at or behind a seq."""
-        for segment in self._reader.segments:
-            if segment.ends.last_seq >= seq:
-                found = segment.read(seq, segment.ends.last_seq, bytes_max=1)
-                entries = [item for item in found if isinstance(item, Entry)]
-                if entries:
-                    return entries[0]
-        return None
+        behind = (segment for segment in self._reader.segments if segment.ends.last_seq >= seq)
+        items = (item for segment in behind for item in segment.read(seq, segment.ends.last_seq, bytes_max=1))
+        return next((item for item in items if isinstance(item, Entry)), None)
