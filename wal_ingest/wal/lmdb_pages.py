@@ -175,7 +175,7 @@ class PageReader:
                 if found >= key:
                     try:
                         value, where = self._value(page, offset)
-                        yield Found(found, value, where or number * self._page_size + offset)
+                        yield Found(found, value, where)
                     except WalDamaged as exc:
                         yield Unreadable(exc.reason, number * self._page_size, found)
             return
@@ -250,10 +250,11 @@ class PageReader:
         return self._key(page, offset), self._value(page, offset)[0]
 
     def _value(self, page: bytes, offset: int) -> tuple[bytes, int]:
-        """A node's value, and where in the file it begins when it has pages of its own, else 0."""
+        """A node's value, and where in the file it begins."""
         low, high, flags, key_bytes = NODE.unpack_from(page, offset)
-        length, where = low | high << 16, 0
+        length = low | high << 16
         start = offset + NODE.size + key_bytes
+        where = PAGE_HEADER.unpack_from(page)[0] * self._page_size + start
         if not flags & BIG:
             value = page[start : start + length]
         elif start + 8 <= len(page):

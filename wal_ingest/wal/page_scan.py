@@ -125,40 +125,43 @@ class PageScan:
         try:
             for item in reader.whatever_from(b""):
                 if isinstance(item, Found):
-                    self._take(item.key, item.value, item.offset)
+                    self._note(self._take(item.key, item.value, item.offset))
                 else:
-                    self.trouble = self.trouble or item.reason
+                    self._note(item.reason)
                     if item.key is not None:
                         self._damaged.add(int.from_bytes(item.key, "big"))
         finally:
             reader.close()
 
-    def _take(self, key: bytes, value: bytes, offset: int) -> None:
-        """Keeps what proves itself, and is not there yet."""
+    def _note(self, trouble: str) -> None:
+        """Remembers the first thing that is wrong with the tree."""
+        self.trouble = self.trouble or trouble
+
+    def _take(self, key: bytes, value: bytes, offset: int) -> str:
+        """Keeps what proves itself, and is not there yet; returns why it does not, or nothing."""
         if key == HEADER_KEY:
-            if self.header is None:
-                self._take_header(value)
-            return
+            return self._take_header(value) if self.header is None else ""
         seq = int.from_bytes(key, "big")
-        if len(key) != _KEY_BYTES or seq in self._entries:
-            return
+        if seq in self._entries:
+            return ""
         try:
             entry = decode_item((key, value), self.path)
         except UnknownFormatVersion:
             raise
         except WalDamaged as exc:
-            self.trouble = self.trouble or exc.reason
             self._damaged.add(seq)
-            return
+            return exc.reason
         after = entry.points_before + entry.points
         self._entries[seq] = _Where(offset, len(value), entry.points_before, after)
+        return ""
 
-    def _take_header(self, value: bytes) -> None:
+    def _take_header(self, value: bytes) -> str:
         try:
             self.header = SegmentHeader.decode(value, self.path)
         except WalDamaged as exc:
             # A version that nobody knows, too: entries that prove themselves say that only these bytes are odd.
-            self.trouble = self.trouble or exc.reason
+            return exc.reason
+        return ""
 
     # -- leaves ----------------------------------------------------------------------------------------
 
