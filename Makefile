@@ -53,14 +53,17 @@ chaos: $(TEST_READY) ## Strike faults under load for SECONDS, then account for e
 mutations: $(TEST_READY) ## Show that chaos catches each of the deliberately broken builds
 	$(BIN)/python -m ops.chaos.mutations
 
-# The shebang is a fallback: the file begins with a few lines of sh that look for a Python it was built for.
+# Our own wheel first: given the folder, pex would read all that lies in it, environments and caches too. The shebang is a
+# fallback: the file begins with a few lines of sh that look for a Python it was built for.
 binary: $(BINARY_READY) ## Build dist/wal-ingest, one file that needs nothing but Python
 	@mkdir -p $(dir $(BINARY))
-	$(BIN)/pex . --console-script wal-ingest --output-file $(BINARY) --venv --sh-boot \
+	@rm -rf $(BINARY).wheel
+	@$(PIP) wheel --no-deps --wheel-dir $(BINARY).wheel .
+	@$(BIN)/pex $(BINARY).wheel/*.whl --console-script wal-ingest --output-file $(BINARY) --venv --sh-boot \
 		--python-shebang '/usr/bin/env python3' $(foreach python,$(PYTHONS),--python $(python))
-
-screenshots: $(TEST_READY) ## Make the pictures of the status page anew: ten minutes of a real node
-	$(BIN)/python -m ops.screenshots
+	@rm -rf $(BINARY).wheel
+	@echo "$(BINARY) is for CPython$$(for python in $(PYTHONS); do \
+		$$python -c 'import sys; print(" %d.%d" % sys.version_info[:2], end="")'; done), on $$(uname -m)"
 
 clean: ## Remove what was built here; ./data stays
 	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"
