@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 
 from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request, fake_influxdb
 from tests.flusher.twins import lines_of
-from tests.rigs.service import run_command
+from tests.rigs.service import COMMAND, environment, run_command
 from tests.wal.factories import Clock, open_store
 from wal_ingest.wal.entry import Destination, NewEntry
 from wal_ingest.wal.gzip_codec import compress
@@ -315,3 +319,40 @@ def test_progress_can_be_kept_elsewhere(data_dir: Path, database: FakeInfluxDB, 
     told: dict[str, Any] = json.loads(saved.read_text())
     assert told["confirmed"] == 5
     assert not (data_dir / "replay").exists()
+
+
+def test_on_a_terminal_a_bar_shows_the_figures_and_the_trouble(
+    data_dir: Path, database: FakeInfluxDB
+) -> None:
+    answers = iter([Answer(503, b"starting up")])
+    database.answer = lambda _request: next(answers, Answer())
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [
+                COMMAND,
+                "replay",
+                "--data-dir",
+                data_dir,
+                "--seq",
+                "1..",
+                "--rate",
+                "100",
+                "--batch-points",
+                "50",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            env=environment({"influxdb.url": database.url, "influxdb.in_flight_max": 1}) | {"COLUMNS": "150"},
+        )
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end of a terminal is gone when the process is
+            while data := terminal.read(4096):
+                shown += data
+        assert process.wait(timeout=10) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "━" in text
+    assert re.search(r"\d+ points confirmed, [\d,]+ points/s, about \d+ s left", text)
+    assert "; retrying: HTTP 503: starting up" in text

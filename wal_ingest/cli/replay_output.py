@@ -95,9 +95,9 @@ def trouble_words(now: Moment) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration for people: 4 s, 12 min, 3.5 h."""
+    """A duration for people: 4 s, 12 min, 3.5 h; never nothing."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
@@ -196,7 +196,7 @@ def show_summary(
     print(f"lost       {_lost_count(saved)}")
     for lost in saved.lost:
         print(f"  {_lost_words(lost)}")
-    print(f"took       {saved.seconds:.1f} s" + (f", {per_s:,.0f} points/s" if points else ""))
+    print(f"took       {saved.seconds:.1f} s" + (f", {per_s:,.0f} points/s" if points else ""), flush=True)
 
 
 def _lost_count(saved: Saved) -> str:

@@ -135,7 +135,7 @@ def _replay(job: Job, record: Record, saved: Saved) -> int:
         this_run=keeper.this_run(),
     )
     if not finished:
-        said("interrupted: the same command goes on from here")
+        said("the same command goes on from here")
     return DONE if complete else FAILED
 
 
