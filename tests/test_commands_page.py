@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.pages import Reader, commands
+from tests.rigs.influxdb import InfluxDB
+from tests.rigs.pages import Reader, commands, masked
 from tests.rigs.prepared import prepare
+from tests.rigs.processes import wait_until
 from tests.rigs.service import run_command
 from tests.wal.test_damage import flip, zero_tree
 
@@ -83,3 +85,50 @@ def test_the_page_has_every_key_of_what_the_commands_print_as_json(tmp_path: Pat
     once = printed("salvage", third, cwd=tmp_path)
     assert run_command("wal", "salvage", "--all", "--data-dir", data).returncode == 0
     assert once | printed("salvage", "--all", cwd=tmp_path) == keys_told("wal salvage")
+
+
+def masked_sinks(output: str) -> str:
+    """As `masked`; and ages, and the version of the InfluxDB at hand."""
+    output = re.sub(r"\b\d+ s\b", "A s", masked(output))
+    return re.sub(r"as InfluxDB \S+", "as InfluxDB V", output)
+
+
+@pytest.mark.needs("jq", "influxdb", "curl")
+def test_the_commands_about_sinks_and_dead_letters_do_what_the_page_shows(
+    influxdb: InfluxDB, tmp_path: Path
+) -> None:
+    influxdb.query("CREATE DATABASE metrics")
+    reader = Reader(
+        tmp_path,
+        errors_too=True,
+        mask=masked_sinks,
+        looks=("wal-ingest sink status", "wal-ingest dead-letters list"),
+        env={"INFLUXDB_URL": influxdb.url, "INFLUXDB_ORG": "acme", "INFLUXDB_BUCKET": "metrics"},
+    )
+    reader.moved["8086"] = influxdb.url.rpartition(":")[2]
+    try:
+        for command, shown in [*commands(section("sink")), *commands(section("dead-letters"))]:
+            reader.type(command, shown)
+        for command in ("sink status", "sink check"):
+            told = {f"<sink>{key.removeprefix('influxdb')}" for key in asked(reader, command)}
+            assert told == keys_told(command)
+        reader.type(
+            "curl -so /dev/null http://127.0.0.1:8400/metrics -H 'Content-Type: text/plain' "
+            """--data-binary 'temp,room=e value=17 1763800003000000000'""",
+            "",
+        )
+        wait_until(lambda: asked(reader, "dead-letters list"), "there is a dead letter")
+        for command in ("dead-letters list", "dead-letters show"):
+            assert asked(reader, command) == keys_told(command)
+    finally:
+        reader.end()
+
+
+def asked(reader: Reader, command: str) -> set[str]:
+    """The keys of what a command prints as JSON."""
+    arguments: list[str | Path] = [*command.split(), "--json", "--data-dir", reader.folder / "data"]
+    settings = {
+        "influxdb.url": reader.env["INFLUXDB_URL"],
+        "influxdb.bucket": reader.env["INFLUXDB_BUCKET"],
+    }
+    return keys_of(json.loads(run_command(*arguments, settings=settings).stdout))

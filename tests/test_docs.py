@@ -82,7 +82,7 @@ def test_every_metric_is_in_the_api_page() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    told = set(re.findall(r"^\| `(wal-ingest [a-z ]+)` \|", section("Commands"), re.MULTILINE))
+    told = set(re.findall(r"^\| `(wal-ingest [a-z -]+)` \|", section("Commands"), re.MULTILINE))
     known = {f"wal-ingest {command.name}" for command in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None

@@ -123,7 +123,7 @@ def test_mistakes_are_told_with_what_to_do(away: Node) -> None:
 def test_commands_for_a_node_that_was_killed_need_no_node(away: Node) -> None:
     away.service.post("/metrics", b"m f=1 1\n", TEXT)
     away.service.kill()
-    assert "gave up 1 points" in away.run("sink", "skip", "influxdb", "--all", "--yes")
+    assert "gave up 1 point;" in away.run("sink", "skip", "influxdb", "--all", "--yes")
 
 
 @pytest.fixture
@@ -158,10 +158,10 @@ def test_dead_letters_are_listed_shown_exported_and_written_after_the_bucket_was
     assert gzip.decompress(file.read_bytes()).decode() == node.run("dead-letters", "export", "-")
     assert "is there already" in node.run("dead-letters", "export", str(file), code=2)
     assert len(node.run("dead-letters", "export", "-", "--json").splitlines()) == 3
-    assert "0 of 3 points are written; 3 refused again" in node.run("dead-letters", "retry", code=1)
+    assert "0 of 3 points written, 3 refused again" in node.run("dead-letters", "retry", code=1)
 
     influxdb.query('DROP MEASUREMENT "temp"', database=bucket)
-    assert "3 of 3 points are written" in node.run("dead-letters", "retry")
+    assert "3 of 3 points written" in node.run("dead-letters", "retry")
     assert "there are no dead letters" in node.run("dead-letters", "list")
     assert len(influxdb.rows(bucket, "SELECT * FROM temp")) == 3
     told = node.service.wait_drained("influxdb")["sinks"]["influxdb"]

@@ -6,22 +6,19 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
-from wal_ingest.cli.output import FAILED, confirm, print_json
+from wal_ingest.cli.output import FAILED, confirm, points_text, print_json
 from wal_ingest.cli.times import time_text
-from wal_ingest.errors import ConfigError, WalIngestError
+from wal_ingest.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from wal_ingest.flusher.dead_letters import Written
-    from wal_ingest.flusher.status import Progress as Numbers
     from wal_ingest.settings import Settings
     from wal_ingest.wal.cursor import DeadLetter
+    from wal_ingest.wal.letters import LetterId
 
 app = typer.Typer(
     help="List, show, export, retry and drop the points that a sink refused for good.",
@@ -81,20 +78,12 @@ def list_letters(
             ]
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("sink")
-    table.add_column("points", justify="right")
-    table.add_column("last")
-    table.add_column("reason", no_wrap=True, overflow="ignore")
-    for each in groups.listed():
-        table.add_row(each.sink, f"{each.points:,}", time_text(each.last_ns), each.reason)
-    if groups.listed():
-        Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
-    else:
+    if not groups.listed():
         typer.echo("there are no dead letters")
+        return
+    typer.echo(f"{'points':>12}  {'last':20}  sink: reason")
+    for each in groups.listed():
+        typer.echo(f"{each.points:>12,}  {time_text(each.last_ns)}  {each.sink}: {each.reason}")
 
 
 @app.command()
@@ -147,7 +136,7 @@ def export(
             count += len(chunk)
             lines = b"".join(chunk)
             out.write(lines if out.is_stdout else compress(lines))
-    typer.echo(f"{count:,} points exported", err=True)
+    typer.echo(f"{points_text(count)} exported", err=True)
 
 
 @app.command()
@@ -163,15 +152,17 @@ def retry(
     """
     import trio
 
+    from wal_ingest.cli.letter_retry import write_letters
+
     settings = load_config(config, data_dir=data_dir).settings
     name = _the_sink(settings, sink)
     letters = list(_letters(settings, name, reason))
     if not letters:
         typer.echo("there are no such dead letters")
         return
-    confirmed, refused = trio.run(_retry, settings, name, letters)
+    confirmed, refused = trio.run(write_letters, settings, name, letters, _remove)
     typer.echo(
-        f"{name}: {confirmed:,} of {len(letters):,} points are written; {len(refused):,} refused again"
+        f"{name}: {confirmed:,} of {points_text(len(letters))} written, {len(refused):,} refused again"
     )
     for letter in refused[:3]:
         typer.echo(f"  {letter.line.decode().strip()}: {letter.reason}")
@@ -198,98 +189,16 @@ def drop(
         return
     groups = LetterGroups()
     groups.add(letters)
-    typer.echo(
-        f"{len(letters):,} points that {name} refused are nowhere else once the log has let go of them:"
-    )
+    typer.echo(f"{points_text(len(letters))} that {name} refused, kept nowhere else once the log has let go:")
     for each in groups.listed():
         typer.echo(f"  {each.points:,}: {each.reason}")
     typer.echo("To keep them: wal-ingest dead-letters export FILE.lp.gz")
     confirm("Drop them?", yes=yes)
     removed = _remove(settings, name, [id_of(letter) for letter in letters], written=False)
-    typer.echo(f"{name}: dropped {removed:,} points")
+    typer.echo(f"{name}: dropped {points_text(removed)}")
 
 
-async def _retry(settings: Settings, name: str, letters: list[DeadLetter]) -> tuple[int, list[DeadLetter]]:
-    import random
-    import time
-
-    import trio
-
-    from wal_ingest.flusher.dead_letters import write_again
-    from wal_ingest.flusher.status import Progress as Numbers
-    from wal_ingest.service.sinks import sink_makers
-    from wal_ingest.wal.letters import id_of
-
-    makers = sink_makers(settings, Path(settings.server.data_dir))
-    if name not in makers:
-        raise ConfigError(
-            f"{name} is not on in these settings", hint="give the server's settings with --config"
-        )
-    if name == "archive":
-        raise ConfigError("the archive refuses no points: there is nothing to retry")
-    await _must_be_right(makers[name]())
-    refused: list[DeadLetter] = []
-    confirmed = 0
-    numbers = Numbers(time.time_ns())
-    with _progress_bar(numbers) as bar:
-        task = bar.add_task(f"writing to {name}", total=len(letters))
-
-        def written(result: Written) -> None:
-            nonlocal confirmed
-            confirmed += len(result.confirmed)
-            refused.extend(result.refused)
-            if result.confirmed:
-                _remove(settings, name, [id_of(letter) for letter in result.confirmed], written=True)
-            bar.advance(task, len(result.confirmed) + len(result.refused))
-
-        await write_again(
-            makers[name](),
-            letters,
-            settings.flusher,
-            run_sync=trio.to_thread.run_sync,
-            now_ns=time.time_ns,
-            rng=random.Random(),
-            written=written,
-            progress=numbers,
-        )
-    return confirmed, refused
-
-
-def _progress_bar(numbers: Numbers) -> Progress:
-    """A bar for a terminal, with the sink's last refusal behind it while it is tried again."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
-    from rich.text import Text
-
-    class Trouble(ProgressColumn):
-        def render(self, task: object) -> Text:  # noqa: ARG002 - the same for every task
-            return Text(f"trying again: {numbers.last_error}" if numbers.retried_writes else "")
-
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        Trouble(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
-
-
-async def _must_be_right(sink: Any) -> None:
-    """A sink that is away or misconfigured would be waited for without end; whoever types this wants to know now."""
-    await sink.open(None)
-    try:
-        wrong = [check for check in await sink.check() if not check.right]
-    finally:
-        await sink.aclose()
-    if wrong:
-        error = WalIngestError(f"{sink.name}: {wrong[0].what}: {wrong[0].found}")
-        error.hint = f"mend that first; `wal-ingest sink check {sink.name}` tells when it is right"
-        raise error
-
-
-def _remove(settings: Settings, sink: str, ids: list[Any], *, written: bool) -> int:
+def _remove(settings: Settings, sink: str, ids: list[LetterId], *, written: bool) -> int:
     from wal_ingest.cli.node import operate
 
     removed = 0

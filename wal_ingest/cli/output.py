@@ -52,6 +52,11 @@ def confirm(question: str, *, yes: bool) -> None:
         raise SystemExit(FAILED)
 
 
+def points_text(count: int) -> str:
+    """So many points: 1 point, 2,000 points."""
+    return f"{count:,} point" if count == 1 else f"{count:,} points"
+
+
 def bytes_text(size: int) -> str:
     """A size for people: 31.4 MiB."""
     value = float(size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
-from wal_ingest.cli.output import FAILED, age_text, confirm, print_json
+from wal_ingest.cli.output import FAILED, age_text, confirm, points_text, print_json
 from wal_ingest.cli.times import TIME_HELP, parse_time_ns, time_text
 from wal_ingest.errors import ConfigError
 
@@ -206,13 +206,13 @@ def skip(
         typer.echo(f"{sink}: nothing to give up: no such points wait for it")
         return
     typer.echo(
-        f"{sink} will never get {points:,} points in seqs {cursor.seq + 1:,} to {last_seq:,}, {span}.\n"
+        f"{sink} will never get {points_text(points)} in seqs {cursor.seq + 1:,} to {last_seq:,}, {span}.\n"
         f"To keep them: wal-ingest wal export FILE.lp.gz --seq {cursor.seq + 1}..{last_seq}"
     )
     confirm("Give them up?", yes=yes)
     told = operate(settings, "sink.skip", sink=sink, through_seq=last_seq)
     typer.echo(
-        f"{sink}: gave up {told['expired_points']:,} points; its cursor is at seq {told['cursor_seq']:,}"
+        f"{sink}: gave up {points_text(told['expired_points'])}; its cursor is at seq {told['cursor_seq']:,}"
     )
 
 
@@ -245,4 +245,8 @@ def _given_up(
             for entry in reader.entries(first_seq=seq, last_seq=seq)
             if not isinstance(entry, Lost)
         ]
-    return last_seq, points, "accepted " + " to ".join(times) if times else "which cannot be read"
+    return (
+        last_seq,
+        points,
+        "accepted " + " to ".join(dict.fromkeys(times)) if times else "which cannot be read",
+    )
