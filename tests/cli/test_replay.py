@@ -16,6 +16,7 @@ import pytest
 
 from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request, fake_influxdb
 from tests.flusher.twins import lines_of
+from tests.rigs.processes import Process, wait_until
 from tests.rigs.service import COMMAND, environment, run_command
 from tests.wal.factories import Clock, open_store
 from wal_ingest.wal.entry import Destination, NewEntry
@@ -328,31 +329,48 @@ def test_on_a_terminal_a_bar_shows_the_figures_and_the_trouble(
     database.answer = lambda _request: next(answers, Answer())
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
+        settings = {"influxdb.url": database.url, "influxdb.bucket": "b", "influxdb.in_flight_max": 1}
+        arguments = ("--data-dir", data_dir, "--seq", "1..", "--rate", "100", "--batch-points", "50")
         process = subprocess.Popen(
-            [
-                COMMAND,
-                "replay",
-                "--data-dir",
-                data_dir,
-                "--seq",
-                "1..",
-                "--rate",
-                "100",
-                "--batch-points",
-                "50",
-            ],
+            [COMMAND, "replay", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=theirs,
-            env=environment({"influxdb.url": database.url, "influxdb.in_flight_max": 1}) | {"COLUMNS": "150"},
+            env=environment(settings) | {"COLUMNS": "150", "TERM": "xterm"},
         )
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # the other end of a terminal is gone when the process is
             while data := terminal.read(4096):
                 shown += data
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=10) == 0, shown.decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "━" in text
     assert re.search(r"\d+ points confirmed, [\d,]+ points/s, about \d+ s left", text)
     assert "; retrying: HTTP 503: starting up" in text
+
+
+def test_a_killed_replay_goes_on_behind_what_it_had_remembered(
+    data_dir: Path, database: FakeInfluxDB, tmp_path: Path
+) -> None:
+    settings = {"influxdb.url": database.url, "influxdb.org": "acme", "influxdb.bucket": "metrics"}
+    slowly = ("--seq", "1..", "--rate", "20", "--batch-points", "5")
+    process = Process(
+        "wal-ingest replay",
+        [COMMAND, "replay", "--data-dir", data_dir, *slowly],
+        log=tmp_path / "replay.err",
+        env=environment(settings),
+    )
+
+    def remembered() -> int:
+        found = list((data_dir / "replay").glob("*.json"))
+        confirmed: int = json.loads(found[0].read_text())["confirmed"] if found else 0
+        return confirmed
+
+    before = wait_until(remembered, "the replay remembers a place", also=tmp_path / "replay.err")
+    process.kill()
+    ran = replay(data_dir, database, "--seq", "1..")
+    assert f"{before} points are confirmed" in ran.stderr
+    assert "confirmed  150" in ran.stdout
+    assert set(written(database)) == set(expected(1, 30))
+    assert len(written(database)) < 2 * 150
