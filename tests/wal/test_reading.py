@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.wal.factories import Clock, new_entry, open_store
-from tests.wal.test_damage import DAMAGE, flip, three_segments, zero
+from tests.wal.test_damage import DAMAGE, PAGE, flip, three_segments, zero
 from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import pinned
 from wal_ingest.wal.entry import Entry
@@ -30,7 +31,7 @@ def seqs(items: list[Entry | Lost]) -> list[int]:
     return [item.seq for item in items if isinstance(item, Entry)]
 
 
-def lost(items: list[Entry | Lost]) -> list[tuple[int, int, int | None]]:
+def lost(items: Sequence[Entry | Lost]) -> list[tuple[int, int, int | None]]:
     """What is lost: first seq, last seq, points."""
     return [(item.first_seq, item.last_seq, item.points) for item in items if isinstance(item, Lost)]
 
@@ -293,7 +294,7 @@ def test_points_of_what_is_lost_are_told_by_what_stands_around_it() -> None:
         return Entry(seq, 10, before, 5, "", new_entry(1).destination, 0, 1, b"x")
 
     gap = Lost("f", 3, 4, None, "r")
-    items = [gap, entry(5, 40), Lost("f", 6, 6, None, "r")]
+    items: list[Entry | Lost] = [gap, entry(5, 40), Lost("f", 6, 6, None, "r")]
     assert lost(with_points(items, points_before=20, points_after=60)) == [(3, 4, 20), (6, 6, 10)]
     assert lost(with_points(items, points_before=None, points_after=None)) == [(3, 4, None), (6, 6, None)]
     # Numbers that cannot be are not made into a count.
@@ -362,10 +363,14 @@ def test_a_file_that_changes_faster_than_it_is_read_is_an_error_and_no_loss(
 def test_a_meta_page_that_breaks_while_the_file_is_open_hides_nothing(three: Path) -> None:
     path = files(three)[0]
     segment = PinnedSegment(path)
+    content = path.read_bytes()
+    # The first entry stands in a leaf; every copy of it breaks.
+    for match in re.finditer(b"host-1", content):
+        flip(path, match.start())
     zero(path, 0)
-    flip(path, path.stat().st_size - 4000)
     items = segment.read(1, 2)
     assert_told(items, 1, 2)
+    assert lost(items) == [(1, 1, 10)]
     with pytest.raises(WalDamaged):
         segment.refresh()
     segment.close()
@@ -392,3 +397,40 @@ def test_a_tree_that_leads_to_a_page_twice_gives_its_entries_once(
 
     monkeypatch.setattr(PageReader, "whatever_from", twice)
     assert seqs(everything(three)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_ends_are_looked_for_again_where_the_file_went_on_meanwhile(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(PageReader, "is_whole", lambda _self: next(answers))
+    segment = PinnedSegment(files(three)[0])
+    assert segment.ends.last_seq == 2
+    assert list(answers) == []
+    segment.close()
+
+
+def test_a_branch_that_is_its_own_child_has_an_end(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    commit(store, *range(1, 201))
+    path = store.wal.segments()[0].path
+    store.close()
+    content = bytearray(path.read_bytes())
+    root = max(int.from_bytes(content[page * PAGE + 128 :][:8], "little") for page in (0, 1))
+    lower = int.from_bytes(content[root * PAGE + 12 :][:2], "little")
+    assert lower > 18, "the root has more than one child"
+    node = root * PAGE + int.from_bytes(content[root * PAGE + 16 :][:2], "little")
+    content[node : node + 4] = root.to_bytes(4, "little")
+    path.write_bytes(content)
+    with WalReader(tmp_path) as reader:
+        assert_told(list(reader.entries()), 1, 200)
+
+
+def test_a_log_may_have_more_segments_than_a_process_may_have_files_open_by_default(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _what: (64, 4096))
+    monkeypatch.setattr("resource.setrlimit", lambda _what, limits: asked.append(limits))
+    assert len(everything(three)) == 6
+    assert asked == [(4096, 4096)]

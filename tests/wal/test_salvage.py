@@ -14,13 +14,13 @@ from tests.wal.test_damage import PAGE, cut, flip, flip_header, three_segments, 
 from tests.wal.test_reading import assert_told, lost, seqs
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import page_scan
-from wal_ingest.wal.entry import Entry, extent
+from wal_ingest.wal.entry import CODEC_GZIP, Destination, Entry, extent
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.lmdb_layout import LEAF, NODE, PAGE_HEADER
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.page_scan import PageScan
 from wal_ingest.wal.pinned import ScannedSegment
-from wal_ingest.wal.salvage import Note, Salvage, damaged_files, read_note, write_note
+from wal_ingest.wal.salvage import Note, Salvage, damaged_files, lines_of, read_note, write_note
 from wal_ingest.wal.segment import read_ends
 
 
@@ -285,7 +285,7 @@ def test_a_file_that_cannot_be_read_is_an_error(large: Path, monkeypatch: pytest
     def broken(fd: int, length: int, offset: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(page_scan.os, "pread", broken)
+    monkeypatch.setattr("os.pread", broken)
     with pytest.raises(StorageFailed, match="Input/output"):
         PageScan(large)
 
@@ -323,6 +323,14 @@ def test_a_note_is_read_as_it_was_written_and_lies_beside_the_file(tmp_path: Pat
 def test_a_note_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match="cannot be written"):
         write_note(tmp_path / "nowhere" / "x.lmdb", Note(salvaged_ns=5, entries=1, points=2, to="x", lost=[]))
+
+
+def test_an_entry_that_does_not_decompress_is_lost_with_its_points() -> None:
+    entry = Entry(7, 10, 0, 5, "", Destination(), CODEC_GZIP, 100, b"no gzip")
+    found = lines_of(entry, "f")
+    assert isinstance(found, Lost)
+    assert (found.first_seq, found.last_seq, found.points) == (7, 7, 10)
+    assert "does not decompress" in found.reason
 
 
 def test_too_few_bytes_say_no_length() -> None:

@@ -15,6 +15,7 @@ from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import verify as verifying
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.entry import NewEntry
+from wal_ingest.wal.lmdb_file import verify as lmdb_verify
 from wal_ingest.wal.salvage import Note, write_note
 from wal_ingest.wal.verify import Report, verify
 from wal_ingest.wal.writer import Writer
@@ -131,7 +132,7 @@ def test_a_file_from_a_newer_version_is_refused_by_name(data: Path, monkeypatch:
 def test_a_segment_that_is_dropped_meanwhile_is_no_damage(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verifying.verify_pages
+    real = lmdb_verify
     first = files(data)[0]
 
     def dropped(path: Path) -> None:
