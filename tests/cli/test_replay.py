@@ -284,6 +284,7 @@ def test_senders_buckets_that_the_archive_does_not_keep_are_spoken_of(
         (("--seq", "4", "--to", "http://me:pass@host"), "holds a user and password"),
         (("--seq", "4", "--to", "ftp://host"), "no http:// or https:// address"),
         (("--seq", "4", "--token-file", "/nowhere"), "the token cannot be read"),
+        (("--seq", "4", "--rejected", "/nowhere/at/all"), "no such directory"),
         (("--seq", "4", "--from", "archive"), "no archive"),
     ],
 )
@@ -291,7 +292,7 @@ def test_what_makes_no_sense_is_refused_with_a_reason(
     data_dir: Path, database: FakeInfluxDB, arguments: tuple[str, ...], said: str
 ) -> None:
     ran = replay(data_dir, database, *arguments, code=3 if said == "no archive" else 2)
-    assert said in ran.stderr.replace("there is ", "")
+    assert said in ran.stderr
     assert "pass@" not in ran.stderr
     assert database.requests == []
 

@@ -136,6 +136,8 @@ def replay(
     from wal_ingest.cli.replay_run import Job, dry_run_of, run_job
 
     now_ns = time.time_ns()
+    if rejected is not None and not rejected.absolute().parent.is_dir():
+        raise ConfigError(f"{rejected}: there is no such directory", hint="make it, or name another file")
     settings = load_config(config, data_dir=data_dir).settings
     target = target_of(
         settings.influxdb, to, org=org, bucket=bucket, token_file=token_file, in_flight=in_flight
