@@ -116,7 +116,7 @@ def make_screenshots(seconds: float, root: Path) -> None:
                 watched.page.goto(f"{node.url}/")
                 take(watched, "away since", IMAGES / "status-desktop.png", whole=True, s_max=30)
             database.open_front()
-            with watched_page(browser, width=390, height=1200, dark=True, touch=True) as watched:
+            with watched_page(browser, width=390, height=950, dark=True, touch=True) as watched:
                 watched.page.goto(f"{node.url}/")
                 take(watched, "delivery keeps up", IMAGES / "status-phone.png", whole=False, s_max=120)
 
