@@ -33,7 +33,7 @@ import structlog
 import trio
 
 from wal_ingest.control import serve_control
-from wal_ingest.errors import StorageFailed, WalIngestError
+from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkStatus
@@ -43,16 +43,14 @@ from wal_ingest.http.ingest import Ingest
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.metrics import Metrics
+from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader
-from wal_ingest.service.numbers import TROUBLED, Numbers
+from wal_ingest.service.numbers import Numbers
 from wal_ingest.service.sinks import SinkRunner, sink_makers
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
 from wal_ingest.wal.accounts import disagreements
-from wal_ingest.wal.cursor import Trouble
-from wal_ingest.wal.retention import droppable_seq
-from wal_ingest.wal.space import is_no_descriptors
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -62,9 +60,6 @@ _SWITCH_INTERVAL_S = 0.0002
 
 # Requests leave few cycles behind, so the collector may come by less often than its default of (700, 10, 10).
 _GC_THRESHOLDS = (20_000, 20, 20)
-
-# How often age, free disk and cursors are looked at.
-_CARETAKER_S = 1.0
 
 # The part of `stop_s_max` that runners have for their writes under way.
 _DELIVERY_PART_OF_STOP = 0.15
@@ -82,7 +77,7 @@ class Service:
         self._settings = settings
         self._ready = ready
         self._shutdown = trio.Event()
-        self._confirmed = trio.Event()
+        self._moved = Moved()
         self._metrics = Metrics()
         self._failure: Exception | None = None
 
@@ -149,7 +144,7 @@ class Service:
                 run_sync=trio.to_thread.run_sync,
                 now_ns=time.time_ns,
                 rng=random.Random(),
-                confirmed=lambda _name: self._confirmed_moved(),
+                confirmed=lambda _name: self._moved.set(),
                 grace_s=self._settings.server.stop_s_max * _DELIVERY_PART_OF_STOP,
                 progress=progress,
             )
@@ -163,6 +158,7 @@ class Service:
         self, store: Store, writer: Writer, runners: list[SinkRunner], sockets: list[socket.socket]
     ) -> None:
         numbers = self._numbers(store, writer, runners)
+        caretakers = Caretakers(store, writer, runners, self._settings.wal, self._moved, now_ns=time.time_ns)
         refusals = RefusalLog(monotonic_s=time.monotonic, failed=numbers.watch.failed_request)
         admin = create_admin_app(
             readiness=numbers.not_ready,
@@ -190,12 +186,12 @@ class Service:
                     sinks.start_soon(self._guarded, runner.run)
                 async with trio.open_nursery() as wal:
                     await wal.start(writer.run)
-                    wal.start_soon(self._guarded, self._seal_by_age, writer)
-                    wal.start_soon(self._guarded, self._truncate, store, writer, runners)
-                    wal.start_soon(self._guarded, self._note_troubles, store, runners)
+                    wal.start_soon(self._guarded, caretakers.seal_by_age)
+                    wal.start_soon(self._guarded, caretakers.truncate)
+                    wal.start_soon(self._guarded, caretakers.note_troubles)
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
-                    commands = node_commands(store, runners, changed=self._confirmed_moved)
+                    commands = node_commands(store, runners, changed=self._moved.set)
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)
@@ -260,57 +256,6 @@ class Service:
             return [str(refusal)]
         return ["the server is shutting down"] if self._shutdown.is_set() else []
 
-    # -- the caretakers --------------------------------------------------------------------------------
-
-    async def _seal_by_age(self, writer: Writer) -> None:
-        while True:
-            await trio.sleep(_CARETAKER_S)
-            await writer.seal_if_due()
-            # Cursors may not have moved, yet what was sealed just now may be confirmed already.
-            self._confirmed.set()
-
-    async def _note_troubles(self, store: Store, runners: list[SinkRunner]) -> None:
-        """Writes down which sinks are in trouble, for `wal status` to tell from outside."""
-        while True:
-            for runner in runners:
-                status = runner.status()
-                trouble = None
-                if status.state in TROUBLED:
-                    trouble = Trouble(status.state.value, status.last_error, status.since_ns)
-                await trio.to_thread.run_sync(store.state.note_trouble, runner.name, trouble)
-            await trio.sleep(_CARETAKER_S)
-
-    async def _truncate(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> None:
-        """Drops what every required sink has confirmed, after each durable move of a cursor."""
-        while True:
-            await self._confirmed.wait()
-            self._confirmed = trio.Event()
-            cursors = [(runner.status().required, store.cursor(runner.name).seq) for runner in runners]
-            # Where no sink is required, all are: a point must be somewhere before it may go.
-            holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
-            try:
-                await trio.to_thread.run_sync(self._drop_confirmed, store, writer, min(holding))
-            except StorageFailed as exc:
-                if not is_no_descriptors(exc.number):
-                    raise
-                # Nothing depends on it: what should be gone goes next time.
-                _log.warning("confirmed segments could not be dropped", reason=str(exc))
-            await trio.to_thread.run_sync(store.wal.rest_segments, [seq for _, seq in cursors])
-            await writer.seal_if_due()  # which also measures: a WAL that was full may take points again
-
-    def _drop_confirmed(self, store: Store, writer: Writer, confirmed_seq: int) -> None:
-        settings = self._settings.wal
-        store.wal.truncate(
-            droppable_seq(
-                store.wal.segments(),
-                confirmed_seq,
-                now_ns=time.time_ns(),
-                keep_s=settings.keep_confirmed_s,
-                keep_bytes_max=settings.keep_confirmed_bytes_max,
-                space_is_short=writer.space_is_short(),
-            )
-        )
-
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
@@ -333,9 +278,6 @@ class Service:
         # The waiters have their 503 by now or get it during the graceful stop.
         self._stop(f"the WAL failed: {writer.failure}")
 
-    def _confirmed_moved(self) -> None:
-        self._confirmed.set()
-
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
@@ -344,7 +286,7 @@ class Service:
 async def _say_left_out(refusals: RefusalLog) -> None:
     """Has the log of refusals say now and then what it was spared."""
     while True:
-        await trio.sleep(_CARETAKER_S)
+        await trio.sleep(CARETAKER_S)
         refusals.say_left_out()
 
 

@@ -1,0 +1,109 @@
+"""What is done on the side while the node runs: segments are sealed by age and dropped, troubles are written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from wal_ingest.errors import StorageFailed
+from wal_ingest.service.numbers import TROUBLED
+from wal_ingest.service.sinks import SinkRunner
+from wal_ingest.settings import WalSettings
+from wal_ingest.wal.cursor import Trouble
+from wal_ingest.wal.retention import droppable_seq
+from wal_ingest.wal.space import is_no_descriptors
+from wal_ingest.wal.store import Store
+from wal_ingest.wal.writer import Writer
+
+# How often age, free disk and cursors are looked at.
+CARETAKER_S = 1.0
+
+_log = structlog.get_logger("wal_ingest.service")
+
+
+class Moved:
+    """Said whenever a cursor has moved, durably: what was kept may be dropped now."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """A cursor has moved."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Returns when one has moved since the last wait returned."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+class Caretakers:
+    """Each method is a task that runs until cancelled. They raise `StorageFailed`, which ends the node."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        runners: Sequence[SinkRunner],
+        settings: WalSettings,
+        moved: Moved,
+        *,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._writer = writer
+        self._runners = runners
+        self._settings = settings
+        self._moved = moved
+        self._now_ns = now_ns
+
+    async def seal_by_age(self) -> None:
+        """Has the last segment sealed when it is old enough."""
+        while True:
+            await trio.sleep(CARETAKER_S)
+            await self._writer.seal_if_due()
+            # Cursors may not have moved, yet what was sealed just now may be confirmed already.
+            self._moved.set()
+
+    async def note_troubles(self) -> None:
+        """Writes down which sinks are in trouble, for `wal status` to tell from outside."""
+        while True:
+            for runner in self._runners:
+                status = runner.status()
+                trouble = None
+                if status.state in TROUBLED:
+                    trouble = Trouble(status.state.value, status.last_error, status.since_ns)
+                await trio.to_thread.run_sync(self._store.state.note_trouble, runner.name, trouble)
+            await trio.sleep(CARETAKER_S)
+
+    async def truncate(self) -> None:
+        """Drops what every required sink has confirmed, after each durable move of a cursor."""
+        wal = self._store.wal
+        while True:
+            await self._moved.wait()
+            cursors = [(runner.required, self._store.cursor(runner.name).seq) for runner in self._runners]
+            # Where no sink is required, all are: a point must be somewhere before it may go.
+            holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
+            try:
+                await trio.to_thread.run_sync(self._drop_confirmed, min(holding))
+            except StorageFailed as exc:
+                if not is_no_descriptors(exc.number):
+                    raise
+                # Nothing depends on it: what should be gone goes next time.
+                _log.warning("confirmed segments could not be dropped", reason=str(exc))
+            await trio.to_thread.run_sync(wal.rest_segments, [seq for _, seq in cursors])
+            await self._writer.seal_if_due()  # which also measures: a full WAL may take points again
+
+    def _drop_confirmed(self, confirmed_seq: int) -> None:
+        self._store.wal.truncate(
+            droppable_seq(
+                self._store.wal.segments(),
+                confirmed_seq,
+                now_ns=self._now_ns(),
+                keep_s=self._settings.keep_confirmed_s,
+                keep_bytes_max=self._settings.keep_confirmed_bytes_max,
+                space_is_short=self._writer.space_is_short(),
+            )
+        )
