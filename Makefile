@@ -65,6 +65,9 @@ binary: $(BINARY_READY) ## Build dist/wal-ingest, one file that needs nothing bu
 	@echo "$(BINARY) is for CPython$$(for python in $(PYTHONS); do \
 		$$python -c 'import sys; print(" %d.%d" % sys.version_info[:2], end="")'; done), on $$(uname -m)"
 
+screenshots: $(TEST_READY) ## Make the pictures of the status page anew: ten minutes of a real node
+	$(BIN)/python -m ops.screenshots
+
 clean: ## Remove what was built here; ./data stays
 	@echo "removing $(VENV), the caches of the tools, node_modules and build results; ./data stays"
 	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage tests/clients/node_modules
