@@ -279,4 +279,9 @@ def _check_status(report: Report, sent: Sequence[Sent], *, waiting: int, letters
 
 
 def _keep_evidence(world: World, folder: Path) -> None:
-    shutil.copytree(world.node.service.data_dir, folder / "data", dirs_exist_ok=True)
+    shutil.copytree(
+        world.node.service.data_dir,
+        folder / "data",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.sock"),
+    )
