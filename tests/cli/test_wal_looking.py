@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import json
@@ -108,7 +109,7 @@ def test_a_look_works_for_another_user_on_what_is_read_only(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
-    for path in data.rglob("*"):
+    for path in (data, *data.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     # The folders of a test run belong to its user alone; nobody may at least go through them.
     for path in (tmp_path, *list(tmp_path.parents)[:2]):
@@ -117,6 +118,15 @@ def test_a_look_works_for_another_user_on_what_is_read_only(
     ran = as_somebody_else(arguments, data)
     assert ran.returncode == 0, ran.stderr
     assert tree(data) == before
+
+
+def test_who_may_not_look_is_told_so(data: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    (data / "wal").chmod(0o700)
+    for command in ("ls", "cat", "verify"):
+        ran = as_somebody_else([command], data)
+        assert (ran.returncode, ran.stderr.split(b": ")[-1]) == (3, b"Permission denied\n")
 
 
 def test_a_listing_has_every_segment_with_its_state(data: Path) -> None:
@@ -169,30 +179,30 @@ def test_points_come_as_they_were_stored(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "expected"),
+    ("filters", "numbers"),
     [
-        (["--seq", "2..3"], lines(2) + lines(3)),
-        (["--since", "2026-11-22T21:30:00Z"], lines(4) + lines(5) + lines(6)),
-        (["--until", str(START_NS // 10**9 + 1)], lines(1)),
-        (["--source", "web-b", "--seq", "..4"], lines(2) + lines(4)),
-        (["--source", "nobody"], b""),
-        (["--limit", "0"], b""),
-        (["--limit", "1500"], lines(1) + b"".join(line + b"\n" for line in lines(2).split(b"\n")[:500])),
-        (
-            ["--measurement", "my disk", "--limit", "3"],
-            b"".join(line + b"\n" for line in lines(1).split(b"\n") if line.startswith(b"my"))[: 3 * 47],
-        ),
-        (["--measurement", "cpu", "--measurement", "my disk"], ALL_LINES),
+        (["--seq", "2..3"], [2, 3]),
+        (["--since", "2026-11-22T21:30:00Z"], [4, 5, 6]),
+        (["--until", str(START_NS // 10**9 + 1)], [1]),
+        (["--source", "web-b", "--seq", "..4"], [2, 4]),
+        (["--source", "nobody"], []),
+        (["--limit", "0"], []),
+        (["--measurement", "cpu", "--measurement", "my disk"], [1, 2, 3, 4, 5, 6]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_filters_choose_points(data: Path, filters: list[str], expected: bytes) -> None:
-    found = wal("cat", *filters, data=data).stdout
-    if "my disk" in filters and "--limit" in filters:
-        assert found.count(b"\n") == 3
-        assert all(line.startswith(b"my\\ disk,") for line in found.splitlines())
-    else:
-        assert found == expected
+def test_filters_choose_entries(data: Path, filters: list[str], numbers: list[int]) -> None:
+    assert wal("cat", *filters, data=data).stdout == b"".join(lines(number) for number in numbers)
+
+
+def test_a_limit_counts_points_and_cuts_within_an_entry(data: Path) -> None:
+    found = wal("cat", "--limit", "1500", data=data).stdout
+    assert found == b"".join(ALL_LINES.splitlines(keepends=True)[:1500])
+
+
+def test_a_measurement_chooses_points_within_entries(data: Path) -> None:
+    found = wal("cat", "--measurement", "my disk", "--limit", "150", data=data).stdout
+    disk = [line for line in ALL_LINES.splitlines(keepends=True) if line.startswith(b"my\\ disk,")]
+    assert found == b"".join(disk[:150])
 
 
 def test_entries_as_json_have_what_the_sender_said(data: Path) -> None:
@@ -234,6 +244,11 @@ def test_a_reader_that_goes_ends_the_command_quietly(data: Path, arguments: list
     )
 
 
+def has_lines(out: Path, count: int) -> bool:
+    """Whether a file has so many lines."""
+    return out.read_bytes().count(b"\n") == count
+
+
 @contextlib.contextmanager
 def following(data: Path, out: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """`wal cat --follow` into a file."""
@@ -259,9 +274,7 @@ def test_following_goes_on_beside_a_server_and_ends_on_a_signal(
         service.post("/metrics", b"m v=1 1\n", {"Content-Type": "text/plain"})
         with following(tmp_path / "data", out) as child:
             for n in range(2, 7):
-                wait_until(
-                    lambda seen=n: out.read_bytes().count(b"\n") == seen - 1, f"{n - 1} points are printed"
-                )
+                wait_until(functools.partial(has_lines, out, n - 1), f"{n - 1} points are printed")
                 service.post("/metrics", b"m v=1 %d\n" % n, {"Content-Type": "text/plain"})
             wait_until(lambda: out.read_bytes().endswith(b"m v=1 6\n"), "the last point is printed")
             child.send_signal(number)

@@ -145,6 +145,17 @@ def test_where_there_is_no_wal_the_error_says_so(tmp_path: Path) -> None:
     assert "--data-dir" in caught.value.hint
 
 
+def test_a_wal_that_this_user_may_not_look_into_is_an_error(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", forbidden)
+    with pytest.raises(StorageFailed, match="Permission denied"):
+        WalReader(three)
+
+
 def test_what_the_server_drops_stays_readable_until_the_reader_is_closed(three: Path) -> None:
     with WalReader(three) as reader:
         for path in files(three)[:2]:

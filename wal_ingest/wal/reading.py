@@ -15,6 +15,7 @@ may be set. So a range of time is decided entry by entry, and whole segments are
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,11 +42,7 @@ class WalReader:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._directory = data_dir / WAL_DIR
-        if not self._directory.is_dir():
-            error = OperatorNeeded(f"there is no WAL in {data_dir}")
-            error.hint = "name the server's data directory with --data-dir"
-            raise error
+        self._directory = wal_directory(data_dir)
         self.segments: list[SegmentReader] = []
         self.unreadable: list[Lost] = []
         # Where what was let go of ended, so that it is not opened again, and a gap behind it is seen.
@@ -182,6 +179,23 @@ class WalReader:
             if gap.first_seq <= start_of(file.path) <= gap.last_seq
         ]
         return bool(inside) and all(file.note is not None for file in inside)
+
+
+def wal_directory(data_dir: Path) -> Path:
+    """Where the segments of a data directory are.
+
+    Raises `OperatorNeeded` when there is no WAL, `StorageFailed` when this user may not look.
+    """
+    directory = data_dir / WAL_DIR
+    try:
+        os.scandir(directory).close()
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        error = OperatorNeeded(f"there is no WAL in {data_dir}")
+        error.hint = "name the server's data directory with --data-dir"
+        raise error from exc
+    except OSError as exc:
+        raise StorageFailed(directory, str(exc.strerror), number=exc.errno or 0) from exc
+    return directory
 
 
 def _is_kept(segment: SegmentReader) -> bool:

@@ -61,18 +61,14 @@ def ls(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOp
 
 
 def listing(data_dir: Path) -> Listing:
-    """Reads the ends of every segment. Raises `OperatorNeeded` when there is no WAL."""
-    from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
-    from wal_ingest.wal.reading import WAL_DIR
+    """Reads the ends of every segment. Raises `OperatorNeeded` when there is no WAL, `StorageFailed`."""
+    from wal_ingest.errors import StorageFailed, WalDamaged
+    from wal_ingest.wal.reading import wal_directory
     from wal_ingest.wal.salvage import damaged_files
     from wal_ingest.wal.segment import read_ends, segment_paths
     from wal_ingest.wal.state import STATE_NAME, read_state
 
-    wal_dir = data_dir / WAL_DIR
-    if not wal_dir.is_dir():
-        error = OperatorNeeded(f"there is no WAL in {data_dir}")
-        error.hint = "name the server's data directory with --data-dir"
-        raise error
+    wal_dir = wal_directory(data_dir)
     try:
         cursors = [cursor.seq for cursor in read_state(data_dir / STATE_NAME).cursors.values()]
     except (WalDamaged, StorageFailed):
