@@ -50,6 +50,7 @@ async def checked(url: str, bucket: str = "b") -> list[Check]:
         (Answer(403, b'{"message":"insufficient permissions"}'), False, "may not write to the bucket"),
         (Answer(404, b'{"message":"bucket \\"b\\" not found"}'), False, 'bucket "b" not found'),
         (Answer(503, b"later"), False, "cannot be told now"),
+        (Answer(502, b"<html><head><title>502 Bad Gateway\n</title>"), False, "(HTTP 502: 502 Bad Gateway)"),
         (Answer(500, b""), False, "cannot be told now (HTTP 500)"),
         (Answer(418, b"I am a teapot"), False, "does not answer as an InfluxDB does"),
         (Answer(200, b"<html>", {"Content-Type": "text/html"}), False, "does not answer as an InfluxDB does"),
@@ -74,7 +75,7 @@ async def test_the_version_of_the_server_is_told(fake: FakeInfluxDB) -> None:
 async def test_a_server_that_is_away_is_a_wrong_address() -> None:
     [check] = await checked("http://127.0.0.1:9")
     assert (check.what, check.right) == ("address", False)
-    assert "cannot be reached" in check.found
+    assert check.found == "http://127.0.0.1:9 cannot be reached: Connection refused"
 
 
 @pytest.mark.needs("influxdb")

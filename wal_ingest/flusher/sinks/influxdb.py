@@ -13,6 +13,7 @@ became of the points is unknown until they are written again.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 _ANSWER_BYTES_MAX = 64 * 1024
 # Prepared request lines, one for each destination; emptied when there are more.
 _PATHS_MAX = 1_024
+# What urllib3 puts in front of the operating system's own words: the address, once more.
+_POOL_WORDS = re.compile(
+    r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): "
+    r"(?:Failed to establish a new connection: (?:\[Errno \d+\] )?)?"
+)
+    r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): (?:Failed to establish a new connection: (?:\[Errno \d+\] )?)?"
+)
 # The socket's time-outs come first; this much later a write is given up even when the answer trickles in.
 _OVERDUE_S = 1.0
 
@@ -181,7 +189,8 @@ class InfluxDBSink:
             return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
         except (errors.NewConnectionError, errors.ConnectTimeoutError) as exc:
             # Nothing was sent: it cannot have been about this batch.
-            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {exc}"))
+            said = _POOL_WORDS.sub("", str(exc))
+            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {said}"))
         except (errors.HTTPError, OSError) as exc:
             return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
         if self._token and self._token in said:  # a server that quotes the request back

@@ -51,6 +51,7 @@ _ABOUT_POINTS = re.compile(
 )
 # What InfluxDB 2 and 3 say to a write without points, once everything else about it was right.
 _WANTS_POINTS = re.compile(r"\b(requires points|no data|no lines|empty)\b", re.IGNORECASE)
+_TITLE = re.compile(rb"<title>\s*([^<]+?)\s*</title>", re.IGNORECASE)
 # An error's JSON that was too long to be read to its end.
 _OPENING = re.compile(r'\s*\{\s*"(?:error|code|message)"\s*:')
 
@@ -99,8 +100,13 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes, said: str, re
 
 
 def reason_of(body: bytes) -> str:
-    """The server's own sentence: the message of its JSON, or its text, on one line and bounded."""
-    return plain(_message_of(body) or body.decode(errors="replace"))
+    """The server's own sentence: the message of its JSON, or its text, on one line and bounded.
+
+    Of a web page, as proxies answer with, the title.
+    """
+    title = _TITLE.search(body)
+    said = title[1] if title else body
+    return plain(_message_of(body) or said.decode(errors="replace"))
 
 
 def _message_of(body: bytes) -> str | None:
