@@ -74,25 +74,32 @@ class Reader:
 
     def type(self, command: str, shown: str) -> None:
         """Runs one command and compares what it says with what the page shows."""
-        command_here, shown = self._here(command), self._mask(self._here(shown))
+        command_here, shown_here = self.here(command), self._mask(self.here(shown))
         if command.startswith(SERVERS):
             self._start(
                 command_here.replace("make run", f"wal-ingest serve --bind 127.0.0.1:{self.moved['8400']}"),
-                shown,
+                shown_here,
             )
         elif command.startswith(self._looks):
             wait_until(
-                lambda: self._run(command_here) == shown, f"`{command}` shows what the page shows", s_max=15
+                lambda: self._run(command_here) == shown_here,
+                f"`{command}` shows what the page shows",
+                s_max=15,
             )
         else:
-            assert self._run(command_here) == shown, command
+            self.compare(command, shown)
+
+    def compare(self, command: str, shown: str) -> None:
+        """Runs a command to its end, whatever it is, and compares what it says with what the page shows."""
+        assert self._run(self.here(command)) == self._mask(self.here(shown)), command
 
     def end(self) -> None:
         """Ends every server that was started."""
         for process in self.processes:
             process.end()
 
-    def _here(self, text: str) -> str:
+    def here(self, text: str) -> str:
+        """A text of the page, with its ports and places moved."""
         for there, here in self.moved.items():
             text = text.replace(there, here)
         return text
@@ -123,4 +130,6 @@ class Reader:
         )
         self.processes.append(process)
         if shown:
-            wait_until(lambda: self._mask(out.read_text()) == shown, f"`{command}` prints {shown!r}", s_max=20)
+            wait_until(
+                lambda: self._mask(out.read_text()) == shown, f"`{command}` prints {shown!r}", s_max=20
+            )
