@@ -44,8 +44,6 @@ _POOL_WORDS = re.compile(
     r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): "
     r"(?:Failed to establish a new connection: (?:\[Errno \d+\] )?)?"
 )
-    r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): (?:Failed to establish a new connection: (?:\[Errno \d+\] )?)?"
-)
 # The socket's time-outs come first; this much later a write is given up even when the answer trickles in.
 _OVERDUE_S = 1.0
 
