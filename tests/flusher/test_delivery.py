@@ -474,3 +474,17 @@ async def test_more_destinations_than_are_remembered_are_all_delivered(
     await rig.deliver_all()
     assert rig.sink.confirmed == rig.log.all_lines()
     assert len(rig.sink.writes) == 40
+
+
+async def test_a_stop_while_the_sink_is_away_says_nothing_of_its_coming_back(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig = DeliveryRig()
+    rig.sink.answer = lambda _lines: Unavailable("away")
+    rig.log.append(10)
+    async with rig.running() as delivery:
+        await rig.sink.wrote(2)
+        assert delivery.status().state is SinkState.RETRYING
+    assert "trying again" in caplog.text
+    assert "again" not in caplog.text.replace("trying again", "")

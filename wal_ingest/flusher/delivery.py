@@ -294,7 +294,7 @@ class Delivery:
             return
         if state is SinkState.RETRYING:
             log.warning("%s: unavailable, trying again: %s", self._sink.name, self._progress.last_error)
-        elif before in (SinkState.RETRYING, SinkState.HOLDING):
+        elif before in (SinkState.RETRYING, SinkState.HOLDING) and not self._stopping.is_set():
             log.info("%s: %s again", self._sink.name, state.value)
 
 

@@ -187,8 +187,8 @@ class InfluxDBSink:
             return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
         except (errors.NewConnectionError, errors.ConnectTimeoutError) as exc:
             # Nothing was sent: it cannot have been about this batch.
-            said = _POOL_WORDS.sub("", str(exc))
-            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {said}"))
+            why = _POOL_WORDS.sub("", str(exc))
+            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {why}"))
         except (errors.HTTPError, OSError) as exc:
             return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
         if self._token and self._token in said:  # a server that quotes the request back
