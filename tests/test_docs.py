@@ -123,7 +123,15 @@ def test_every_file_and_command_that_the_page_on_testing_names_is_there() -> Non
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "TESTING.md", "CHANGELOG.md", "wal_ingest/http/API.md", "wal_ingest/wal/FORMAT.md"]
+    "page",
+    [
+        "README.md",
+        "TESTING.md",
+        "CHANGELOG.md",
+        "wal_ingest/http/API.md",
+        "wal_ingest/wal/FORMAT.md",
+        "docs/COMMANDS.md",
+    ],
 )
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
     path = ROOT / page

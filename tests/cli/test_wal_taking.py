@@ -319,6 +319,8 @@ def test_salvaged_entries_come_back_with_what_they_had(damaged: Path) -> None:
     assert [seq for seq, _lines in read_all(store)] == [1, 2, 5, 6, 7]
     store.close()
     assert wal("verify", data=damaged).returncode == 0
+    told = json.loads(wal("status", "--json", data=damaged).stdout)
+    assert told["damaged"] == [set_aside(damaged).name]
 
 
 def test_what_was_salvaged_is_not_salvaged_again_by_mistake(damaged: Path) -> None:

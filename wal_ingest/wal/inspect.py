@@ -14,7 +14,8 @@ import msgspec
 from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import holder_of
-from wal_ingest.wal.recovery import DAMAGED_DIR, Gap, find_gaps
+from wal_ingest.wal.recovery import Gap, find_gaps
+from wal_ingest.wal.salvage import damaged_files
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
 from wal_ingest.wal.state import STATE_NAME, StateView, read_state
 from wal_ingest.wal.store import WAL_DIR
@@ -150,7 +151,7 @@ def _gaps(segments: list[_Segment]) -> list[Gap]:
 
 
 def _damaged(wal_dir: Path) -> list[str]:
-    return sorted(path.name for path in (wal_dir / DAMAGED_DIR).glob("*.lmdb*") if path.suffix != ".txt")
+    return [file.path.name for file in damaged_files(wal_dir)]
 
 
 def _trouble(sink: str, state: StateView) -> Trouble | None:
