@@ -13,6 +13,7 @@ from tests.wal.test_damage import DAMAGE, PAGE, flip, three_segments, zero
 from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import pinned
 from wal_ingest.wal.entry import Entry
+from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.lmdb_pages import Found, PageReader, Unreadable
 from wal_ingest.wal.lost import Lost, with_points
 from wal_ingest.wal.page_scan import PageScan
@@ -20,6 +21,7 @@ from wal_ingest.wal.pinned import PinnedSegment, ScannedSegment
 from wal_ingest.wal.reading import WalReader
 from wal_ingest.wal.recovery import DAMAGED_DIR
 from wal_ingest.wal.salvage import Note, write_note
+from wal_ingest.wal.segment import Ends, ends_in
 from wal_ingest.wal.store import Store
 
 HOUR_NS = 3600 * 10**9
@@ -445,3 +447,38 @@ def test_a_log_may_have_more_segments_than_a_process_may_have_files_open_by_defa
     monkeypatch.setattr("resource.setrlimit", lambda _what, limits: asked.append(limits))
     assert len(everything(three)) == 6
     assert asked == [(4096, 4096)]
+
+
+def test_ends_that_broke_because_the_file_went_on_are_looked_for_again(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ends_in
+    looks = 0
+
+    def torn(reader: PageReader) -> Ends:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise WalDamaged(reader.path, "a page was written anew")
+        return real(reader)
+
+    monkeypatch.setattr(pinned, "ends_in", torn)
+    monkeypatch.setattr(PageReader, "is_current", lambda _self: False)
+    segment = PinnedSegment(files(three)[0])
+    assert (segment.ends.last_seq, looks) == (2, 2)
+    segment.close()
+
+
+def test_reading_begins_where_it_is_told_to_in_a_tree_of_any_size(tmp_path: Path) -> None:
+    empty = LmdbFile(tmp_path / "empty.lmdb", map_bytes=1 << 20)
+    empty.sync()
+    empty.close()
+    reader = PageReader(tmp_path / "empty.lmdb")
+    assert list(reader.whatever_from(b"")) == []
+    reader.close()
+    store = open_store(tmp_path)
+    commit(store, *range(1, 301))
+    store.close()
+    with WalReader(tmp_path) as log:
+        for first in (1, 2, 150, 299, 300):
+            assert seqs(list(log.entries(first_seq=first))) == list(range(first, 301))
