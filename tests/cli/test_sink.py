@@ -16,7 +16,11 @@ from tests.rigs.service import Service, run_command, to_influxdb
 
 TEXT = {"Content-Type": "text/plain"}
 # Nobody listens there.
-AWAY: dict[str, object] = {"influxdb.url": "http://127.0.0.1:9", "influxdb.bucket": "b", "archive.enabled": "on"}
+AWAY: dict[str, object] = {
+    "influxdb.url": "http://127.0.0.1:9",
+    "influxdb.bucket": "b",
+    "archive.enabled": "on",
+}
 
 
 class Node:
