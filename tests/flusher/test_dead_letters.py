@@ -98,3 +98,9 @@ async def test_a_cancellation_gives_a_write_up_and_closes_the_sink() -> None:
         await sink.wrote(1)
         nursery.cancel_scope.cancel()
     assert sink.closed == 1
+
+
+async def test_without_letters_nothing_is_written() -> None:
+    sink = FakeSink()
+    assert await again(sink, []) == []
+    assert (sink.writes, sink.closed) == ([], 1)

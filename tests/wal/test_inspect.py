@@ -10,7 +10,7 @@ import trio
 from tests.wal.factories import Clock, new_entry, open_store
 from tests.wal.factories import settings as store_settings
 from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
-from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.inspect import status
 from wal_ingest.wal.segment import Ends, read_ends, read_entry
@@ -181,3 +181,13 @@ def test_the_age_is_that_of_the_oldest_entry_that_can_be_read(
     assert status(tmp_path, now_ns=START_NS + 10**9 + 2).sinks["influxdb"].oldest_waiting_s == 1.0
     unreadable = 2
     assert status(tmp_path, now_ns=START_NS).sinks["influxdb"].oldest_waiting_s is None
+
+
+def test_a_pause_is_told_before_any_trouble(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.commit_cursor("influxdb", Cursor())
+    store.state.note_trouble("influxdb", Trouble("retrying", "away", 5))
+    store.state.pause("influxdb", now_ns=10**9)
+    store.close()
+    sink = status(tmp_path, now_ns=3 * 10**9).sinks["influxdb"]
+    assert (sink.state, sink.reason, sink.state_s) == ("paused", "paused by an operator", 2.0)
