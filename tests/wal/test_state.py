@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.letters import UNREADABLE, id_of
 from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.lmdb_pages import PageReader
 from wal_ingest.wal.state import State, check_state, read_dead_letters, read_state
 
 
@@ -149,3 +152,43 @@ def test_dead_letters_can_be_read_from_outside(tmp_path: Path) -> None:
     overwrite(tmp_path, b"letter/influxdb/%020d" % 1, b"{")
     with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
         read_dead_letters(tmp_path / "state.lmdb", "influxdb")
+
+
+def test_very_many_dead_letters_are_read_beside_a_node_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    letters = [letter(number) for number in range(1, 1_201)]
+    state.commit_cursor("influxdb", Cursor(1, 1_200, 1_200), letters)
+    overtaken: list[int] = []
+    whole = PageReader.items_from
+
+    def slowly(reader: PageReader, key: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for count, item in enumerate(whole(reader, key), 1):
+            if count == 1_000:  # so long that cursors have moved twice meanwhile
+                for seq in (2, 3):
+                    state.commit_cursor("influxdb", Cursor(len(overtaken) * 2 + seq, 1_200, 1_200))
+                overtaken.append(count)
+            yield item
+
+    monkeypatch.setattr(PageReader, "items_from", slowly)
+    assert read_dead_letters(state.path, "influxdb") == letters
+    assert overtaken == []
+    state.close()
+
+
+def test_a_dead_letter_that_is_damaged_is_counted_and_not_given_out(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50, 2), [letter(1), letter(2)])
+    state.close()
+    overwrite(tmp_path, b"letter/influxdb/%020d" % 1, b"{")
+    state = State(tmp_path, now_ns=2)
+    assert sorted((group.reason, group.points) for group in state.letter_groups()) == [
+        (UNREADABLE, 1),
+        (letter(2).reason, 1),
+    ]
+    with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
+        list(state.dead_letters("influxdb"))
+    with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
+        state.remove_letters("influxdb", [id_of(letter(1))._replace(number=1)], written=False)
+    state.close()

@@ -21,6 +21,7 @@ LETTER = b"letter/"
 # Groups that are told apart; what comes beyond them is counted together.
 GROUPS_MAX = 200
 OTHER_REASONS = "(other reasons)"
+UNREADABLE = "(the dead letter itself is damaged)"
 
 # What makes two answers to the same mistake differ: a line that is quoted, a number of more than three digits.
 _QUOTED = re.compile(r"""(["'`])([^"'`]*)\1""")
@@ -105,6 +106,14 @@ def decode_letter(sink: str, key: bytes, value: bytes) -> DeadLetter:
         Destination(stored.org, stored.bucket),
         letter_number(key),
     )
+
+
+def counted_letter(sink: str, key: bytes, value: bytes) -> DeadLetter:
+    """The letter under a key, for whoever counts reasons: one that cannot be read has that for a reason."""
+    try:
+        return decode_letter(sink, key, value)
+    except msgspec.DecodeError:
+        return DeadLetter(sink, 0, b"", UNREADABLE, 0, 0, Destination())
 
 
 def id_of(letter: DeadLetter) -> LetterId:

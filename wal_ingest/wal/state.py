@@ -39,6 +39,7 @@ from wal_ingest.wal.letters import (
     LetterGroup,
     LetterGroups,
     LetterId,
+    counted_letter,
     decode_letter,
     encode_letter,
     id_of,
@@ -53,6 +54,8 @@ STATE_NAME = "state.lmdb"
 _VERSION = b"1"
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
 _READ_BYTES = 1 << 20
+# Dead letters that are read of one state of the file: few enough that a node at work does not overtake the reading.
+_LETTERS_AT_ONCE = 500
 # Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
 _RESERVE_BYTES = 8 << 20
 
@@ -94,15 +97,24 @@ def read_state(path: Path) -> StateView:
 
 
 def read_dead_letters(path: Path, sink: str) -> list[DeadLetter]:
-    """A sink's dead letters, oldest first, read as `read_state` reads. Raises as that does."""
+    """A sink's dead letters, oldest first, read as `read_state` reads, some at a time. Raises as that does."""
     prefix = letters_prefix(sink)
+    found: list[DeadLetter] = []
+    key = prefix
 
-    def letters(reader: PageReader) -> list[DeadLetter]:
-        items = itertools.takewhile(lambda item: item[0].startswith(prefix), reader.items_from(prefix))
-        return [decode_letter(sink, key, value) for key, value in items]
+    def letters(reader: PageReader) -> list[Item]:
+        items = itertools.takewhile(lambda item: item[0].startswith(prefix), reader.items_from(key))
+        return list(itertools.islice(items, _LETTERS_AT_ONCE))
 
+    while items := snapshot(path, letters):
+        found += [_decoded(path, sink, item) for item in items]
+        key = items[-1][0] + b"\0"
+    return found
+
+
+def _decoded(path: Path, sink: str, item: Item) -> DeadLetter:
     try:
-        return snapshot(path, letters)
+        return decode_letter(sink, *item)
     except msgspec.DecodeError as exc:
         raise WalDamaged(path, f"a dead letter cannot be read: {exc}") from exc
 
@@ -279,21 +291,27 @@ class State:
         items = self._file.read_from(key, bytes_max=1, items_max=1)
         if not items or items[0][0] != key:
             return None
-        letter = decode_letter(sink, *items[0])
+        letter = _decoded(self.path, sink, items[0])
         return letter if id_of(letter) == wanted else None
 
     # -- dead letters ----------------------------------------------------------------------------------
 
     def dead_letters(self, sink: str) -> Iterator[DeadLetter]:
-        """The sink's dead letters, oldest first. Reads in short transactions, so it may run for long."""
+        """The sink's dead letters, oldest first. Reads in short transactions, so it may run for long.
+
+        Raises `WalDamaged` when one of them cannot be read.
+        """
+        return (_decoded(self.path, sink, item) for item in self._letter_items(sink))
+
+    def _letter_items(self, sink: str) -> Iterator[Item]:
         prefix = letters_prefix(sink)
         key = prefix
         # No branch: behind all letters is at least the record `node`, so the end is always seen.
         while items := self._file.read_from(key, bytes_max=_READ_BYTES):  # pragma: no branch
-            for item_key, value in items:
-                if not item_key.startswith(prefix):
+            for item in items:
+                if not item[0].startswith(prefix):
                     return
-                yield decode_letter(sink, item_key, value)
+                yield item
             key = items[-1][0] + b"\0"
 
     def _last_letter(self, sink: str) -> int:
@@ -314,12 +332,15 @@ class State:
         return bool(items) and items[0][0].startswith(letters_prefix(sink))
 
     def letter_groups(self) -> list[LetterGroup]:
-        """How many dead letters there are for which reason, the most first. Counts all of them the first time."""
+        """How many dead letters there are for which reason, the most first. Counts all of them the first time.
+
+        One that cannot be read is counted too: it must not keep anybody from counting the others.
+        """
         with self._mutex:
             if self._groups is None:
                 groups = LetterGroups()
                 for sink in self._cursors:
-                    groups.add(self.dead_letters(sink))
+                    groups.add(counted_letter(sink, *item) for item in self._letter_items(sink))
                 self._groups = groups
             return self._groups.listed()
 
