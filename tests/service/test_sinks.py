@@ -15,6 +15,7 @@ from tests.flusher.twins import MemoryLog, now_ns
 from tests.wal.factories import open_store
 from wal_ingest.errors import OperatorNeeded
 from wal_ingest.flusher.delivery import Delivery
+from wal_ingest.flusher.outcome import Misconfigured
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkState
 from wal_ingest.service.sinks import SinkRunner, sink_makers
@@ -151,6 +152,23 @@ async def test_an_amendment_leaves_a_paused_sink_paused(tmp_path: Path) -> None:
         rig.log.append(10)
         await trio.testing.wait_all_tasks_blocked()
         assert runner.status().state is SinkState.PAUSED
+    assert rig.kept == []
+
+
+async def test_a_sink_for_which_all_was_given_up_is_in_trouble_no_more(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.sinks[0].answer = lambda _lines: Misconfigured("unauthorized", 401)
+    async with rig.running() as runner:
+        rig.log.append(10)
+        while runner.status().state is not SinkState.HOLDING:
+            await trio.testing.wait_all_tasks_blocked()
+
+        def give_up() -> None:
+            rig.store.commit_cursor("fake", rig.store.cursor("fake").expired_to(seq=1, points_after=10))
+
+        await runner.amend(give_up)
+        await trio.testing.wait_all_tasks_blocked()
+        assert runner.status().state is SinkState.IDLE
     assert rig.kept == []
 
 

@@ -106,6 +106,8 @@ class SinkRunner:
 
     async def _deliver(self) -> None:
         self._delivery = self._make_delivery(self._sink, self.progress)
+        # What the one before was in was about points that may have been given up since.
+        self.progress.enter(SinkState.IDLE, self._now_ns())
         self._quiet = trio.Event()
         try:
             await self._delivery.run()
