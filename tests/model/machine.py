@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.flusher.fake_sink import FakeSink
-from tests.model.inline import deliver, holding_seq, read_everything
+from tests.model.inline import deliver, holding_seq, read_everything, read_setting_aside
 from tests.model.model import Found, Model
 from tests.model.moments import Moments
 from tests.wal.factories import Clock
@@ -25,6 +25,7 @@ from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.entry import Destination, NewEntry
+from wal_ingest.wal.letters import id_of
 from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import Store
 
@@ -229,6 +230,44 @@ class StoreMachine(RuleBasedStateMachine):
     def move_clock(self, seconds: float) -> None:
         self.clock.advance_s(seconds)
         self._live(lambda: self.alive.wal.seal_if_due())
+
+    # -- what operators decide, between two deliveries ---------------------------------------------------
+
+    @rule(which=st.integers(0, 1), far=st.integers(0, 30))
+    def skip(self, which: int, far: int) -> None:
+        name = self.sinks[which].name
+
+        def act() -> None:
+            store = self.alive
+            before = store.cursor(name)
+            through_seq = before.seq + far
+            # Decided before it is done: where the process is killed in it, either may be on disk.
+            self.model.expired.setdefault(name, set()).update(range(before.seq + 1, through_seq + 1))
+            cursor = store.expire(
+                name,
+                through_seq,
+                read=lambda after_seq: read_setting_aside(store, after_seq, bytes_max=1),
+            )
+            assert cursor.seq >= min(through_seq, store.wal.last_seq)
+            assert cursor.expired - before.expired == cursor.points - before.points
+
+        self._live(act)
+
+    @rule(which=st.integers(0, 1), some=st.integers(1, 5), retried=st.booleans())
+    def settle_letters(self, which: int, some: int, retried: bool) -> None:
+        sink = self.sinks[which]
+
+        def act() -> None:
+            state = self.alive.state
+            letters = list(state.dead_letters(sink.name))[::some]
+            lines = {letter.line for letter in letters}
+            # The sink has them before they are letters no more; a drop is decided before it is done.
+            held = self.model.had[sink.name] if retried else self.model.dropped.setdefault(sink.name, set())
+            held |= lines
+            removed = state.remove_letters(sink.name, [id_of(each) for each in letters], written=retried)
+            assert removed == len(letters)
+
+        self._live(act)
 
     @rule()
     def stop_and_start(self) -> None:

@@ -3,8 +3,9 @@
 > Every point whose acceptance the sender was told of is in the WAL, or confirmed by every required sink, or parked
 > with a reason.
 
-Segments that were damaged on purpose and are set aside, with their evidence, are the one exception; what was in
-them is `given_up`.
+Segments that were damaged on purpose and are set aside, with their evidence, are one exception: what was in them is
+`given_up`. What an operator decided that a sink need not have is the other: `expired` (by seq) and `dropped` (dead
+letters, by line).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Model:
     accepted: dict[int, bytes] = field(default_factory=dict)
     had: dict[str, set[bytes]] = field(default_factory=dict)
     given_up: set[int] = field(default_factory=set)
+    expired: dict[str, set[int]] = field(default_factory=dict)
+    dropped: dict[str, set[bytes]] = field(default_factory=dict)
 
     def accept(self, first_seq: int, entries: list[bytes]) -> None:
         """Notes what a sender is told. Raises AssertionError when a seq was given out before."""
@@ -61,7 +64,9 @@ class Model:
         wrong = []
         for name, cursor in found.cursors.items():
             skipped = seq in self.given_up or (seq not in found.kept and name not in self.holding())
+            skipped = skipped or seq in self.expired.get(name, ())
             missing = set(lines.splitlines(keepends=True)) - self.had[name] - found.parked[name]
+            missing -= self.dropped.get(name, set())
             if seq <= cursor and missing and not skipped:
                 wrong.append(f"seq {seq}: {name} has passed it; {len(missing)} points are nowhere")
         return wrong

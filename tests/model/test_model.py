@@ -36,7 +36,7 @@ _FEW = settings(
 )
 # A mutant is to be found, not to be explained: nothing is shrunk.
 _UNTIL_FOUND = settings(
-    _FEW, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False, verbosity=Verbosity.quiet
+    _FEW, max_examples=2000, phases=[Phase.generate], report_multiple_bugs=False, verbosity=Verbosity.quiet
 )
 _MANY = settings(
     max_examples=1500, stateful_step_count=60, deadline=None, suppress_health_check=_CHECKS, print_blob=True

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.wal.factories import new_entry, open_store
+from tests.wal.test_damage import zero_tree
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination
@@ -21,10 +22,22 @@ from wal_ingest.wal.letters import (
 )
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.state import State, read_dead_letters, read_state
+from wal_ingest.wal.store import Store
 
 
 def letter(number: int, reason: str = "refused", sink: str = "influxdb") -> DeadLetter:
     return DeadLetter(sink, number, b"m v=%d 1\n" % number, reason, 400, 1_000 + number, Destination())
+
+
+def expire(store: Store, through_seq: int | None) -> Cursor:
+    """As the service does it, without a writer."""
+    return store.expire(
+        "influxdb",
+        through_seq,
+        read=lambda after_seq: store.read_past_damage(
+            after_seq, bytes_max=1, seal=store.wal.seal, tell=lambda _moved: None
+        ),
+    )
 
 
 def state_with(directory: Path, *letters: DeadLetter, points: int = 100) -> State:
@@ -147,10 +160,28 @@ def test_what_an_operator_gives_up_is_passed_and_accounted_for(
     store = open_store(tmp_path)
     for number in range(1, 5):
         store.wal.commit([[new_entry(number, points=10)]])
-    assert store.expire("influxdb", through_seq) == cursor
+    assert expire(store, through_seq) == cursor
     assert store.cursor("influxdb") == cursor
     assert cursor.unaccounted == 0
     assert disagreements(store.state.cursors(), store.wal.segments()) == []
+    store.close()
+
+
+@pytest.mark.parametrize("lost", ["what stands behind", "all that stands behind"])
+def test_what_is_given_up_in_front_of_damage_is_passed_all_the_same(tmp_path: Path, lost: str) -> None:
+    store = open_store(tmp_path)
+    store.wal.commit([[new_entry(1, points=10)]])
+    store.wal.seal()
+    store.wal.commit([[new_entry(2, points=10)]])
+    damaged = store.wal.segments()[-1].path
+    store.wal.seal()
+    if lost == "what stands behind":
+        store.wal.commit([[new_entry(3, points=10)]])
+    zero_tree(damaged)
+    cursor = expire(store, 1)
+    assert cursor == Cursor(2, 20, expired=20)
+    assert disagreements({"influxdb": cursor}, store.wal.segments()) == []
+    assert [moved.path.name for moved in store.wal.damaged] == [damaged.name]
     store.close()
 
 
@@ -158,7 +189,7 @@ def test_giving_up_what_is_behind_the_cursor_changes_nothing(tmp_path: Path) -> 
     store = open_store(tmp_path)
     store.wal.commit([[new_entry(1)], [new_entry(2)]])
     store.commit_cursor("influxdb", Cursor(2, 2, confirmed=2, position=b"p"))
-    assert store.expire("influxdb", 1) == Cursor(2, 2, confirmed=2, position=b"p")
+    assert expire(store, 1) == Cursor(2, 2, confirmed=2, position=b"p")
     store.close()
 
 

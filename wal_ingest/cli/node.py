@@ -13,7 +13,9 @@ from wal_ingest.errors import ConfigError, OperatorNeeded
 from wal_ingest.settings import Settings
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.directory import holder_of
+from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
+from wal_ingest.wal.recovery import SetAside
 from wal_ingest.wal.state import STATE_NAME, StateView, read_state
 from wal_ingest.wal.store import Store
 
@@ -52,10 +54,14 @@ def operate(settings: Settings, command: str, **arguments: Any) -> Any:
     store = Store(data_dir, settings.wal, now_ns=time.time_ns)
     try:
         for moved in store.wal.damaged:
-            sys.stderr.write(f"damaged segment set aside: {moved.path}: {moved.reason}\n")
+            _tell(moved)
         return _OFFLINE[command](store, **arguments)
     finally:
         store.close()
+
+
+def _tell(moved: SetAside) -> None:
+    sys.stderr.write(f"damaged segment set aside: {moved.path}: {moved.reason}\n")
 
 
 def _pause(store: Store, sink: str) -> object:
@@ -70,7 +76,11 @@ def _resume(store: Store, sink: str) -> object:
 
 def _skip(store: Store, sink: str, through_seq: int | None) -> object:
     before = store.cursor(sink).expired
-    cursor = store.expire(sink, through_seq)
+
+    def read(after_seq: int) -> list[Entry]:
+        return store.read_past_damage(after_seq, bytes_max=1, seal=store.wal.seal, tell=_tell)
+
+    cursor = store.expire(sink, through_seq, read=read)
     return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
 
 

@@ -191,7 +191,9 @@ class Service:
                     wal.start_soon(self._guarded, caretakers.note_troubles)
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
-                    commands = node_commands(store, runners, changed=self._moved.set)
+                    commands = node_commands(
+                        store, LogReader(store, writer), runners, changed=self._moved.set
+                    )
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)

@@ -10,13 +10,15 @@ from typing import Any
 from wal_ingest.control import Command
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.status import SinkStatus
+from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.sinks import SinkRunner
+from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
 from wal_ingest.wal.store import Store
 
 
 def node_commands(
-    store: Store, runners: Sequence[SinkRunner], *, changed: Callable[[], None]
+    store: Store, log: LogReader, runners: Sequence[SinkRunner], *, changed: Callable[[], None]
 ) -> dict[str, Command]:
     """Each command by its name; `changed` is called when segments may have become droppable."""
     by_name = {runner.name: runner for runner in runners}
@@ -26,6 +28,9 @@ def node_commands(
         if name not in by_name:
             raise unknown_sink(name, by_name)
         return by_name[name]
+
+    def read(after_seq: int) -> list[Entry]:
+        return log.read(after_seq, bytes_max=1)
 
     async def sinks(_arguments: Mapping[str, Any]) -> object:
         return {runner.name: live_status(runner.status()) for runner in runners}
@@ -41,7 +46,7 @@ def node_commands(
     async def skip(arguments: Mapping[str, Any]) -> object:
         runner, through_seq = runner_of(arguments), arguments.get("through_seq")
         before = store.cursor(runner.name).expired
-        cursor = await runner.amend(lambda: store.expire(runner.name, through_seq))
+        cursor = await runner.amend(lambda: store.expire(runner.name, through_seq, read=read))
         changed()
         return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import StorageFailed
 from wal_ingest.wal.entry import Entry
+from wal_ingest.wal.recovery import SetAside
 from wal_ingest.wal.space import is_no_descriptors
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
@@ -44,16 +45,17 @@ class LogReader:
         """Entries behind a seq; called in a worker thread. Raises `UnknownFormatVersion`, `StorageFailed`."""
         while True:
             try:
-                return self.store.wal.read(after_seq, bytes_max=bytes_max)
-            except UnknownFormatVersion:
-                raise
+                return self.store.read_past_damage(
+                    after_seq,
+                    bytes_max=bytes_max,
+                    seal=lambda: trio.from_thread.run(self.writer.seal),
+                    tell=_tell,
+                )
             except StorageFailed as exc:
                 if not is_no_descriptors(exc.number):
                     raise
                 trio.from_thread.run(trio.sleep, _DESCRIPTOR_WAIT_S)
-            except WalDamaged as exc:
-                if self.store.wal.is_written_to(exc.path):
-                    trio.from_thread.run(self.writer.seal)
-                moved = self.store.wal.set_aside(exc.path, exc.reason)
-                if moved is not None:
-                    _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
+
+
+def _tell(moved: SetAside) -> None:
+    _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)

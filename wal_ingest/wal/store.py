@@ -15,8 +15,9 @@ from wal_ingest.errors import UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
+from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.log import Wal
-from wal_ingest.wal.recovery import DAMAGED_DIR
+from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside
 from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
 from wal_ingest.wal.state import STATE_NAME, State, check_state
 
@@ -86,23 +87,52 @@ class Store:
         """Moves a cursor and parks dead letters: `State.commit_cursor`."""
         self.state.commit_cursor(sink, cursor, letters)
 
-    def expire(self, sink: str, through_seq: int | None) -> Cursor:
+    def expire(self, sink: str, through_seq: int | None, *, read: Callable[[int], Sequence[Entry]]) -> Cursor:
         """Moves a sink's cursor past entries that an operator gives up, durably, and returns it.
 
-        Up to `through_seq`, None for all that is there. Their points are counted as expired. Nobody else may be moving
-        this cursor. Raises `StorageFailed`, `WalDamaged` when the entry behind cannot be read.
+        Up to `through_seq`, None for all that is there, and past what is lost right behind it. Their points are counted
+        as expired. `read` gives entries behind a seq, at least one where there is one, and sets damage aside
+        (`read_past_damage`). Nobody else may be moving this cursor. Raises `StorageFailed`.
         """
         cursor = self.cursor(sink)
         seq, points_after = self.wal.last_seq, self.wal.points_total
-        if through_seq is not None and through_seq < seq:
-            seq = through_seq
-            # The entry behind says how many points there were before it, those of lost entries among them.
-            points_after = self.wal.read(seq, bytes_max=1)[0].points_before
+        if through_seq is not None and cursor.seq < through_seq < seq:
+            # The next entry says how many points there were before it, those of lost entries between among them;
+            # so the cursor goes right up to it. Where nothing behind can be read, there is nothing behind.
+            for entry in read(through_seq)[:1]:
+                seq, points_after = entry.seq - 1, entry.points_before
+        elif through_seq is not None:
+            seq = min(seq, through_seq)
         if seq > cursor.seq:
             # The sink's own position stays: it belongs to what it has.
             cursor = cursor.expired_to(seq=seq, points_after=points_after)
             self.commit_cursor(sink, cursor)
         return cursor
+
+    def read_past_damage(
+        self,
+        after_seq: int,
+        *,
+        bytes_max: int,
+        seal: Callable[[], None],
+        tell: Callable[[SetAside], None],
+    ) -> list[Entry]:
+        """`Wal.read`; damage is met here: the segment is set aside, and reading goes on behind it.
+
+        `seal` seals the segment that is written to, which only the writer may do while there is one; `tell` is told of
+        what was set aside. Raises `UnknownFormatVersion`, `StorageFailed`.
+        """
+        while True:
+            try:
+                return self.wal.read(after_seq, bytes_max=bytes_max)
+            except UnknownFormatVersion:
+                raise
+            except WalDamaged as exc:
+                if self.wal.is_written_to(exc.path):
+                    seal()
+                moved = self.wal.set_aside(exc.path, exc.reason)
+                if moved is not None:
+                    tell(moved)
 
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""
