@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.wal.factories import MIB, Clock, fill, new_entry, open_store, read_al
 from wal_ingest.errors import DataDirLocked
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.directory import DirectoryLock
-from wal_ingest.wal.log import Appended
+from wal_ingest.wal.log import Appended, Wal
 
 
 def open_descriptors() -> int:
@@ -251,4 +252,23 @@ def test_a_map_that_is_full_moves_the_same_entries_to_a_new_segment(
     fill(store, 40)
     assert [seq for seq, _ in read_all(store)] == list(range(1, 41))
     assert all(segment.bytes <= 4 * MIB for segment in store.wal.segments())
+    store.close()
+
+
+def test_whoever_looks_during_a_commit_gets_seq_and_points_of_one_moment(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    seen: list[tuple[int, int]] = []
+    looks = threading.Thread(target=lambda: seen.append(store.wal.end))
+
+    class Watched(Wal):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "_next_seq":
+                looks.start()
+                looks.join(0.2)  # in vain, where the look has to wait for the other half
+
+    store.wal.__class__ = Watched
+    store.wal.commit([[new_entry(1, points=10)]])
+    looks.join()
+    assert seen in ([(0, 0)], [(1, 10)])
     store.close()

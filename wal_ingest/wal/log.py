@@ -167,8 +167,9 @@ class Wal:
             # same entries go into a new segment, under the seqs they were going to have.
             self.seal()
             (self._active or self._begin_segment()).append(items, points=points, accepted_ns=accepted_ns)
-        self._next_seq = seq
-        self._points_total = points_after
+        with self._segments_mutex:  # see `end`
+            self._next_seq = seq
+            self._points_total = points_after
         return appended
 
     def seal_if_due(self) -> None:
@@ -218,6 +219,12 @@ class Wal:
     def points_total(self) -> int:
         """Points of all entries ever committed."""
         return self._points_total
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """`last_seq` and `points_total` of one moment, for whoever makes a cursor of them while commits go on."""
+        with self._segments_mutex:
+            return self._next_seq - 1, self._points_total
 
     @property
     def first_seq(self) -> int:
