@@ -95,7 +95,7 @@ class Store:
         (`read_past_damage`). Nobody else may be moving this cursor. Raises `StorageFailed`.
         """
         cursor = self.cursor(sink)
-        seq, points_after = self.wal.last_seq, self.wal.points_total
+        seq, points_after = self.wal.end
         if through_seq is not None and cursor.seq < through_seq < seq:
             # The next entry says how many points there were before it, those of lost entries between among them;
             # so the cursor goes right up to it. Where nothing behind can be read, there is nothing behind.
