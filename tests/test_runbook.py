@@ -12,6 +12,7 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000 * 1_000_000
 
 
-def node(url: str, *, bucket: str = "metrics", **more: object) -> dict[str, object]:
+def node(url: str, *, bucket: str = "metrics", **more: Any) -> dict[str, object]:
     """Settings of a node that writes to a database: waits are short, all else is as an operator has it."""
     return to_influxdb(
         url,
@@ -120,7 +121,7 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def fake_node(anchor: str, folder: Path, fake: FakeInfluxDB, **more: object) -> OnCall:
+def fake_node(anchor: str, folder: Path, fake: FakeInfluxDB, **more: Any) -> OnCall:
     """Someone on call for a section, with a node that writes to the fake."""
     return OnCall(SECTIONS[anchor], folder, settings=node(fake.url, **more), sink_port=port_of(fake.url))
 
@@ -227,13 +228,18 @@ SMALL: dict[str, object] = {"wal__wal_bytes_max": 4 * MIB, "wal__segment_bytes_m
 
 
 def fill(on_call: OnCall) -> None:
-    """Points that compress badly, until the node refuses them."""
-    rng, first_ns, number = Random(4), now_ms(), 0
-    while on_call.service.ready() == 200:
+    """Points that compress badly, until the node refuses one request."""
+    rng, first_ns = Random(4), now_ms()
+    for number in range(200):
         texts = (rng.randbytes(60).hex() for _ in range(1000))
-        lines = [f'log,host=web-1 text="{text}" {first_ns + number + at}' for at, text in enumerate(texts)]
-        on_call.post("\n".join(lines))
-        number += 1000
+        first = first_ns + 1000 * number
+        lines = [f'log,host=web-1 text="{text}" {first + at}' for at, text in enumerate(texts)]
+        try:
+            on_call.post("\n".join(lines))
+        except urllib.error.HTTPError as refused:
+            assert refused.code == 503
+            return
+    raise AssertionError("it did not fill")
 
 
 @rehearses("wal-filling")

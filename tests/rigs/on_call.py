@@ -59,6 +59,7 @@ def alike(output: str) -> str:
     output = re.sub(rf"^(\S+ +(?:{_STATES}) .*?) +\d+ +\d+$", r"\1", output, flags=re.MULTILINE)
     output = re.sub(r"\b\d+\.\d+(e[+-]?\d+)?\b", "F", output)
     output = re.sub(r"\b\d{7,}\b(?!\.lmdb)", "N", output)
+    output = output.replace("T to T", "T")
     return re.sub(r" {2,}", "  ", output)
 
 
@@ -112,19 +113,19 @@ class OnCall:
         assert self.service.stop() == 0
 
     def post(self, lines: str, *, settled: bool = False) -> None:
-        """Points that the node must take; `settled` waits until nothing waits for the database."""
+        """Points that the node must take; `settled` waits until they are delivered."""
         self.service.post("/metrics", lines.encode(), TEXT)
         if settled:
             self.settle()
 
     def settle(self) -> None:
-        """Waits until nothing waits for the database."""
+        """Waits until nothing waits for a required sink."""
 
         def settled() -> bool:
-            waiting: int = json.loads(self.service.get("/readyz"))["sinks"]["influxdb"]["waiting_points"]
-            return waiting == 0
+            sinks = json.loads(self.service.get("/status.json"))["sinks"]
+            return all(sink["waiting_points"] == 0 for sink in sinks if sink["required"])
 
-        wait_until(settled, "nothing waits for the database")
+        wait_until(settled, "nothing waits for a required sink")
 
     def type_block(self) -> None:
         """Types the next block of the section."""
