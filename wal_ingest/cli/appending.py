@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
+from wal_ingest.cli.node import must_not_be_root
 from wal_ingest.cli.stopping import Stop
 from wal_ingest.errors import ConfigError, DataDirLocked, WalIngestError
 from wal_ingest.settings import Settings
@@ -72,6 +73,7 @@ class DirectDoor:
 
     def __init__(self, settings: Settings) -> None:
         data_dir = Path(settings.server.data_dir)
+        must_not_be_root(data_dir)
         self._store = Store(data_dir, settings.wal, now_ns=time.time_ns)
         self._limits = Writer(self._store.wal, settings.wal)
         self.to = f"the WAL in {data_dir}"

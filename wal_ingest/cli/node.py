@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import sys
 import time
 from collections.abc import Callable
@@ -45,12 +47,14 @@ def is_running(settings: Settings) -> bool:
 def operate(settings: Settings, command: str, **arguments: Any) -> Any:
     """Has a command of `service.commands` carried out, and gives what it gives; blocks.
 
-    Raises `NoControl` when a node runs and does not answer, and what the command raises.
+    Raises `NoControl` when a node runs and does not answer, `ConfigError` as `must_not_be_root`, and what the command
+    raises.
     """
     data_dir = Path(settings.server.data_dir)
     cursor_of(read_node_state(settings), arguments["sink"])
     if is_running(settings):
         return ask(data_dir, command, **arguments)
+    must_not_be_root(data_dir)
     store = Store(data_dir, settings.wal, now_ns=time.time_ns)
     try:
         for moved in store.wal.damaged:
@@ -58,6 +62,27 @@ def operate(settings: Settings, command: str, **arguments: Any) -> Any:
         return _OFFLINE[command](store, **arguments)
     finally:
         store.close()
+
+
+def must_not_be_root(data_dir: Path) -> None:
+    """Before a data directory is opened to write: what root makes in it keeps another user's node from starting.
+
+    Raises `ConfigError` naming that user.
+    """
+    try:
+        owner = (data_dir / STATE_NAME).stat().st_uid
+    except OSError:
+        return  # there is no node yet
+    if os.geteuid() != 0 or owner == 0:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise ConfigError(
+        f"{data_dir} belongs to {name}, whose node could not open what root would make in it",
+        hint=f"run the command as that user: sudo -u '{name}' wal-ingest …",
+    )
 
 
 def _tell(moved: SetAside) -> None:
