@@ -164,6 +164,18 @@ def test_a_finished_range_that_moves_with_the_clock_is_another_one_by_now(
     assert written(database) == sorted(expected(1, 30) * 2)
 
 
+def test_a_range_that_moves_with_the_clock_is_said_to_be_an_old_one_when_an_interrupted_replay_goes_on(
+    data_dir: Path, database: FakeInfluxDB
+) -> None:
+    fresh = replay(data_dir, database, "--since", "99999d")
+    assert "as it was asked for" not in fresh.stderr
+    [record] = (data_dir / "replay").glob("*.json")
+    saved = json.loads(record.read_text())
+    record.write_text(json.dumps(saved | {"finished_ns": 0, "started_ns": START_NS}))
+    ran = replay(data_dir, database, "--since", "99999d")
+    assert "that was the range as it was asked for on 2026-11-22T21:00:00Z" in ran.stderr
+
+
 def test_rejected_points_go_to_a_file_with_the_reason_and_the_rest_is_written(
     data_dir: Path, database: FakeInfluxDB, tmp_path: Path
 ) -> None:

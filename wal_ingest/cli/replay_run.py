@@ -136,6 +136,11 @@ def _replay(job: Job, record: Record, saved: Saved) -> int:
     )
     if not finished:
         said("the same command goes on from here")
+    elif job.relative and saved.started_ns != job.now_ns:
+        said(
+            f"that was the range as it was asked for on {time_text(saved.started_ns)}; "
+            "run the same command again for the range as of now"
+        )
     return DONE if complete else FAILED
 
 
