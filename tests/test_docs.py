@@ -131,6 +131,9 @@ def test_every_file_and_command_that_the_page_on_testing_names_is_there() -> Non
         "wal_ingest/http/API.md",
         "wal_ingest/wal/FORMAT.md",
         "docs/COMMANDS.md",
+        "docs/TUTORIAL.md",
+        "RUNBOOK.md",
+        "ops/README.md",
     ],
 )
 def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
