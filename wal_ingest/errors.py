@@ -158,6 +158,8 @@ class WalDamaged(OperatorNeeded):
 class UnknownFormatVersion(WalDamaged):
     """A file was written by a newer wal-ingest. It is refused by name and left exactly as it is."""
 
+    hint = "install the version of wal-ingest that wrote it; nothing was changed"
+
 
 class StorageFailed(OperatorNeeded):
     """The operating system or LMDB failed an operation on a durable file: which file, and with what words.
