@@ -68,6 +68,18 @@ def test_rejected_points_are_appended_with_their_reason(tmp_path: Path) -> None:
     }
 
 
+def test_a_row_that_was_cut_short_spoils_none_behind_it(tmp_path: Path) -> None:
+    rejected = tmp_path / "abc.rejected.jsonl"
+    rejected.write_text('{"line":"m v=1')
+    for seq in (3, 4):
+        record = Record(tmp_path, "abc")
+        record.save(saved(), [letter(seq)])
+        record.close()
+    cut, *rows = rejected.read_text().splitlines()
+    assert cut == '{"line":"m v=1'
+    assert [json.loads(row)["seq"] for row in rows] == [3, 4]
+
+
 def test_a_second_process_is_told_that_the_replay_runs(tmp_path: Path) -> None:
     record = Record(tmp_path, "abc")
     with pytest.raises(ReplayRuns, match="running already"):

@@ -157,6 +157,8 @@ class Record:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._rejected_fd = os.open(self.rejected_path, flags, 0o640)
                 sync_directory(self.rejected_path.absolute().parent)
+                if _ends_within_a_row(self.rejected_path):
+                    os.write(self._rejected_fd, b"\n")
             while data:
                 data = data[os.write(self._rejected_fd, data) :]
             os.fsync(self._rejected_fd)
@@ -166,6 +168,15 @@ class Record:
 
 class ReplayRuns(WalIngestError):
     """Another process is at the same replay; it is left to it."""
+
+
+def _ends_within_a_row(path: Path) -> bool:
+    """Whether an earlier run came to half a row only: it is written again whole, and must not be glued to that."""
+    if not path.stat().st_size:  # new, or no file but a pipe
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _row_of(letter: DeadLetter) -> bytes:
