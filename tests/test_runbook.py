@@ -116,6 +116,12 @@ def database(tmp_path: Path) -> Iterator[VictoriaMetrics]:
         yield server
 
 
+def wait_counted(database: VictoriaMetrics, name: str, points: int) -> None:
+    """Waits until the database shows so many different points: new series take it some seconds."""
+    match = f'{{__name__="{name}"}}'
+    wait_until(lambda: database.count(match) == points, f"the database has {points} points of {name}")
+
+
 def port_of(url: str) -> int:
     """The port of an address."""
     return int(url.rpartition(":")[2])
@@ -283,7 +289,8 @@ def test_a_database_that_is_down_is_waited_for(tmp_path: Path, database: Victori
         on_call.type_block()
         database.start()
         on_call.type_block()
-        assert database.count('{__name__=~"cpu_user|mem_user"}') == 1500
+        wait_counted(database, "cpu_user", 1200)
+        wait_counted(database, "mem_user", 300)
 
 
 @rehearses("token-expired")
@@ -412,7 +419,7 @@ def test_what_the_database_lost_is_replayed(tmp_path: Path, database: VictoriaMe
         shutil.copytree(database.root / "data", tmp_path / "backup")
         database.start()
         on_call.post(lines_of(300, measurement="mem", first_ns=now_ms()), settled=True)
-        assert database.count('{__name__="mem_user"}') == 300
+        wait_counted(database, "mem_user", 300)
         database.stop()
         shutil.rmtree(database.root / "data")
         shutil.copytree(tmp_path / "backup", database.root / "data")
@@ -420,8 +427,8 @@ def test_what_the_database_lost_is_replayed(tmp_path: Path, database: VictoriaMe
         assert database.count('{__name__="mem_user"}') == 0
         on_call.type_block()
         on_call.type_block()
-        assert database.count('{__name__="cpu_user"}') == 1200
-        assert database.count('{__name__="mem_user"}') == 300
+        wait_counted(database, "cpu_user", 1200)
+        wait_counted(database, "mem_user", 300)
         on_call.configure({"wal.keep_confirmed_s": 0, "wal.segment_s_max": 1})
         on_call.stop()
         on_call.start()
