@@ -6,6 +6,7 @@ process may give the highest ones out again, so whoever names a letter says its 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def id_of(letter: DeadLetter) -> LetterId:
     return LetterId(letter.number, letter.seq, letter.parked_ns)
 
 
+# Letters of one batch share their reason, and a state may hold very many of them.
+@functools.lru_cache(maxsize=1_024)
 def reason_group(reason: str) -> str:
     """A reason without what differs from point to point: a quoted line, a long number."""
     reason = _DROPPED.sub("", reason)
