@@ -110,3 +110,9 @@ async def test_an_archive_that_this_user_may_not_write_to_is_wrong(
     [check] = await archive(tmp_path).check()
     assert not check.right
     assert "may not write" in check.found
+
+
+async def test_a_look_never_shows_the_token(fake: FakeInfluxDB) -> None:
+    fake.answer = lambda _request: Answer(204, headers={"X-Influxdb-Version": f"2.7 {TOKEN}"})
+    checks = await checked(fake.url)
+    assert checks[0].found.endswith("as InfluxDB 2.7 ***")

@@ -223,6 +223,29 @@ async def test_the_token_is_never_in_a_reason(fake: FakeInfluxDB) -> None:
     assert outcome == Rejected("HTTP 400: cannot parse: Token ***", 400)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        Answer(401, b'{"message":"no such token: s3\\/cret+=="}'),
+        Answer(401, b'{"message":"no such token: s3\\u002fcret+\\u003d="}'),
+        Answer(404, b'{"message":"not found: /login?token=s3%2Fcret%2B%3D%3D"}'),
+        Answer(404, b'{"message":"not found: /login?token=s3/cret%2B%3D%3D"}'),
+        Answer(302, b"", {"Location": "http://elsewhere/?token=s3/cret+=="}),
+        Answer(400, b"", {"X-Influxdb-Error": "unauthorized: s3/cret+=="}),
+    ],
+)
+async def test_the_token_is_never_in_a_reason_however_the_server_writes_it(
+    fake: FakeInfluxDB, said: Answer
+) -> None:
+    fake.answer = lambda _request: said
+    async with opened(fake.url, token="s3/cret+==") as sink:
+        outcome = await sink.write(batch_of(1))
+        told = [outcome.reason if not isinstance(outcome, Confirmed) else ""]
+        told += [each.found for each in await sink.check()]
+    assert "***" in told[0]
+    assert not [text for text in told if "cret" in text]
+
+
 async def test_reasons_are_bounded_however_much_the_server_says(fake: FakeInfluxDB) -> None:
     outcome = await outcome_for(fake, Answer(400, b'{"error":"' + b"line\\n" * 1_000_000 + b'"}'))
     assert isinstance(outcome, Rejected)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import trio
 
@@ -27,7 +27,7 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.log import NowNs, RunSync
-from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable, plain
+from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
 from wal_ingest.flusher.sinks.influxdb_answers import checks_of, outcome_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
@@ -125,7 +125,8 @@ class InfluxDBSink:
             self._exchange, self._path(self._own), b"", headers, abandon_on_cancel=True, limiter=self._limiter
         )
         if isinstance(answer, _Answer):
-            return checks_of(self._settings.url, answer.status, answer.headers, answer.said)
+            checks = checks_of(self._settings.url, answer.status, answer.headers, answer.said)
+            return [replace(each, found=self._clean(each.found)) for each in checks]
         return [Check("address", False, answer.reason)]
 
     async def aclose(self) -> None:
@@ -153,7 +154,12 @@ class InfluxDBSink:
         answer = self._exchange(path, body, self._headers)
         if not isinstance(answer, _Answer):
             return answer
-        return outcome_of(answer.status, answer.headers, answer.said, now_ns=self._now_ns())
+        outcome = outcome_of(answer.status, answer.headers, answer.said, now_ns=self._now_ns())
+        return (
+            outcome
+            if isinstance(outcome, Confirmed)
+            else replace(outcome, reason=self._clean(outcome.reason))
+        )
 
     def _exchange(
         self, path: str, body: bytes, headers: Mapping[str, str]
@@ -198,8 +204,14 @@ class InfluxDBSink:
         return _Answer(answer.status, answer.headers, said)
 
     def _clean(self, message: str) -> str:
+        """The message without the token, also as it stands in a URL; JSON and headers are decoded by now."""
         if self._settings.token:
-            message = message.replace(self._settings.token, "***")
+            for form in (
+                self._settings.token,
+                quote(self._settings.token, safe=""),
+                quote(self._settings.token),
+            ):
+                message = message.replace(form, "***")
         return plain(message)
 
 
