@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -128,11 +129,23 @@ async def test_a_client_that_goes_away_harms_nobody(tmp_path: Path) -> None:
 
 
 def test_without_a_node_the_error_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NoControl, match=r"does not answer on control\.sock"):
+    with pytest.raises(NoControl, match=r"does not answer on control\.sock") as told:
         ask(tmp_path, "echo")
+    assert "it may be starting" in told.value.hint
 
 
-async def test_a_node_that_ends_before_it_answers_is_told_as_that(tmp_path: Path) -> None:
+def test_who_may_not_open_the_socket_is_told_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_socket: socket.socket, _address: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(NoControl, match="Permission denied") as told:
+        ask(tmp_path, "echo")
+    assert "as the user that runs the node" in told.value.hint
+
+
+@pytest.mark.parametrize("said", [b"", b'{"result": {"cut'])
+async def test_a_node_that_ends_before_it_answers_is_told_as_that(tmp_path: Path, said: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / CONTROL_NAME))
         listening.listen()
@@ -140,6 +153,7 @@ async def test_a_node_that_ends_before_it_answers_is_told_as_that(tmp_path: Path
         def hang_up() -> None:
             connection, _ = listening.accept()
             connection.recv(1000)
+            connection.sendall(said)
             connection.close()
 
         async with trio.open_nursery() as nursery:

@@ -153,9 +153,12 @@ def ask(data_dir: Path, command: str, **arguments: object) -> Any:
             sock.sendall(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
             with sock.makefile("rb") as answers:
                 line = answers.readline()
+    except PermissionError as exc:
+        hint = "run the command as the user that runs the node, or as root"
+        raise _no_control(data_dir, exc.strerror or str(exc), hint=hint) from exc
     except OSError as exc:
         raise _no_control(data_dir, exc.strerror or str(exc)) from exc
-    if not line:
+    if not line.endswith(b"\n"):
         raise _no_control(data_dir, "it ended before it answered")
     answer = json.loads(line)
     if "error" in answer:
@@ -163,9 +166,14 @@ def ask(data_dir: Path, command: str, **arguments: object) -> Any:
     return answer["result"]
 
 
-def _no_control(data_dir: Path, reason: str) -> NoControl:
+def _no_control(
+    data_dir: Path,
+    reason: str,
+    *,
+    hint: str = "it may be starting or stopping, or another command may have the directory open: try again",
+) -> NoControl:
     error = NoControl(f"the node that has {data_dir} open does not answer on {CONTROL_NAME}: {reason}")
-    error.hint = "run the command as the user that runs the node, or as root"
+    error.hint = hint
     return error
 
 
