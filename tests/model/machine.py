@@ -115,13 +115,16 @@ class StoreMachine(RuleBasedStateMachine):
         self._live(lambda: None)
 
     def teardown(self) -> None:
-        self.moments.kill_after(None)
-        if self.store is not None:
-            self.check()
-            self.store.close()
-        self.moments.close()
-        logging.disable(logging.NOTSET)
-        shutil.rmtree(self.root)
+        try:
+            self.moments.kill_after(None)
+            if self.store is not None:
+                self.check()
+                self.store.close()
+        finally:
+            # Also where a mutant was found: its logging would be silent, and its folder in memory, for the whole run.
+            self.moments.close()
+            logging.disable(logging.NOTSET)
+            shutil.rmtree(self.root)
 
     # -- lives -----------------------------------------------------------------------------------------
 
