@@ -114,7 +114,7 @@ class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "Seconds a segment is kept after its last point was accepted, when all sinks have it, for a replay.",
             ge=0,
         ),
-    ] = 300.0
+    ] = 3600.0
     keep_confirmed_bytes_max: Annotated[
         int,
         _why(

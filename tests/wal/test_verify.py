@@ -16,6 +16,7 @@ from wal_ingest.wal import verify as verifying
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.lmdb_file import verify as lmdb_verify
+from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.salvage import Note, write_note
 from wal_ingest.wal.verify import Report, verify
 from wal_ingest.wal.writer import Writer
@@ -94,7 +95,19 @@ def test_what_was_set_aside_counts_until_it_was_salvaged(data: Path) -> None:
     write_note(moved.path, Note(salvaged_ns=1, entries=2, points=2000, to="there", lost=[]))
     report = verified(data)
     assert report.whole
-    assert (report.gaps, report.damaged[0].salvaged) == ([], True)
+    assert (report.gaps, report.gone, report.damaged[0].salvaged) == ([], [], True)
+
+
+def test_what_a_salvage_could_not_get_is_named_for_ever(data: Path) -> None:
+    flip(files(data)[1], 16)
+    store = open_store(data)
+    [moved] = store.wal.damaged
+    store.close()
+    lost = Lost(moved.path.name, 3, 3, 1000, "the checksum does not match")
+    write_note(moved.path, Note(salvaged_ns=1, entries=1, points=1000, to="there", lost=[lost]))
+    report = verified(data)
+    assert report.whole
+    assert report.gone == [lost]
 
 
 def test_entries_whose_lines_are_not_what_they_say_are_lost(tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ class HttpDoor:
         said = answer.read(1 << 16).decode(errors="replace").strip()
         after = answer.headers.get("Retry-After", "").strip()
         retry_after_s = float(after) if after.isascii() and after.isdigit() else _RETRY_S
-        return answer.status, min(retry_after_s, _RETRY_S_MAX), said[:400]
+        # A server that says 0 is asked again soon, not without a pause.
+        return answer.status, min(max(retry_after_s, _RETRY_S), _RETRY_S_MAX), said[:400]
 
     def _tell_busy(self, status: int, said: str) -> None:
         if not self._told_busy:

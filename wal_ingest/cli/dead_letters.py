@@ -81,9 +81,10 @@ def list_letters(
     if not groups.listed():
         typer.echo("there are no dead letters")
         return
-    typer.echo(f"{'points':>12}  {'last':20}  sink: reason")
+    width = max(len(each.sink) for each in groups.listed())
+    typer.echo(f"{'points':>12}  {'last':20}  {'sink':{width}}  reason")
     for each in groups.listed():
-        typer.echo(f"{each.points:>12,}  {time_text(each.last_ns)}  {each.sink}: {each.reason}")
+        typer.echo(f"{each.points:>12,}  {time_text(each.last_ns)}  {each.sink:{width}}  {each.reason}")
 
 
 @app.command()

@@ -52,9 +52,19 @@ def confirm(question: str, *, yes: bool) -> None:
         raise SystemExit(FAILED)
 
 
-def points_text(count: int) -> str:
-    """So many points: 1 point, 2,000 points."""
-    return f"{count:,} point" if count == 1 else f"{count:,} points"
+def points_text(points: int) -> str:
+    """For people: 1 point, 3,000 points."""
+    return count_text(points, "point", "points")
+
+
+def entries_text(entries: int) -> str:
+    """For people: 1 entry, 3,000 entries."""
+    return count_text(entries, "entry", "entries")
+
+
+def count_text(count: int, one: str, many: str) -> str:
+    """For people: 1 line, 3,000 lines."""
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def bytes_text(size: int) -> str:

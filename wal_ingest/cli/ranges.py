@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wal_ingest.cli.output import points_text
 from wal_ingest.cli.times import TIME_HELP, parse_seqs, parse_time_ns
 
 if TYPE_CHECKING:
@@ -148,18 +149,3 @@ def lost_text(lost: Lost) -> str:
     points = "an unknown number of points" if lost.points is None else points_text(lost.points)
     where = f"{lost.file} at byte {lost.offset}" if lost.offset is not None else lost.file
     return f"{seqs} ({points}), {where}: {lost.reason}"
-
-
-def points_text(points: int) -> str:
-    """For people: 1 point, 3,000 points."""
-    return count_text(points, "point", "points")
-
-
-def entries_text(entries: int) -> str:
-    """For people: 1 entry, 3,000 entries."""
-    return count_text(entries, "entry", "entries")
-
-
-def count_text(count: int, one: str, many: str) -> str:
-    """For people: 1 line, 3,000 lines."""
-    return f"{count:,} {one if count == 1 else many}"

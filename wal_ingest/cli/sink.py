@@ -80,7 +80,7 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("sink")
     table.add_column("state")
-    for heading in ("waiting", "oldest", "confirmed", "parked", "expired", "in flight", "retried"):
+    for heading in ("waiting", "oldest", "confirmed", "parked", "skipped", "expired", "in flight", "retried"):
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         table.add_row(
@@ -90,6 +90,7 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
             age_text(row["oldest_waiting_s"]),
             f"{row['confirmed_points']:,}",
             f"{row['parked']:,}",
+            f"{row['skipped_points']:,}",
             f"{row['expired_points']:,}",
             *("-" if row[key] is None else f"{row[key]:,}" for key in ("in_flight", "retried_writes")),
         )

@@ -50,7 +50,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A data directory. `gaps` are the seqs that no file holds; `state` says what is wrong with the state file.
 
     `entries` and `points` are those that can be read, `lost_points` those that cannot, None where nobody can tell.
-    `whole` says that nothing is wrong: no page, no entry, no gap, and nothing set aside that was not salvaged.
+    `whole` says that nothing is wrong with what is left: no page, no entry, no gap, and nothing set aside that was not
+    salvaged. `gone` is what a salvage could not get, by its notes: nobody can any more.
     """
 
     data_dir: str
@@ -60,6 +61,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     lost_points: int | None
     segments: list[SegmentReport]
     gaps: list[Lost]
+    gone: list[Lost]
     state: str
     damaged: list[DamagedReport]
 
@@ -89,6 +91,7 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
         lost_points=None if None in counts else sum(count or 0 for count in counts),
         segments=segments,
         gaps=gaps,
+        gone=[lost for file in damaged if file.note is not None for lost in file.note.lost],
         state=state,
         damaged=[
             DamagedReport(

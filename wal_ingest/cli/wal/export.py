@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import FAILED, OPERATOR_NEEDED, bytes_text, print_json
+from wal_ingest.cli.output import FAILED, OPERATOR_NEEDED, bytes_text, entries_text, points_text, print_json
 from wal_ingest.cli.ranges import (
     MeasurementOption,
     Picked,
@@ -19,8 +19,6 @@ from wal_ingest.cli.ranges import (
     SinceOption,
     SourceOption,
     UntilOption,
-    entries_text,
-    points_text,
     tell_lost,
 )
 

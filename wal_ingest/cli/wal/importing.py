@@ -15,8 +15,7 @@ import msgspec
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import print_json
-from wal_ingest.cli.ranges import count_text, points_text
+from wal_ingest.cli.output import count_text, points_text, print_json
 from wal_ingest.errors import ConfigError, PointError, WalIngestError
 
 if TYPE_CHECKING:

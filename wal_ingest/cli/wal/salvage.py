@@ -11,8 +11,8 @@ import msgspec
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import print_json
-from wal_ingest.cli.ranges import entries_text, lost_text, points_text
+from wal_ingest.cli.output import entries_text, points_text, print_json
+from wal_ingest.cli.ranges import lost_text
 from wal_ingest.errors import ConfigError
 from wal_ingest.wal.lost import Lost
 

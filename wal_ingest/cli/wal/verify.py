@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import OPERATOR_NEEDED, bytes_text, print_json
+from wal_ingest.cli.output import (
+    OPERATOR_NEEDED,
+    bytes_text,
+    count_text,
+    entries_text,
+    points_text,
+    print_json,
+)
 from wal_ingest.cli.progress import bar
-from wal_ingest.cli.ranges import count_text, entries_text, lost_text, points_text
+from wal_ingest.cli.ranges import lost_text
 
 if TYPE_CHECKING:
     from wal_ingest.wal.verify import Report
@@ -55,7 +62,9 @@ def _print(report: Report) -> None:
         say(f"damaged: state.lmdb: {report.state}")
     for file in report.damaged:
         say(f"set aside{', salvaged' if file.salvaged else ''}: damaged/{file.file}: {file.reason}")
+    for lost in report.gone:
+        say(f"gone for good: {lost_text(lost)}")
     if report.whole:
-        say("everything is whole")
+        say("everything else is whole" if report.gone else "everything is whole")
     elif report.lost_points:
         say(f"{points_text(report.lost_points)} lost in what is listed above")
