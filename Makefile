@@ -1,12 +1,14 @@
 # Everything starts from nothing but Python 3.11 or newer: `make run` and `make test` make what they need.
 #   make test PYTHON=python3.13 VENV=.venv-3.13     for another interpreter
 #   make test PYTEST_ARGS="-k splitting"            for some of the tests
+#   make test JOBS=4                                for more of them at one time; each starts servers of its own
 #   make chaos SECONDS=300 SEED=7                   for other times and seeds
 #   make binary PYTHONS="python3.11 python3.13"     for one file that serves both
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= 2
 SECONDS ?= 300
 SEED ?=
 BINARY ?= dist/wal-ingest
@@ -28,7 +30,7 @@ run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./dat
 	@exec $(BIN)/wal-ingest serve
 
 test: check ## Check style and types, and run every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(TEST_READY) ## Check style and types only
 	$(BIN)/ruff check .

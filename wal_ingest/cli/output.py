@@ -6,10 +6,16 @@ Exit codes: 0 done, 1 failed, 2 usage or settings, 3 the WAL needs an operator.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_TABLE_CHARS_MAX = 240
 
 DONE = 0
 FAILED = 1
@@ -20,6 +26,13 @@ OPERATOR_NEEDED = 3
 def print_json(value: object) -> None:
     """One JSON document, indented, ended by a line feed."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def wide_console() -> Console:
+    """For tables: what does not fit is for the terminal to wrap, and whoever reads a pipe gets whole words."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True, width=_TABLE_CHARS_MAX)
 
 
 def print_error(error: WalIngestError) -> int:

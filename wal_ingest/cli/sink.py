@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
-from wal_ingest.cli.output import FAILED, age_text, confirm, points_text, print_json
+from wal_ingest.cli.output import FAILED, age_text, confirm, points_text, print_json, wide_console
 from wal_ingest.cli.times import TIME_HELP, parse_time_ns, time_text
 from wal_ingest.errors import ConfigError
 
@@ -74,7 +74,6 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: Js
 
 
 def _print_status(rows: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -94,7 +93,7 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
             f"{row['expired_points']:,}",
             *("-" if row[key] is None else f"{row[key]:,}" for key in ("in_flight", "retried_writes")),
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     console.print(table)
     for name, row in rows.items():
         if row["last_error"]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import bytes_text, print_json
+from wal_ingest.cli.output import bytes_text, print_json, wide_console
 from wal_ingest.cli.times import exact_time_text
 
 if TYPE_CHECKING:
@@ -111,7 +111,6 @@ def _row(name: str, ends: Ends, sealed: bool, confirmed_seq: int) -> Row:
 
 
 def _print(found: Listing) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -138,7 +137,7 @@ def _print(found: Listing) -> None:
             ("sealed" if row.sealed else "written to") + (", confirmed by all" if row.confirmed else ""),
         )
     # As wide as it is: a terminal wraps by itself, and names must stay whole.
-    console = Console(highlight=False, soft_wrap=True, width=240)
+    console = wide_console()
     console.print(table)
     for file in found.damaged:
         salvaged = ", salvaged" if file.salvaged else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import age_text, bytes_text, print_json
+from wal_ingest.cli.output import age_text, bytes_text, print_json, wide_console
 
 if TYPE_CHECKING:
     from wal_ingest.wal.inspect import WalStatus
@@ -26,10 +26,9 @@ def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: Js
 
 
 def _print_status(found: WalStatus) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     server = "not running"
     if found.server_pid is not None:
         server = f"running, process {found.server_pid}" if found.server_pid else "running"
