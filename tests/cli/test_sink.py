@@ -194,3 +194,34 @@ def test_a_retry_of_a_sink_that_is_away_says_so_at_once(conflicted: tuple[Node, 
     node.settings = {**node.settings, "influxdb.url": "http://127.0.0.1:9"}
     assert "cannot be reached" in node.run("dead-letters", "retry", code=1)
     assert len(json.loads(node.run("dead-letters", "show", "--json"))) == 3
+
+
+@pytest.mark.needs("influxdb")
+def test_dead_letters_of_a_sink_that_is_off_by_now_can_be_dropped_beside_the_running_node(
+    conflicted: tuple[Node, InfluxDB, str], tmp_path: Path
+) -> None:
+    node, _, _ = conflicted
+    assert node.service.stop() == 0
+    with Node(tmp_path, {}) as without:
+        assert "is not on in these settings" in without.run(
+            "dead-letters", "retry", "--sink", "influxdb", code=2
+        )
+        assert "dropped 3 points" in without.run("dead-letters", "drop", "--sink", "influxdb", "--yes")
+        assert "there are no dead letters" in without.run("dead-letters", "list")
+        told = json.loads(without.run("wal", "status", "--json"))["sinks"]["influxdb"]
+    assert (told["parked"], told["expired_points"], told["unaccounted_points"]) == (0, 3, 0)
+
+
+def test_what_is_lost_right_behind_a_range_that_is_given_up_goes_with_it_and_is_counted(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, object] = {**AWAY, "wal.segment_s_max": 0.1}
+    with Node(tmp_path, settings) as node:
+        for seq in (1, 2, 3):
+            node.service.post("/metrics", b"m f=1 1\nm f=2 2\n", TEXT)
+            wait_until(lambda: len(node.service.status()["segments"]) > seq, "the segment is sealed")  # noqa: B023
+        assert node.service.stop() == 0
+        (node.data_dir / "wal" / f"{2:020}.lmdb").write_bytes(b"no LMDB")
+        done = node.run("sink", "skip", "influxdb", "--through-seq", "1", "--yes")
+    assert "4 points in seqs 1 to 2" in done
+    assert "gave up 4 points; its cursor is at seq 2" in done

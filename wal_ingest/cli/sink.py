@@ -235,10 +235,12 @@ def _given_up(
             last_seq = next(later, last_seq + 1) - 1
         if last_seq < first_seq:
             return last_seq, 0, ""
-        behind = next(reader.entries(first_seq=last_seq + 1), None)
         points = reader.segments[-1].ends.points_after - cursor.points
-        if behind is not None and not isinstance(behind, Lost):
-            points = behind.points_before - cursor.points
+        for item in reader.entries(first_seq=last_seq + 1):
+            if not isinstance(item, Lost):
+                # What is lost right in front of it goes as well: nobody can have it.
+                last_seq, points = item.seq - 1, item.points_before - cursor.points
+                break
         times = [
             time_text(entry.accepted_ns)
             for seq in (first_seq, last_seq)
