@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from wal_ingest.cli.output import DONE, FAILED
-from wal_ingest.cli.replay_output import follow, said, show_counts, show_summary
+from wal_ingest.cli.replay.output import follow, said, show_counts, show_summary
 from wal_ingest.cli.times import time_text
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.replay.places import Range, Select

@@ -153,7 +153,7 @@ def retry(
     """
     import trio
 
-    from wal_ingest.cli.letter_retry import write_letters
+    from wal_ingest.cli.dead_letters.writing import write_letters
 
     settings = load_config(config, data_dir=data_dir).settings
     name = _the_sink(settings, sink)

@@ -133,7 +133,7 @@ def replay(
     No cursor moves. Interrupted, the same command goes on where it was. Exit code 1 when points were rejected or
     lost, the range reaches further back than what is kept, or it was interrupted.
     """
-    from wal_ingest.cli.replay_run import Job, dry_run_of, run_job
+    from wal_ingest.cli.replay.run import Job, dry_run_of, run_job
 
     now_ns = time.time_ns()
     if rejected is not None and not rejected.absolute().parent.is_dir():
