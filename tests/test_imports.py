@@ -35,6 +35,9 @@ IMPORTERS = {
     "typer": {"cli/"},
     "prometheus_client": {"metrics.py"},
     "trio_websocket": {"client/"},
+    "httpx": {"client/"},
+    "psutil": {"agent/"},
+    "wsproto": {"http/hypercorn_mends/"},
 }
 
 
