@@ -21,6 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 from wal_ingest.errors import PointError
 from wal_ingest.points.exact import TIME_NS_MAX, TIME_NS_MIN
 from wal_ingest.points.lines import Precision
+from wal_ingest.points.names import IN_KEY, IN_MEASUREMENT, name_text, string_text
 
 MEASUREMENT = "server_metrics"
 SERVER_TAG = "server_id"
@@ -94,20 +95,13 @@ def _server_ids(points: list[FleetPoint]) -> list[str]:
     written = []
     for index, server_id in enumerate(ids):
         try:
-            written.append(_name(server_id, "serverId", _IN_KEY))
+            written.append(name_text(server_id, "serverId", IN_KEY))
         except ValueError as exc:
             raise PointError(str(exc), index=index) from None
     return written
 
 
 # -- either shape, point by point -------------------------------------------------------------------------
-
-_SPECIAL = re.compile(r"[\x00-\x20\x7f,=\\#]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_BACKSLASH_ESCAPES = re.compile(r"\\(?:[ ,=]|\Z)")
-_IN_MEASUREMENT = re.compile(r"([ ,])")
-_IN_KEY = re.compile(r"([ ,=])")
-_IN_STRING = re.compile(r'(["\\])')
 
 
 class LineWriter:
@@ -145,13 +139,13 @@ class LineWriter:
             raise ValueError("missing: measurement")
         if not point.fields:
             raise ValueError("no fields")
-        head = [self._checked(self._measurements, point.measurement, "measurement", _IN_MEASUREMENT)]
+        head = [self._checked(self._measurements, point.measurement, "measurement", IN_MEASUREMENT)]
         if point.tags:
             for key, value in point.tags.items():
-                name = self._checked(self._tag_keys, key, "tag key", _IN_KEY)
-                head.append(f"{name}={_name(value, 'tag value', _IN_KEY)}")
+                name = self._checked(self._tag_keys, key, "tag key", IN_KEY)
+                head.append(f"{name}={name_text(value, 'tag value', IN_KEY)}")
         fields = [
-            f"{self._checked(self._field_keys, key, 'field key', _IN_KEY)}={_field_value(value)}"
+            f"{self._checked(self._field_keys, key, 'field key', IN_KEY)}={_field_value(value)}"
             for key, value in point.fields.items()
         ]
         return f"{','.join(head)} {','.join(fields)}"
@@ -167,7 +161,7 @@ class LineWriter:
     def _checked(self, known: dict[str, str], name: str, what: str, escaped: re.Pattern[str]) -> str:
         written = known.get(name)
         if written is None:
-            written = known[name] = _name(name, what, escaped)
+            written = known[name] = name_text(name, what, escaped)
         return written
 
 
@@ -175,25 +169,8 @@ def _fleet(point: AnyPoint) -> str:
     if point.server_id is UNSET or point.cpu is UNSET or point.ram is UNSET:
         values = {"serverId": point.server_id, "cpu": point.cpu, "ram": point.ram}
         raise ValueError(f"missing: {', '.join(key for key, value in values.items() if value is UNSET)}")
-    server = _name(point.server_id, "serverId", _IN_KEY)
+    server = name_text(point.server_id, "serverId", IN_KEY)
     return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={point.cpu!r},ram={point.ram!r}"
-
-
-def _name(name: str, what: str, escaped: re.Pattern[str]) -> str:
-    """A name or tag value as it stands in a line; ValueError when a line cannot carry it."""
-    if not _SPECIAL.search(name) and name:
-        return name
-    if not name:
-        raise ValueError(f"an empty {what}")
-    if _CONTROL.search(name):
-        raise ValueError(f"a line feed or another control character in the {what}")
-    if _BACKSLASH_ESCAPES.search(name):
-        raise ValueError(
-            f"a backslash before a space, comma or '=', or at the end, of the {what}: line protocol cannot carry it"
-        )
-    if escaped is _IN_MEASUREMENT and name.startswith("#"):
-        raise ValueError("a measurement that begins with '#': line protocol takes it for a comment")
-    return escaped.sub(r"\\\1", name)
 
 
 def _field_value(value: float | int | str | bool) -> str:
@@ -208,6 +185,4 @@ def _field_value(value: float | int | str | bool) -> str:
                 "behind it, or as a string"
             )
         return repr(float(value))
-    if "\n" in value:
-        raise ValueError("a line feed inside a string field is not supported")
-    return '"' + _IN_STRING.sub(r"\\\1", value) + '"'
+    return string_text(value)
