@@ -138,6 +138,22 @@ class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     append_queue_bytes_max: Annotated[
         int, _why("Bytes of lines that may wait for a commit; past it requests are answered 503.", ge=MIB)
     ] = 64 * MIB
+    streams_max: Annotated[
+        int,
+        _why(
+            "Streams whose durable frames are remembered, up to 2 KB each; beyond them the one silent longest is "
+            "forgotten.",
+            ge=1,
+        ),
+    ] = 100_000
+    stream_keep_s: Annotated[
+        float,
+        _why(
+            "Seconds a stream is remembered after its last frame; who comes back later sends again what it has no "
+            "answer for.",
+            gt=0,
+        ),
+    ] = 604_800.0
 
 
 class FlusherSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

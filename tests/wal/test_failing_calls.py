@@ -342,9 +342,9 @@ def test_an_entry_from_the_future_is_refused_by_name_and_its_segment_stays(
 ) -> None:
     store = open_store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("wal_ingest.wal.entry.VERSION", 2)
+        patch.setattr("wal_ingest.wal.entry.VERSION", 9)
         store.wal.commit([[new_entry(1)]])
-    with pytest.raises(UnknownFormatVersion, match="version 2 is not known"):
+    with pytest.raises(UnknownFormatVersion, match="version 9 is not known"):
         read_all(store)
     store.close()
 

@@ -3,6 +3,9 @@
 The byte tables and a worked example are in FORMAT.md beside this file; a test decodes that example. The
 CRC covers the seq, everything in the header behind the CRC itself, and the stored payload, so that an entry
 that sits under another's key is found out as surely as a flipped bit.
+
+An entry that came in a frame of a stream carries the frame's mark and is of version 2; any other is of version 1,
+byte for byte as it always was.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from wal_ingest.errors import BadRequest
 from wal_ingest.wal.gzip_codec import compress, crc32, decompress
 
 VERSION = 1
+VERSION_MARKED = 2
 CODEC_RAW = 0
 CODEC_GZIP = 1
 
@@ -29,6 +33,11 @@ _CRC_OFFSET = 4
 _AFTER_CRC = 8
 # Room for an address, or "database/retention policy"; it bounds what a sender can put into a header.
 NAME_BYTES_MAX = 1_024
+
+CLIENT_ID_BYTES_MAX = 128
+# What every JSON library can tell from its neighbour.
+FRAME_NUMBER_MAX = 2**53 - 1
+_MARK = struct.Struct(">QI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +57,34 @@ class Destination:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Which frame of which stream an entry came in: the stream's `client_id`, the frame's number, its body's CRC-32.
+
+    All entries of a frame have the same mark and are appended together. Raises `BadRequest` when the id is not 1 to
+    128 characters of printable ASCII without spaces, or the number not from 1 to 2^53 - 1.
+    """
+
+    client_id: str
+    number: int
+    crc: int
+
+    def __post_init__(self) -> None:
+        name = self.client_id
+        if not (
+            0 < len(name) <= CLIENT_ID_BYTES_MAX and name.isascii() and name.isprintable() and " " not in name
+        ):
+            raise BadRequest(
+                f"a client_id is 1 to {CLIENT_ID_BYTES_MAX} characters of printable ASCII without spaces"
+            )
+        if not 0 < self.number <= FRAME_NUMBER_MAX:
+            raise BadRequest(f"a frame's number is from 1 to {FRAME_NUMBER_MAX}")
+
+
+@dataclass(frozen=True, slots=True)
 class NewEntry:
     """What is handed to the WAL: canonical lines (`points` of them), who sent them, and when they were accepted.
 
-    `accepted_ns` is Unix time in nanoseconds.
+    `accepted_ns` is Unix time in nanoseconds. `mark` is the frame of a stream that they came in, if they did.
     """
 
     lines: bytes
@@ -59,6 +92,7 @@ class NewEntry:
     accepted_ns: int
     source: str = ""
     destination: Destination = Destination()
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +101,8 @@ class Entry:
 
     `points_before` counts the points of all entries with a lower seq since the WAL was born, so the points
     between any two seqs are a subtraction. `payload` is as stored: a gzip member when `codec` is
-    `CODEC_GZIP`, else the lines themselves. `raw_bytes` is the length of the lines.
+    `CODEC_GZIP`, else the lines themselves. `raw_bytes` is the length of the lines. `mark` is the frame of a
+    stream that they came in, if they did.
     """
 
     seq: int
@@ -79,6 +114,7 @@ class Entry:
     codec: int
     raw_bytes: int
     payload: bytes
+    mark: Mark | None = None
 
     def lines(self) -> bytes:
         """The canonical lines. Raises EntryDamaged when the payload does not give `raw_bytes` bytes."""
@@ -118,8 +154,14 @@ def encode(entry: NewEntry, *, seq: int, points_before: int) -> bytes:
     org = entry.destination.org.encode()
     bucket = entry.destination.bucket.encode()
     names = source + org + bucket
+    version, client_bytes = VERSION, 0
+    mark = entry.mark
+    if mark is not None:
+        client_id = mark.client_id.encode()
+        version, client_bytes = VERSION_MARKED, len(client_id)
+        names += client_id + _MARK.pack(mark.number, mark.crc)
     header = _HEADER.pack(
-        VERSION,
+        version,
         codec,
         HEADER_BYTES + len(names),
         0,
@@ -131,7 +173,7 @@ def encode(entry: NewEntry, *, seq: int, points_before: int) -> bytes:
         len(source),
         len(org),
         len(bucket),
-        0,
+        client_bytes,
     )
     crc = crc32(payload, crc32(names, crc32(header[_AFTER_CRC:], crc32(_crc_prefix(header, seq)))))
     return b"".join((header[:_CRC_OFFSET], crc.to_bytes(4, "big"), header[_AFTER_CRC:], names, payload))
@@ -154,19 +196,22 @@ def decode(value: bytes, *, seq: int) -> Entry:
         source_bytes,
         org_bytes,
         bucket_bytes,
-        _reserved,
+        client_bytes,
     ) = _HEADER.unpack_from(value)
     # The checksum first: it stands at the same place in every version, and a flipped bit in the version is
     # damage, no message from the future.
     if crc32(memoryview(value)[_AFTER_CRC:], crc32(_crc_prefix(value, seq))) != crc:
         raise EntryDamaged(f"entry {seq}: the checksum does not match")
-    if version != VERSION:
+    if version not in (VERSION, VERSION_MARKED):
         raise EntryVersionUnknown(
-            f"entry {seq}: version {version} is not known to this program ({VERSION} is)"
+            f"entry {seq}: version {version} is not known to this program "
+            f"({VERSION} and {VERSION_MARKED} are)"
         )
     if payload_offset + stored_bytes != len(value):
         raise EntryDamaged(f"entry {seq}: its lengths do not add up to its {len(value)} bytes")
-    if HEADER_BYTES + source_bytes + org_bytes + bucket_bytes != payload_offset:
+    mark_bytes = client_bytes + _MARK.size if version == VERSION_MARKED else 0
+    names_end = HEADER_BYTES + source_bytes + org_bytes + bucket_bytes
+    if names_end + mark_bytes != payload_offset:
         raise EntryDamaged(f"entry {seq}: its names do not fill its header")
     if codec not in (CODEC_RAW, CODEC_GZIP):
         raise EntryVersionUnknown(f"entry {seq}: codec {codec} is not known to this program")
@@ -178,11 +223,20 @@ def decode(value: bytes, *, seq: int) -> Entry:
         points_before=points_before,
         accepted_ns=accepted_ns,
         source=value[HEADER_BYTES:source_end].decode(),
-        destination=Destination(value[source_end:org_end].decode(), value[org_end:payload_offset].decode()),
+        destination=Destination(value[source_end:org_end].decode(), value[org_end:names_end].decode()),
         codec=codec,
         raw_bytes=raw_bytes,
         payload=value[payload_offset:],
+        mark=_decode_mark(value[names_end:payload_offset], seq=seq) if mark_bytes else None,
     )
+
+
+def _decode_mark(data: bytes, *, seq: int) -> Mark:
+    number, crc = _MARK.unpack_from(data, len(data) - _MARK.size)
+    try:
+        return Mark(data[: -_MARK.size].decode("ascii"), number, crc)
+    except (BadRequest, UnicodeDecodeError) as exc:
+        raise EntryDamaged(f"entry {seq}: its mark cannot be: {exc}") from exc
 
 
 def extent(header: bytes) -> int:

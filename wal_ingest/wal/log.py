@@ -5,7 +5,7 @@ Invariants:
 1. A seq is handed out once. The next one is above every seq in the segments *and* above every cursor, so that
    nothing new can hide behind a cursor that has already passed.
 2. What `commit` has returned is on disk: data synced, then LMDB's meta page synced, then memory moved on,
-   then the caller told. `last_seq` never runs ahead of the disk.
+   then the caller told. Neither `last_seq` nor `positions` ever runs ahead of the disk, and they move together.
 3. A segment is dropped only when the caller says that everything in it is confirmed, and the cursors that say so
    are durable by then. The last segment is never dropped: it carries the numbering on, as the cursors do.
 4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole.
@@ -23,6 +23,7 @@ run on any; the list of segments has a lock of its own, held for list operations
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from pathlib import Path
 from wal_ingest.errors import DiskFull, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.directory import make_directory, sync_directory
-from wal_ingest.wal.entry import Entry, NewEntry, encode
+from wal_ingest.wal.entry import Entry, Mark, NewEntry, encode
 from wal_ingest.wal.lmdb_file import Item, MapFull
 from wal_ingest.wal.recovery import (
     DAMAGED_DIR,
@@ -46,6 +47,7 @@ from wal_ingest.wal.recovery import (
     start_of,
 )
 from wal_ingest.wal.segment import Segment, SegmentHeader
+from wal_ingest.wal.streams import Changes, Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,15 @@ class Appended:
 
     first_seq: int
     last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class PositionChanges:
+    """What changed in the positions of streams up to and including `last_seq`, when the log began with `first_seq`."""
+
+    last_seq: int
+    first_seq: int
+    changes: Changes
 
 
 class Wal:
@@ -86,6 +97,10 @@ class Wal:
         self._next_seq = 1
         self._points_total = 0
         self._now_ns = now_ns
+        # Of streams: how far each has come. Whoever remembers them across lives fills it, and is told before segments
+        # are dropped, with the seq up to which: what was read from them must be written down elsewhere first.
+        self.positions = Positions(clients_max=settings.streams_max, mutex=self._segments_mutex)
+        self.before_drop: Callable[[int], None] = lambda _last_seq: None
 
     @classmethod
     def open(
@@ -147,6 +162,7 @@ class Wal:
         """
         self.seal_if_due()
         items: list[Item] = []
+        marked: list[tuple[Mark, int, int, int]] = []
         appended: list[Appended] = []
         seq = self._next_seq
         points_after = self._points_total
@@ -154,6 +170,8 @@ class Wal:
             first_seq = seq
             for entry in group:
                 items.append((seq.to_bytes(8, "big"), encode(entry, seq=seq, points_before=points_after)))
+                if entry.mark is not None:
+                    marked.append((entry.mark, seq, entry.points, entry.accepted_ns))
                 points_after += entry.points
                 seq += 1
             appended.append(Appended(first_seq, seq - 1))
@@ -170,6 +188,8 @@ class Wal:
         with self._segments_mutex:  # see `end`
             self._next_seq = seq
             self._points_total = points_after
+            for each in marked:
+                self.positions.apply(*each)
         return appended
 
     def seal_if_due(self) -> None:
@@ -244,6 +264,21 @@ class Wal:
         with self._segments_mutex:
             return self._sealed_bytes + (self._active.bytes if self._active else 0)
 
+    def take_position_changes(self, *, now_ns: int, keep_s: float) -> PositionChanges:
+        """What changed in the positions since it was last taken, and of which moment that is.
+
+        Streams that were silent for longer than `keep_s` seconds are forgotten by that.
+        """
+        with self._segments_mutex:
+            self.positions.forget_silent(now_ns=now_ns, keep_s=keep_s)
+            first_seq = self._segments[0].first_seq if self._segments else self._next_seq
+            return PositionChanges(self._next_seq - 1, first_seq, self.positions.take_changes())
+
+    def put_position_changes_back(self, taken: PositionChanges) -> None:
+        """Changes that could not be written down are to be taken once more."""
+        with self._segments_mutex:
+            self.positions.put_back(taken.changes)
+
     def segments(self) -> list[Segment]:
         """The segments, oldest first: a copy of the list."""
         with self._segments_mutex:
@@ -285,22 +320,23 @@ class Wal:
         The caller's cursors up to `confirmed_seq` are durable. A crash half-way leaves fewer segments or more,
         each whole; the next truncation goes on. Raises `StorageFailed`.
         """
-        dropped = 0
         with self._removal_mutex:
-            for segment in self.segments()[:-1]:
-                if segment.last_seq > confirmed_seq:
-                    break
-                segment.drop()
-                self._forget(segment)
-                dropped += 1
-            if dropped:
+            sealed = self.segments()[:-1]
+            going = list(itertools.takewhile(lambda segment: segment.last_seq <= confirmed_seq, sealed))
+            if going:
+                self.before_drop(going[-1].last_seq)
+                for segment in going:
+                    segment.drop()
+                    self._forget(segment)
                 sync_directory(self.directory)
-        return dropped
+        return len(going)
 
-    def _forget(self, segment: Segment) -> None:
+    def _forget(self, segment: Segment, *, damaged: bool = False) -> None:
         with self._segments_mutex:
             self._segments.remove(segment)
             self._sealed_bytes -= segment.bytes
+            if damaged:  # nobody is to be told any more that the frames in it are durable
+                self.positions.forget_entries([(segment.first_seq, segment.last_seq)])
 
     def set_aside(self, path: Path, reason: str) -> SetAside | None:
         """Moves a sealed segment that turned out damaged out of the way; reading goes on behind it.
@@ -317,7 +353,7 @@ class Wal:
             directory = self.directory / DAMAGED_DIR
             make_directory(directory)
             moved = SetAside(segment.set_aside(directory), reason)
-            self._forget(segment)
+            self._forget(segment, damaged=True)
             sync_directory(self.directory)
             note_reason(moved)
         self.damaged.append(moved)
