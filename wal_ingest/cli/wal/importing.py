@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import sys
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from wal_ingest.cli.infile import InFile, whole_lines
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
 from wal_ingest.cli.output import count_text, points_text, print_json
+from wal_ingest.cli.sifting import BadRecord, Refused, sift
 from wal_ingest.errors import ConfigError, PointError, WalIngestError
 
 if TYPE_CHECKING:
@@ -28,28 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: zcat old/*.lp.gz | wal-ingest wal import - --precision s"
 
-_CHUNK_BYTES = 1 << 20
-# A line this long is no line: memory has an end.
-_LINE_BYTES_MAX = 64 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
 _SOURCE = "import"
-
-
-class Refused(WalIngestError):
-    """A line of a file is no point; the `lines_taken` in front of it were taken. Mend that line.
-
-    Unlike `UnreadableFile`, the rest of the file may be fine.
-    """
-
-    def __init__(self, name: str, lines_taken: int, why: PointError) -> None:
-        column = "" if why.column is None else f", column {why.column}"
-        super().__init__(f"{name}: line {lines_taken + 1}{column}: {why.reason}")
-        self.hint = "write such lines to a file and go on, with --skip-invalid FILE"
-        self.lines_taken = lines_taken
-
-
-class UnreadableFile(WalIngestError):
-    """A file is not there, is no whole gzip, or holds no lines."""
 
 
 class Imported(msgspec.Struct, kw_only=True):
@@ -167,7 +145,7 @@ def _import(name: str, skip: int, door: Door, entries: _Entries, stop: Stop, sho
                 raise Interrupted("interrupted")
     except WalIngestError as exc:
         if isinstance(exc, Refused):
-            line = exc.lines_taken
+            line = exc.number - 1
         if line:
             taken = f"taken: {count_text(line, 'line', 'lines')} of {name}; go on behind that with --skip-lines {line}"
             exc.hint = f"{exc.hint}; {taken}" if exc.hint else taken
@@ -206,9 +184,8 @@ class _Entries:
             good = (place.line or 1) - 1
             first = b"".join(line + b"\n" for line in chunk.split(b"\n", good)[:good])
             yield from self._made(self._accept(first, now_ns), now_ns)
-            raise Refused(name, before + good, place)
-        for lines in self._sift(chunk, name, before, now_ns):
-            yield from self._made(lines, now_ns)
+            raise Refused(name, before + good + 1, place.reason, column=place.column)
+        yield from self._sift(chunk, name, before, now_ns)
 
     def _accept(self, chunk: bytes, now_ns: int) -> Lines:
         from wal_ingest.points.line_protocol import accept_line_protocol
@@ -217,23 +194,21 @@ class _Entries:
             chunk, precision=self._unit, now_ns=now_ns, line_bytes_max=self._line_bytes_max
         )
 
-    def _sift(self, chunk: bytes, name: str, before: int, now_ns: int) -> Iterator[Lines]:
-        """The good lines of a chunk; halved and halved again, so that a bad one costs a few looks, not one a line."""
-        try:
-            yield self._accept(chunk, now_ns)
-        except PointError as exc:
-            lines = chunk.count(b"\n")
-            if lines == 1:
-                self._reject(chunk, name, before, exc)
-                return
-            half = chunk.split(b"\n", lines // 2)
-            yield from self._sift(b"\n".join([*half[:-1], b""]), name, before, now_ns)
-            yield from self._sift(half[-1], name, before + lines // 2, now_ns)
+    def _sift(self, chunk: bytes, name: str, before: int, now_ns: int) -> Iterator[list[NewEntry]]:
+        """The entries of the good lines of a chunk; the others go to the file for them."""
 
-    def _reject(self, line: bytes, name: str, before: int, exc: PointError) -> None:
+        def accept(lines: Sequence[bytes]) -> Lines:
+            return self._accept(b"\n".join([*lines, b""]), now_ns)
+
         assert self._rejected is not None
-        self._rejected.write(f"# {Refused(name, before, exc)}\n".encode() + line)
-        self.told.rejected += 1
+        lines = chunk.split(b"\n")[:-1]
+        for found in sift(lines, accept):
+            if not isinstance(found, BadRecord):
+                yield from self._made(found, now_ns)
+                continue
+            why = Refused(name, before + found.at + 1, found.reason, column=found.column)
+            self._rejected.write(b"# %b\n%b\n" % (str(why).encode(), lines[found.at]))
+            self.told.rejected += 1
 
     def _made(self, lines: Lines, now_ns: int) -> Iterator[list[NewEntry]]:
         from wal_ingest.points import split_lines
@@ -247,29 +222,7 @@ class _Entries:
 
 
 def _chunks(name: str, shown: Bar) -> Iterator[bytes]:
-    """Whole lines, about a mebibyte at a time, each ended by a line feed."""
-    try:
-        with _open(name) as raw:
-            magic = raw.peek(2)[:2]  # type: ignore[attr-defined]
-            file = gzip.GzipFile(fileobj=raw) if magic == _GZIP_MAGIC else raw
-            seen, rest = 0, b""
-            while data := file.read(_CHUNK_BYTES):
-                if name != "-":
-                    shown.advance(raw.tell() - seen)
-                    seen = raw.tell()
-                end = data.rfind(b"\n") + 1
-                if end:
-                    yield rest + data[:end]
-                    rest = data[end:]
-                else:
-                    rest += data
-                    if len(rest) > _LINE_BYTES_MAX:
-                        raise UnreadableFile(f"{name} has a line of more than {_LINE_BYTES_MAX} bytes")
-            if rest:
-                yield rest + b"\n"
-    except (OSError, EOFError, zlib.error) as exc:
-        raise UnreadableFile(f"{name} cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
-
-
-def _open(name: str) -> IO[bytes]:
-    return sys.stdin.buffer if name == "-" else Path(name).open("rb")
+    with InFile(name) as file:
+        for chunk in whole_lines(file):
+            shown.advance(file.advanced())
+            yield chunk
