@@ -94,7 +94,7 @@ class FakeNode:
     @property
     def lines(self) -> list[bytes]:
         """Every line that was stored, in the order of storing."""
-        return [line for stored in self.stored for line in stored.lines.splitlines()]
+        return [line for stored in self.stored for line in stored.lines.split(b"\n")[:-1]]
 
     # -- the node -------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from wal_ingest.errors import ComeBackLater
+from wal_ingest.errors import ComeBackLater, ConfigError, RequestError
 
 # Close codes of RFC 6455, and one of ours.
 GOING_AWAY = 1001
@@ -48,3 +48,75 @@ class StreamClosed(ComeBackLater):
         )
         self.code = code
         self.reason = reason
+
+
+class PointsRefused(RequestError):
+    """The node will never take these points: nothing of `lines` was stored.
+
+    `lines` are canonical line protocol, `points` of them; `status` is HTTP's. A write that was larger than a frame may
+    have been refused in part: then the rest of it is stored.
+
+    Unlike `PointError`, which a write raises for what can be seen without the node.
+    """
+
+    def __init__(self, lines: bytes, *, points: int, status: int, reason: str) -> None:
+        super().__init__(f"the node refused {points} point{'s' * (points != 1)} ({status}): {reason}")
+        self.lines = lines
+        self.points = points
+        self.status = status
+        self.reason = reason
+
+
+class BufferFull(ComeBackLater):
+    """There is no room for this write: the node is slower than the writers, or away. Nothing of it was taken.
+
+    `waiting_points` and `waiting_bytes` are what waits; `last_error` is why the node is away, empty when it is not.
+
+    Unlike `BodyTooLarge`, which says that the write would not fit into an empty buffer either.
+    """
+
+    def __init__(
+        self,
+        *,
+        waiting_points: int,
+        waiting_bytes: int,
+        buffer_points_max: int,
+        buffer_bytes_max: int,
+        last_error: str,
+    ) -> None:
+        why = f"the node is away: {last_error}" if last_error else "the node is slower than the writers"
+        super().__init__(
+            f"the buffer is full: {waiting_points} points in {waiting_bytes} bytes wait (buffer_points_max "
+            f"{buffer_points_max}, buffer_bytes_max {buffer_bytes_max}); {why}"
+        )
+        self.waiting_points = waiting_points
+        self.waiting_bytes = waiting_bytes
+        self.last_error = last_error
+
+
+class NotDelivered(ComeBackLater):
+    """The client was closed before everything was durable: `points` of them are given up, most likely lost.
+
+    The node may hold some of them, whose acknowledgement did not come back. `last_error` says why it took too long.
+    """
+
+    def __init__(self, points: int, *, close_s_max: float, last_error: str) -> None:
+        why = f": {last_error}" if last_error else ""
+        super().__init__(f"{points} points were not acknowledged within {close_s_max:g} s{why}")
+        self.points = points
+        self.last_error = last_error
+
+
+class Replaced(ConfigError):
+    """Somebody else streams with the same client_id: the node gave our place to them.
+
+    Coming back by itself would only take the place away again. `points` are those that were not acknowledged.
+    """
+
+    def __init__(self, client_id: str, *, points: int) -> None:
+        super().__init__(
+            f"another connection came with the client_id {client_id!r}; {points} points were not acknowledged",
+            hint="give every client an id of its own, or none",
+        )
+        self.client_id = client_id
+        self.points = points
