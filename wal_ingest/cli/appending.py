@@ -6,18 +6,17 @@ the server takes them as it takes anybody's: its 503 is waited out.
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlencode, urlsplit
 
 from wal_ingest.cli.node import must_not_be_root
+from wal_ingest.cli.posting import COME_BACK, RETRY_S, NoAnswer, Poster, Said
 from wal_ingest.cli.stopping import Stop
-from wal_ingest.errors import ConfigError, DataDirLocked, WalIngestError
+from wal_ingest.errors import DataDirLocked, WalIngestError
 from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.gzip_codec import compress
@@ -25,10 +24,7 @@ from wal_ingest.wal.recovery import SetAside
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
-ANSWER_S_MAX = 60.0
-_COME_BACK = (408, 429, 502, 503, 504)
-_RETRY_S = 1.0
-_RETRY_S_MAX = 60.0
+_TEXT = "text/plain; charset=utf-8"
 _BROKEN_MAX = 10
 
 
@@ -102,18 +98,7 @@ class HttpDoor:
     """A running server's `/api/v2/write`."""
 
     def __init__(self, url: str, stop: Stop) -> None:
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError as exc:
-            raise ConfigError(f"{url!r} has no port that can be: {exc}") from exc
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"{url!r} is no address of a server", hint="give one like http://127.0.0.1:8400"
-            )
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, port, timeout=ANSWER_S_MAX)
-        self._path = parts.path.rstrip("/") + "/api/v2/write?"
+        self._poster = Poster(url)
         self._stop = stop
         self._told_busy = False
         self.to = url
@@ -122,53 +107,42 @@ class HttpDoor:
         """See `Door`. Entries with the same destination are one request."""
         for destination, group in itertools.groupby(entries, key=lambda entry: entry.destination):
             query = {"org": destination.org, "bucket": destination.bucket, "precision": "ns"}
-            self._send(list(group), self._path + urlencode({k: v for k, v in query.items() if v}))
+            self._send(list(group), query)
 
-    def _send(self, entries: list[NewEntry], target: str) -> None:
+    def _send(self, entries: list[NewEntry], query: dict[str, str]) -> None:
         body = compress(b"".join(entry.lines for entry in entries))
         broken = 0
         while True:
             if self._stop.wished:
                 raise Interrupted("interrupted")
             try:
-                status, retry_after_s, said = self._post(target, body)
-            except (OSError, http.client.HTTPException) as exc:
+                said = self._poster.post("/api/v2/write", query, body, content_type=_TEXT, gzipped=True)
+            except NoAnswer as exc:
                 # What became of it is unknown; sending it again is harmless.
-                self._connection.close()
                 broken += 1
                 if broken == _BROKEN_MAX:
-                    raise NotTaken(f"{self.to} cannot be reached: {str(exc) or type(exc).__name__}") from exc
-                self._stop.wait(_RETRY_S)
+                    raise NotTaken(f"{self.to} cannot be reached: {exc}") from exc
+                self._stop.wait(RETRY_S)
                 continue
-            if 200 <= status < 300:
+            if 200 <= said.status < 300:
                 return
-            if status == 413 and len(entries) > 1:
+            if said.status == 413 and len(entries) > 1:
                 half = len(entries) // 2
-                self._send(entries[:half], target)
-                self._send(entries[half:], target)
+                self._send(entries[:half], query)
+                self._send(entries[half:], query)
                 return
-            if status not in _COME_BACK:
-                raise NotTaken(f"{self.to} answered {status}: {said}")
-            self._tell_busy(status, said)
-            self._stop.wait(retry_after_s)
+            if said.status not in COME_BACK:
+                raise NotTaken(f"{self.to} answered {said.status}: {said.text}")
+            self._tell_busy(said)
+            self._stop.wait(said.retry_after_s)
 
-    def _post(self, target: str, body: bytes) -> tuple[int, float, str]:
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Encoding": "gzip"}
-        self._connection.request("POST", target, body, headers)
-        answer = self._connection.getresponse()
-        said = answer.read(1 << 16).decode(errors="replace").strip()
-        after = answer.headers.get("Retry-After", "").strip()
-        retry_after_s = float(after) if after.isascii() and after.isdigit() else _RETRY_S
-        # A server that says 0 is asked again soon, not without a pause.
-        return answer.status, min(max(retry_after_s, _RETRY_S), _RETRY_S_MAX), said[:400]
-
-    def _tell_busy(self, status: int, said: str) -> None:
+    def _tell_busy(self, said: Said) -> None:
         if not self._told_busy:
             sys.stderr.write(
-                f"{self.to} answered {status}: {said}; going on as soon as it takes points again\n"
+                f"{self.to} answered {said.status}: {said.text}; going on as soon as it takes points again\n"
             )
             self._told_busy = True
 
     def close(self) -> None:
         """See `Door`."""
-        self._connection.close()
+        self._poster.close()
