@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "wal": set(),
     "flusher": {"wal"},
     "http": {"points", "wal"},
+    "agent": {"points", "wal", "client"},
     "service": {"points", "wal", "flusher", "http", "metrics", "history", "control"},
 }
 SHARED = {"errors", "settings"}

@@ -23,6 +23,8 @@ from wal_ingest.settings import Settings
 
 ENV_PREFIX = "WAL_INGEST_"
 ENV_CONFIG = "WAL_INGEST_CONFIG"
+# The token of those who send to a node: their own, and no setting.
+ENV_TOKEN = "WAL_INGEST_TOKEN"
 ENV_ALIASES = {
     "INFLUXDB_URL": "influxdb.url",
     "INFLUXDB_TOKEN": "influxdb.token",
@@ -170,7 +172,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Value]]
             yield name, Value(environ[variable], variable)
     names = {env_name(field): field.name for field in FIELDS.values()}
     for variable in sorted(environ):
-        if variable == ENV_CONFIG or not variable.startswith(ENV_PREFIX):
+        if variable in (ENV_CONFIG, ENV_TOKEN) or not variable.startswith(ENV_PREFIX):
             continue
         if variable not in names:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import wal_ingest
-from wal_ingest.cli import config, dead_letters, replay, serve, sink, wal
+from wal_ingest.cli import agent, config, dead_letters, replay, serve, sink, wal
 from wal_ingest.cli.output import FAILED, print_error
 from wal_ingest.errors import WalIngestError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve")(serve.serve)
+app.command("agent")(agent.agent)
 app.command("replay")(replay.replay)
 app.add_typer(wal.app, name="wal")
 app.add_typer(sink.app, name="sink")

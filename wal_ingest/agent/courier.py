@@ -1,0 +1,91 @@
+"""Has a way to the node tried again and again, and says when that begins or ceases to work.
+
+It never gives up: what it cannot deliver waits in the spool. A state is told of once, when it begins.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Protocol
+
+import structlog
+import trio
+
+from wal_ingest.agent.patience import asked_s, back_off_s, hold_s
+from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
+from wal_ingest.errors import ComeBackLater
+
+# Of what is answered instead of a stream, or to a POST: to be tried again soon. All else is somebody's mistake.
+_PASSING = (408, 429, 500, 502, 503, 504)
+
+_log = structlog.get_logger("wal_ingest.agent")
+
+
+class Way(Protocol):
+    """A way to the node."""
+
+    async def deliver(self) -> None:
+        """Delivers until something is in the way; raises `ComeBackLater` then. Never returns."""
+        ...
+
+
+class Courier:
+    """`connected` is for the way to call when the node answers well."""
+
+    def __init__(self, *, rng: Random) -> None:
+        self._rng = rng
+        self._failures = 0
+        # What is in the way, None while nothing is known to be.
+        self._trouble: str | None = None
+        self._told = False
+
+    async def run(self, way: Way) -> None:
+        """Delivers until cancelled. Raises `StorageFailed` when the spool's disk fails."""
+        while True:
+            try:
+                await way.deliver()
+            except ComeBackLater as exc:
+                self._failures += 1
+                wait_s = self._wait_s(exc)
+                self._tell(exc, wait_s)
+            await trio.sleep(wait_s)
+
+    def connected(self) -> None:
+        """The node answers."""
+        self._failures = 0
+        if self._trouble is not None or not self._told:
+            _log.info("delivering")
+        self._trouble = None
+        self._told = True
+
+    def _wait_s(self, exc: ComeBackLater) -> float:
+        if is_misconfigured(exc):
+            return hold_s(self._rng)
+        if isinstance(exc, Unreachable | StreamClosed) and exc.retry_after_s:
+            return asked_s(exc.retry_after_s, self._rng)
+        return back_off_s(self._failures, self._rng)
+
+    def _tell(self, exc: ComeBackLater, wait_s: float) -> None:
+        kind = _kind(exc)
+        if kind == self._trouble:
+            return
+        self._trouble = kind
+        reason = str(exc)
+        if is_misconfigured(exc):
+            _log.error("not delivering, a person must look; everything is kept", reason=reason)
+        else:
+            _log.warning("not delivering; everything is kept", reason=reason, retry_s=round(wait_s, 1))
+
+
+def is_misconfigured(exc: ComeBackLater) -> bool:
+    """Whether only a person can mend it: a wrong token, address or path."""
+    if isinstance(exc, StreamClosed):
+        return exc.code == POLICY_VIOLATION
+    return isinstance(exc, Unreachable) and exc.status != 0 and exc.status not in _PASSING
+
+
+def _kind(exc: ComeBackLater) -> str:
+    """What makes two troubles the same, so that it is told of once."""
+    if isinstance(exc, StreamClosed):
+        return f"closed {exc.code}"
+    return f"{type(exc).__name__} {exc.status if isinstance(exc, Unreachable) else ''}"
