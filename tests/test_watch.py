@@ -243,6 +243,7 @@ async def test_dead_letters_are_in_the_status_by_reason(node: Node) -> None:
         node.watch,
         node.statuses,
         not_ready=lambda: ["the WAL is full"],
+        streams=lambda: 0,
         now=lambda: datetime.fromtimestamp(node.clock() / S, UTC),
         monotonic_s=lambda: node.at_s,
         started=datetime.fromtimestamp(0, UTC),

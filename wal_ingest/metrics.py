@@ -55,7 +55,7 @@ class Declared:
 
 
 PREFIX = "wal_ingest_"
-ROUTES = ("/metrics", "/api/v2/write", "/write")
+ROUTES = ("/metrics", "/api/v2/write", "/write", "/stream")
 RESULTS = ("accepted", "invalid", "too_large", "unavailable", "failed")
 
 _SINK = ("sink",)
@@ -69,16 +69,18 @@ TABLE = (
     Declared(
         "ingest_requests",
         _COUNTER,
-        "Write requests answered; result is accepted, invalid (4xx), too_large (413), unavailable (503) "
-        "or failed (500).",
+        "Write requests and frames of streams answered; result is accepted, invalid (4xx), too_large (413), "
+        "unavailable (503) or failed (500).",
         ("route", "result"),
         measured=True,
     ),
-    Declared("ingest_points", _COUNTER, "Points of accepted requests.", ("route",), measured=True),
+    Declared("streams", _GAUGE, "WebSocket streams that are open."),
+    Declared("streams_max", _GAUGE, "WebSocket streams that may be open (server.streams_max)."),
+    Declared("ingest_points", _COUNTER, "Points of accepted requests and frames.", ("route",), measured=True),
     Declared(
         "ingest_bytes",
         _COUNTER,
-        "Bytes of accepted bodies as they came, compressed or not.",
+        "Bytes of accepted bodies and frames as they came, compressed or not.",
         ("route",),
         measured=True,
     ),

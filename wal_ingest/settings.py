@@ -78,6 +78,39 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             gt=0,
         ),
     ] = 10.0
+    write_token: Annotated[
+        str,
+        _why(
+            "Token that whoever writes must show, over HTTP and on the stream. Empty: anybody may write. Masked "
+            "wherever settings are shown.",
+            extra={"secret": True},
+        ),
+    ] = ""
+    streams_max: Annotated[
+        int, _why("WebSocket streams that may be open at one time; another one is told to come back.", ge=0)
+    ] = 10_000
+    stream_window_frames: Annotated[
+        int,
+        _why(
+            "Frames of one stream that may wait for their answer; beyond them nothing more is read from it.",
+            ge=1,
+            le=64,
+        ),
+    ] = 32
+    stream_window_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes of one stream's frames, decompressed, that may wait for their answer; a single frame may be larger.",
+            ge=64 * KIB,
+        ),
+    ] = 4 * MIB
+    stream_ping_s: Annotated[
+        float,
+        _why(
+            "Seconds of silence after which a stream's peer is pinged; silent for as long again, it is dropped.",
+            gt=0,
+        ),
+    ] = 20.0
 
 
 class WalSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import trio
 
 from wal_ingest.http.admin import create_admin_app
+from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
 from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.settings import ServerSettings
@@ -80,8 +81,8 @@ def front(settings: ServerSettings | None = None, **overrides: Any) -> Front:
         "fallback": admin,
         "settings": settings,
         "now_ns": lambda: NOW_NS,
-        "in_thread": inline,
     }
+    arguments["checker"] = Checker(settings, overrides.pop("in_thread", inline))
     return Front(wal, Ingest(**(arguments | overrides)), settings, reasons)
 
 

@@ -13,7 +13,7 @@ import trio.testing
 from tests.http.rig import LINE, NOW_NS, FakeWal, ask, front
 from wal_ingest.errors import AppendQueueFull, Stopping, WalBroken, WalFull
 from wal_ingest.http.body import BodyBudget, Hold, read_body
-from wal_ingest.http.ingest import INLINE_BYTES_MAX, thread_door
+from wal_ingest.http.checking import INLINE_BYTES_MAX, thread_door
 from wal_ingest.settings import KIB, MIB, ServerSettings
 from wal_ingest.wal.entry import Destination
 

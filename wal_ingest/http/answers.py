@@ -44,6 +44,7 @@ NO_CONTENT = Answer(204, ())
 
 # The codes that InfluxDB 2's API description lists; there is none for 408.
 _CODES = {
+    401: "unauthorized",
     404: "not found",
     405: "method not allowed",
     413: "request too large",
@@ -94,9 +95,23 @@ def refused(dialect: Dialect, problem: Problem, *, closes: bool = False, allow: 
         headers.append((b"retry-after", b"%d" % problem.retry_after_s))
     if allow:
         headers.append((b"allow", allow))
+    if problem.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="wal-ingest"'))
     if closes:
         headers.append((b"connection", b"close"))
     return Answer(problem.status, headers, body, closes)
+
+
+def upgrade_required() -> Answer:
+    """The answer to a request without a WebSocket handshake where streams are."""
+    body = b'{"error": "streams begin with a WebSocket handshake, sub-protocol wal-ingest.v1"}\n'
+    headers = (
+        _JSON_TYPE,
+        (b"content-length", b"%d" % len(body)),
+        (b"upgrade", b"websocket"),
+        (b"connection", b"close"),
+    )
+    return Answer(426, headers, body, closes=True)
 
 
 def with_request_id(answer: Answer, request_id: bytes) -> Answer:

@@ -14,6 +14,9 @@ import trio
 
 from wal_ingest.errors import BodyTooLarge, BodyTooSlow, ComeBackLater
 
+# How many of those that wait for memory go on when some comes back: all of them would be too many again.
+_WOKEN_AT_ONCE = 16
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
@@ -34,6 +37,21 @@ class BodyBudget:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def room(self) -> None:
+        """Returns when half of it is free: for whoever can wait before it begins to read a body.
+
+        The other half is for bodies that were begun, so that those who wait can never keep each other waiting.
+        """
+        while self.held_bytes * 2 > self.bytes_max:
+            await self._waiting.park()
+
+    def give_back(self, count: int) -> None:
+        """Takes bytes out of the account, and lets a few of those go on that wait for room."""
+        self.held_bytes -= count
+        if self._waiting and self.held_bytes * 2 <= self.bytes_max:
+            self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
 
 class Hold:
@@ -51,8 +69,9 @@ class Hold:
         self._bytes += count
 
     def release(self) -> None:
-        self._budget.held_bytes -= self._bytes
-        self._bytes = 0
+        if self._bytes:
+            self._budget.give_back(self._bytes)
+            self._bytes = 0
 
 
 async def read_body(receive: Receive, hold: Hold, *, bytes_max: int, body_s_max: float) -> bytes:

@@ -7,9 +7,7 @@ Invariants:
 3. One time of acceptance for the whole request: it stamps lines without a time, and is on every entry.
 4. A request that fails, whatever way, is answered, and neither its connection's neighbours nor the server notice.
 
-The order of a request is that of `_read` and `_store`: limits, body, decode, validate, cut into entries, append. Points
-are checked where the request runs as long as the body is small, because the way into a thread and back costs
-more than the check does; larger bodies go to a thread, so that they do not hold up everybody else's.
+The order of a request is that of `_read` and `_store`: token, limits, body, decode, validate, cut into entries, append.
 
 Cancellation leaves nothing half done: before `append` nothing is stored; what `append` leaves behind is its
 contract (all of it or nothing, and unknown to the sender, who sends again).
@@ -21,15 +19,14 @@ costs half as much again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
-import trio
-
-from wal_ingest.errors import BadRequest, BodyTooLarge, ComeBackLater, RequestError
+from wal_ingest.errors import BadRequest, ComeBackLater, RequestError
 from wal_ingest.http import answers
-from wal_ingest.http.answers import Answer, Problem
+from wal_ingest.http.access import Access
+from wal_ingest.http.answers import Answer, Problem, upgrade_required
+from wal_ingest.http.appending import Appender
 from wal_ingest.http.asgi import (
     AsgiCallable,
     Scope,
@@ -40,6 +37,7 @@ from wal_ingest.http.asgi import (
     without_body,
 )
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
+from wal_ingest.http.checking import Checker
 from wal_ingest.http.observer import Nobody, Observer
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
@@ -49,70 +47,17 @@ from wal_ingest.http.requests import (
     read_content_type,
     read_headers,
     read_query,
-    sniff,
 )
-from wal_ingest.points import Lines, Precision, split_lines
-from wal_ingest.points.encoding import decode_body
-from wal_ingest.points.json_points import accept_json, accept_ndjson
-from wal_ingest.points.line_protocol import accept_line_protocol, accept_line_protocol_fast
+from wal_ingest.points import split_lines
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
-
-T = TypeVar("T")
-
-# A body of up to this many bytes, after decompression, is checked without going to a thread.
-INLINE_BYTES_MAX = 256 * 1024
-
-# JSON takes five to fifty times as long as line protocol that goes in bulk, and a body that needs the exact parser
-# a hundred times: larger ones go to a thread, so that one sender's mistakes do not make everybody wait.
-JSON_INLINE_BYTES_MAX = 64 * 1024
-SLOW_INLINE_BYTES_MAX = 4 * 1024
-
-# Bodies that are checked in threads at one time: each may take `body_bytes_max` more than the budget counts.
-CHECKING_THREADS_MAX = 2
 
 ROUTES = {
     "/metrics": Dialect.NATIVE,
     "/api/v2/write": Dialect.INFLUXDB_V2,
     "/write": Dialect.INFLUXDB_V1,
 }
-
-
-class Appended(Protocol):
-    """The receipt of an append: the seqs of its first and last entry."""
-
-    @property
-    def first_seq(self) -> int: ...
-
-    @property
-    def last_seq(self) -> int: ...
-
-
-class Appender(Protocol):
-    """The WAL, as far as the front door knows it."""
-
-    async def append(self, entries: Sequence[NewEntry]) -> Appended:
-        """Makes all entries durable, or none. Raises ComeBackLater."""
-        ...
-
-
-class ThreadDoor(Protocol):
-    """Runs a function in a thread and awaits it; tests use a twin that runs it on the spot."""
-
-    async def __call__(self, work: Callable[[], T], /) -> T: ...
-
-
-def thread_door(threads_max: int = CHECKING_THREADS_MAX) -> ThreadDoor:
-    """The real way into a thread, for `threads_max` at one time.
-
-    Cancellation: the thread finishes by itself and its result is dropped; the work must be pure.
-    """
-    limiter = trio.CapacityLimiter(threads_max)
-
-    async def run(work: Callable[[], T], /) -> T:
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
-
-    return run
+STREAM_PATH = "/stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +81,9 @@ class Ingest:
         fallback: AsgiCallable,
         settings: ServerSettings,
         now_ns: Callable[[], int],
-        in_thread: ThreadDoor | None = None,
+        checker: Checker | None = None,
+        budget: BodyBudget | None = None,
+        streams: AsgiCallable | None = None,
         observer: Observer | None = None,
         refusals: RefusalLog | None = None,
         monotonic_s: Callable[[], float] = time.perf_counter,
@@ -145,11 +92,13 @@ class Ingest:
         self._fallback = fallback
         self._settings = settings
         self._now_ns = now_ns
-        self._in_thread = in_thread if in_thread is not None else thread_door()
+        self._checker = checker or Checker(settings)
+        self._access = Access(settings.write_token)
         self._observer: Observer = observer or Nobody()
         self._refusals = refusals or RefusalLog(monotonic_s=monotonic_s)
         self._monotonic_s = monotonic_s
-        self.budget = BodyBudget(settings.bodies_bytes_max)
+        self.budget = budget or BodyBudget(settings.bodies_bytes_max)
+        self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI scope, answered.
@@ -162,10 +111,15 @@ class Ingest:
             reads = dialect is Dialect.NATIVE and scope["method"] in ("GET", "HEAD")
             if dialect is not None and not reads:
                 await self._write_route(dialect, scope, receive, send)
+            elif scope["path"] == STREAM_PATH and self._streams is not None:
+                await answer_early(upgrade_required(), receive, send)
             else:
                 await self._fallback(scope, without_body(receive), send)
         elif scope["type"] == "websocket":
-            await refuse_websocket(send)
+            if self._streams is not None and scope["path"] == STREAM_PATH:
+                await self._streams(scope, receive, send)
+            else:
+                await refuse_websocket(send)
         else:
             await self._fallback(scope, receive, send)
 
@@ -233,6 +187,7 @@ class Ingest:
     ) -> tuple[_Asked, bytes]:
         """Limits, then the body. What is refused here is refused before the body is whole."""
         settings = self._settings
+        self._access.check(scope["headers"], scope["query_string"])
         query = read_query(dialect, scope["query_string"])
         headers = read_headers(scope["headers"], bytes_max=settings.body_bytes_max)
         written: Format | None = Format.LINE_PROTOCOL
@@ -245,7 +200,10 @@ class Ingest:
 
     async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> tuple[Answer, int]:
         """Decode, validate, cut into entries, append; then, and only then, the answer that says so, and the points."""
-        lines = await self._check(body, asked, hold)
+        body = await self._checker.decode(body, asked.encoding, hold)
+        lines = await self._checker.lines(
+            body, written=asked.written, precision=asked.query.precision, now_ns=asked.now_ns
+        )
         if not lines.points:
             if dialect is Dialect.NATIVE:
                 raise BadRequest("the body has no points")
@@ -258,58 +216,3 @@ class Ingest:
         appended = await self._appender.append(entries)
         self._observer.appended(self._monotonic_s() - began_s)
         return answers.accepted(dialect, points=lines.points, seq=appended.last_seq), lines.points
-
-    async def _check(self, body: bytes, asked: _Asked, hold: Hold) -> Lines:
-        """Decodes and validates: on the spot what is small or goes in bulk, the rest in a thread."""
-        if asked.encoding:
-            body = await self._decode(body, asked.encoding, hold)
-        written = asked.written if asked.written is not None else sniff(body)
-        inline_bytes_max = SLOW_INLINE_BYTES_MAX
-        if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
-            lines = accept_line_protocol_fast(
-                body,
-                precision=asked.query.precision or Precision.NS,
-                now_ns=asked.now_ns,
-                line_bytes_max=self._settings.line_bytes_max,
-            )
-            if lines is not None:
-                return lines
-        elif written is not Format.LINE_PROTOCOL:
-            inline_bytes_max = JSON_INLINE_BYTES_MAX
-        if len(body) <= inline_bytes_max:
-            return self._validate(body, written, asked)
-        return await self._in_thread(lambda: self._validate(body, written, asked))
-
-    async def _decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
-        """Decompresses: on the spot when what comes out is small, else in a thread."""
-        bytes_max = self._settings.body_bytes_max
-        decoded = None
-        if len(body) <= INLINE_BYTES_MAX:
-            try:
-                decoded = decode_body(body, encoding, bytes_max=min(INLINE_BYTES_MAX, bytes_max))
-            except BodyTooLarge:
-                if bytes_max <= INLINE_BYTES_MAX:
-                    raise
-        if decoded is None:
-            decoded = await self._in_thread(lambda: decode_body(body, encoding, bytes_max=bytes_max))
-        hold.take(len(decoded))
-        return decoded
-
-    def _validate(self, body: bytes, written: Format, asked: _Asked) -> Lines:
-        """The whole of it, however slow: line by line where it must be."""
-        settings = self._settings
-        if written is Format.LINE_PROTOCOL:
-            return accept_line_protocol(
-                body,
-                precision=asked.query.precision or Precision.NS,
-                now_ns=asked.now_ns,
-                line_bytes_max=settings.line_bytes_max,
-            )
-        accept = accept_json if written is Format.JSON else accept_ndjson
-        return accept(
-            body,
-            now_ns=asked.now_ns,
-            precision=asked.query.precision or Precision.MS,
-            depth_max=settings.json_depth_max,
-            line_bytes_max=settings.line_bytes_max,
-        )

@@ -121,6 +121,7 @@ async def serve(
         keep_alive_s=settings.keep_alive_s,
         answer_s_max=settings.answer_s_max,
         stop_s_max=settings.stop_s_max * _ANSWERING_PART_OF_STOP,
+        ping_s=settings.stream_ping_s,
         shields=shields,
     )
     try:

@@ -39,9 +39,12 @@ from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkStatus
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.asgi import AsgiCallable
+from wal_ingest.http.body import BodyBudget
+from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.http.stream.streams import Streams
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.commands import node_commands
@@ -80,6 +83,7 @@ class Service:
         self._moved = Moved()
         self._metrics = Metrics()
         self._failure: Exception | None = None
+        self._streams: Streams | None = None
 
     async def run(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit code.
@@ -169,11 +173,27 @@ class Service:
             history=numbers.history,
             refusals=refusals,
         )
+        server = self._settings.server
+        # What both doors share: the threads that check, and the memory that bodies may hold.
+        checker, budget = Checker(server), BodyBudget(server.bodies_bytes_max)
+        streams = self._streams = Streams(
+            appender=writer,
+            position=store.wal.positions.of,
+            settings=server,
+            now_ns=time.time_ns,
+            checker=checker,
+            budget=budget,
+            observer=self._metrics.front,
+            refusals=refusals,
+        )
         app = Ingest(
             appender=writer,
             fallback=cast("AsgiCallable", admin),
-            settings=self._settings.server,
+            settings=server,
             now_ns=time.time_ns,
+            checker=checker,
+            budget=budget,
+            streams=streams,
             observer=self._metrics.front,
             refusals=refusals,
         )
@@ -188,6 +208,7 @@ class Service:
                     await wal.start(writer.run)
                     wal.start_soon(self._guarded, caretakers.seal_by_age)
                     wal.start_soon(self._guarded, caretakers.truncate)
+                    wal.start_soon(self._guarded, caretakers.save_positions)
                     wal.start_soon(self._guarded, caretakers.note_troubles)
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
@@ -228,6 +249,7 @@ class Service:
             watch,
             statuses,
             not_ready=lambda: self._not_ready(writer),
+            streams=lambda: self._streams.count if self._streams is not None else 0,
             now=lambda: datetime.now(UTC),
             monotonic_s=time.monotonic,
             started=datetime.now(UTC),
@@ -283,6 +305,8 @@ class Service:
     def _stop(self, reason: str) -> None:
         _log.info("stopping", reason=reason)
         self._shutdown.set()
+        if self._streams is not None:
+            self._streams.stop()
 
 
 async def _say_left_out(refusals: RefusalLog) -> None:

@@ -1,4 +1,5 @@
-"""What is done on the side while the node runs: segments are sealed by age and dropped, troubles are written down."""
+"""What is done on the side while the node runs: segments are sealed by age and dropped; troubles are written down, and
+how far streams have come."""
 
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ from wal_ingest.wal.writer import Writer
 
 # How often age, free disk and cursors are looked at.
 CARETAKER_S = 1.0
+
+# How often the positions of streams are written down: so many seconds of the log a start reads after a kill -9.
+SAVE_POSITIONS_S = 10.0
 
 _log = structlog.get_logger("wal_ingest.service")
 
@@ -66,6 +70,13 @@ class Caretakers:
             await self._writer.seal_if_due()
             # Cursors may not have moved, yet what was sealed just now may be confirmed already.
             self._moved.set()
+
+    async def save_positions(self) -> None:
+        """Writes down how far each stream has come, now and then. Where the disk is full, the log knows it as well."""
+        while True:
+            await trio.sleep(SAVE_POSITIONS_S)
+            if self._store.positions_are_due:
+                await trio.to_thread.run_sync(self._store.save_positions, self._now_ns())
 
     async def note_troubles(self) -> None:
         """Writes down which sinks are in trouble, for `wal status` to tell from outside."""

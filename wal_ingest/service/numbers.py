@@ -33,6 +33,7 @@ class Numbers:
     watch: Watch
     statuses: Callable[[], Sequence[SinkStatus]]
     not_ready: Callable[[], Sequence[str]]
+    streams: Callable[[], int]
     now: Callable[[], datetime]
     monotonic_s: Callable[[], float]
     started: datetime
@@ -48,6 +49,8 @@ class Numbers:
 
         wal, limits = self.store.wal, self.settings.wal
         return {
+            "streams": self.streams(),
+            "streams_max": self.settings.server.streams_max,
             "accepted_points": wal.points_total,
             "wal_bytes": wal.bytes,
             "wal_bytes_max": limits.wal_bytes_max,

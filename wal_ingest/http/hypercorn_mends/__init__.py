@@ -1,4 +1,4 @@
-"""Hypercorn on Trio, mended: the one package that knows Hypercorn and h11.
+"""Hypercorn on Trio, mended: the one package that knows Hypercorn, h11 and wsproto.
 
 Invariants:
 
@@ -30,6 +30,8 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
 
+* *WebSockets* have mends of their own: see `websocket`.
+
 The seam is private: hypercorn promises nothing about these names, so `check_seam` looks for them at start
 and refuses any other hypercorn by name.
 """
@@ -41,16 +43,17 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import hypercorn.protocol.h11 as hypercorn_h11
 import hypercorn.trio.run as hypercorn_run
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Sockets
-from hypercorn.protocol.h11 import H11Protocol
 
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.websocket import WebSocket
 
 __all__ = ["LINGER_S_MAX", "AsgiApp", "Connection", "ServerConfig", "Shields", "check_seam", "run_hypercorn"]
 
@@ -73,9 +76,11 @@ def check_seam() -> None:
     missing = [
         name
         for name in ("_check_protocol", "_send_h11_event", "_maybe_recycle", "_close_stream", "stream_send")
-        if not hasattr(H11Protocol, name)
+        if not hasattr(hypercorn_h11.H11Protocol, name)
     ]
-    if not version.startswith("0.18.") or "TCPServer" not in code.co_names or missing:
+    creating = hypercorn_h11.H11Protocol._create_stream.__code__
+    seams = "TCPServer" in code.co_names and "WSStream" in creating.co_names
+    if not version.startswith("0.18.") or not seams or missing:
         raise ConfigError(
             f"hypercorn {version} is installed, but only 0.18 can be kept from ending on a bad connection",
             hint='pip install "hypercorn==0.18.*"',
@@ -96,6 +101,8 @@ async def run_hypercorn(
     """
     check_seam()
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
+    # And the other one: who speaks WebSocket.
+    setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports
     await hypercorn_run.worker_serve(
         ASGIWrapper(app),  # type: ignore[arg-type]  # the same protocol, spelled with plain dictionaries
         config,

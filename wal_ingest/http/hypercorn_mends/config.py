@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Any
@@ -29,6 +30,7 @@ class ServerConfig(Config):
         keep_alive_s: float,
         answer_s_max: float,
         stop_s_max: float,
+        ping_s: float,
         shields: Shields,
     ) -> None:
         self.h11_max_incomplete_size = header_bytes_max
@@ -43,8 +45,12 @@ class ServerConfig(Config):
         self.logger_class = _Log
         self.answer_s_max = answer_s_max
         self.shields = shields
+        self.websocket_ping_interval = ping_s
         self._headers_second = 0
         self._headers: list[tuple[bytes, bytes]] = []
+        self.for_websockets = copy.copy(self)
+        # A message may be of any number of pieces, so what waits for an application is one read and no more.
+        self.for_websockets.max_app_queue_size = 1
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 -- hypercorn's signature
         """`Date`, which RFC 9110 §6.6.1 asks for, formatted once a second rather than once a request."""

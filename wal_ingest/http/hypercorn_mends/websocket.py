@@ -1,0 +1,129 @@
+"""A WebSocket on a connection: frames handed on as they come, pings, and an end that says why.
+
+What differs from hypercorn's own, and why:
+
+* Its message limit counted characters, held the whole message, and knew nothing of what others hold. Here every piece
+  of a message goes to the application as it arrives, which counts it; nothing is read while the application is busy.
+* It agreed to permessage-deflate, whose inflater has no limit (a bomb), and which keeps some 300 KiB for each
+  connection. It is never agreed to: what is sent here says for itself how it is compressed.
+* It closed a connection that broke the protocol without a word. Now the close code says what was wrong.
+* Its pings asked for nothing: a peer that is gone for good kept its connection. Now a silent one is asked, and dropped.
+* It waited for ever to tell an application that had ended already of the end. Now such a one is told nothing.
+
+The application gets `{"type": "websocket.receive", "pieces": [(data, is_last), …]}`: all that one read brought, where
+`data` is bytes also of a text message, and `is_last` says that a message ends with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+from hypercorn.protocol.events import Data, Event, StreamClosed
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.typing import ASGISendEvent, WebsocketAcceptEvent
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping
+from wsproto.frame_protocol import CloseReason
+
+
+class WebSocket(WSStream):
+    """One WebSocket, from its handshake to its end."""
+
+    def __init__(self, app: Any, config: Any, *rest: Any) -> None:
+        # The same configuration, but for how much may wait for the application: one read.
+        super().__init__(app, config.for_websockets, *rest)
+        self._ping_scope = trio.CancelScope()
+        self._heard_s = 0.0
+        self._handing_on = False
+        self._app_has_ended = False
+        self._held_up: set[trio.CancelScope] = set()
+
+    async def handle(self, event: Event) -> None:
+        """One event of the connection."""
+        if isinstance(event, StreamClosed):
+            self._ping_scope.cancel()
+            if self.app_put is not None and not self.closed:
+                self.closed = True
+                await self._tell({"type": "websocket.disconnect", "code": CloseReason.ABNORMAL_CLOSURE.value})
+        elif isinstance(event, Data) and not self.closed and self.handshake.accepted:
+            self._heard_s = trio.current_time()
+            if self.connection.state is ConnectionState.CLOSED:
+                return  # what follows the two closes is nobody's
+        await super().handle(event)
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """What the application says; None when it has ended."""
+        if message is None:
+            self._app_has_ended = True
+            for scope in self._held_up:
+                scope.cancel()
+        await super().app_send(message)
+
+    async def _tell(self, event: Any) -> None:
+        """Hands an event to the application, and waits until it has room; not for one that has ended."""
+        channel: trio.MemorySendChannel[Any] = self.app_put.__self__  # type: ignore[union-attr]
+        try:
+            channel.send_nowait(event)
+        except trio.WouldBlock:
+            if self._app_has_ended:
+                return
+            with trio.CancelScope() as scope:
+                self._held_up.add(scope)
+                try:
+                    await channel.send(event)
+                finally:
+                    self._held_up.discard(scope)
+
+    async def _accept(self, message: WebsocketAcceptEvent) -> None:
+        self.handshake.extensions = None
+        self._heard_s = trio.current_time()
+        await super()._accept(message)
+
+    async def _handle_events(self) -> None:
+        self._handing_on = True
+        pieces: list[tuple[bytes, bool]] = []
+        end: CloseConnection | None = None
+        for event in self.connection.events():
+            if isinstance(event, Message):
+                data = event.data.encode() if isinstance(event.data, str) else event.data
+                pieces.append((data, event.message_finished))
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                end = event
+                break
+        if pieces:
+            # Held up here while the application is busy: then nothing more is read of this connection.
+            await self._tell({"type": "websocket.receive", "pieces": pieces})
+        self._handing_on = False
+        self._heard_s = trio.current_time()
+        if end is not None:
+            if self.connection.state is ConnectionState.REMOTE_CLOSING:
+                await self._send_wsproto_event(end.response())
+            elif self.connection.state is ConnectionState.OPEN:
+                # The peer broke the protocol, and is told how.
+                await self._send_wsproto_event(CloseConnection(code=end.code, reason=end.reason))
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _send_pings(self) -> None:
+        """Asks a peer that has been silent, and drops it when it stays so."""
+        every_s = self.config.websocket_ping_interval
+        assert every_s is not None
+        asked = False
+        with self._ping_scope:
+            while True:
+                silent_s = 0.0 if self._handing_on else trio.current_time() - self._heard_s
+                if silent_s < every_s:
+                    asked = False
+                    await trio.sleep(every_s - silent_s)
+                elif not asked:
+                    asked = True
+                    await self._send_wsproto_event(Ping())
+                    await trio.sleep(every_s)
+                else:
+                    break
+        if asked and not self._ping_scope.cancelled_caught and not self.closed:
+            reason = f"no answer to a ping within {every_s:g} s"
+            await self._send_wsproto_event(CloseConnection(code=CloseReason.GOING_AWAY, reason=reason))
+            await self.send(StreamClosed(stream_id=self.stream_id))

@@ -1,0 +1,419 @@
+"""One stream: frames in, and an answer to each after it is durable.
+
+Invariants:
+
+1. An ack is sent only after the append that holds the frame's entries returned, or for a frame that the WAL is known
+   to hold already (same number, same body), with the seq that it has there.
+2. Frames are stored in the order in which they came, one append under way at the most: behind a frame whose append
+   failed nothing was stored, so the stream's end in the WAL is always where its sender has to go on.
+3. A frame that is refused is answered with its reason, before any ack that passes it, and ends nothing.
+4. What a stream holds is bounded: `stream_window_frames`, `stream_window_bytes_max`, and its share of the budget of
+   all bodies. At a bound nothing more is read from it; it is for TCP to tell the sender.
+
+Two tasks: the reader checks frames and puts them in line; the committer takes all that stand in line, up to a limit
+(so that a flood on one stream does not make the commits of the others long), appends them at once, and answers. While a
+commit is under way the reader goes on: the commit in progress is the gathering window, as it is in the WAL's writer.
+
+An end has a code and a reason. The reader is cancelled first; what stands in line then is still committed and answered
+(at a stop), or dropped unanswered (where the stream was replaced, or the WAL takes nothing): the sender sends it again.
+
+Cancellation (the server's deadline) leaves appends whose outcome the sender is not told: it sends them again, and is
+told then that they are there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from wal_ingest.errors import (
+    AppendQueueFull,
+    BadRequest,
+    BodyTooLarge,
+    ComeBackLater,
+    RequestError,
+    Stopping,
+)
+from wal_ingest.http import answers
+from wal_ingest.http.appending import Appended, Appender
+from wal_ingest.http.asgi import Send
+from wal_ingest.http.body import BodyBudget, Hold, Receive, TooManyBodies
+from wal_ingest.http.checking import Checker
+from wal_ingest.http.observer import Observer
+from wal_ingest.http.refusals import RefusalLog
+from wal_ingest.http.stream import protocol
+from wal_ingest.http.stream.protocol import BadHeader, Frame, NumberUsed
+from wal_ingest.points import Precision, split_lines
+from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.entry import ENTRY_POINTS_MAX, Destination, Mark, NewEntry
+from wal_ingest.wal.gzip_codec import crc32
+from wal_ingest.wal.streams import Position
+
+ROUTE = "/stream"
+
+# What one append of one stream takes: enough for the cost of it to be shared, little enough for the others' sake.
+APPEND_FRAMES_MAX = 256
+APPEND_BYTES_MAX = 512 * 1024
+
+# Checked frames of so many bytes, and the other tasks have their turn.
+_TURN_BYTES = 64 * 1024
+
+# The append queue empties within milliseconds, so a stream waits rather than sending its client away.
+_QUEUE_FULL_WAIT_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What all streams of a node share. `position` tells how far a client's stream has come, by its id."""
+
+    appender: Appender
+    checker: Checker
+    budget: BodyBudget
+    settings: ServerSettings
+    observer: Observer
+    refusals: RefusalLog
+    now_ns: Callable[[], int]
+    monotonic_s: Callable[[], float]
+    position: Callable[[str], Position | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the handshake asked for. `client_id` is None without resume; `plain` is the mode without header lines."""
+
+    client_id: str | None
+    plain: bool
+    precision: Precision | None
+    destination: Destination
+    source: str
+
+
+@dataclass(slots=True)
+class _Item:
+    """A frame in line: either entries to store, or `stored` where the WAL has them, or a `refusal`.
+
+    `refusal` is the text to answer with. `body_bytes` are those of the frame as it came.
+    """
+
+    number: int
+    hold: Hold
+    points: int = 0
+    body_bytes: int = 0
+    lines_bytes: int = 0
+    entries: list[NewEntry] = field(default_factory=list)
+    stored_seq: int = 0
+    refusal: str = ""
+
+
+class Session:
+    """One stream, from its welcome to its close."""
+
+    def __init__(self, door: Door, asked: Asked, receive: Receive, send: Send) -> None:
+        self._door = door
+        self._asked = asked
+        self._receive = receive
+        self._send = send
+        self._line: deque[_Item] = deque()
+        # Frames and bytes without an answer: those in line and those in the append under way.
+        self._open_frames = 0
+        self._open_bytes = 0
+        self._highest = 0
+        self._moved = trio.Event()
+        self._room = trio.Event()
+        self._reading = trio.CancelScope()
+        self._reader_done = False
+        self._gone = False
+        self._drop = False
+        self._appending = False
+        self._end: tuple[int, str] | None = None
+        # Nothing of this stream can reach the WAL any more.
+        self.settled = trio.Event()
+
+    async def run(self) -> None:
+        """Serves the stream until its peer goes or `end` is called, and closes it then.
+
+        Cancellation: see the module's text.
+        """
+        try:
+            if not self._asked.plain:
+                await self._welcome()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._commit)
+                with self._reading:
+                    await self._read()
+                self._reader_done = True
+                self._moved.set()
+        finally:
+            for item in self._line:
+                item.hold.release()
+            self.settled.set()
+        if not self._gone:
+            code, reason = self._end or (protocol.NORMAL, "")
+            await self._send(
+                {"type": "websocket.close", "code": code, "reason": protocol.close_reason(reason)}
+            )
+
+    def end(self, code: int, reason: str, *, drop: bool = False) -> None:
+        """Ends the stream: what stands in line is still stored and answered, or with `drop` let go of."""
+        if self._end is None:
+            self._end = (code, reason)
+        self._drop = self._drop or drop
+        if self._drop and not self._appending:
+            self.settled.set()
+        self._reading.cancel()
+        self._moved.set()
+
+    async def _welcome(self) -> None:
+        client_id, settings = self._asked.client_id, self._door.settings
+        position = None if client_id is None else self._door.position(client_id)
+        self._highest = 0 if position is None else position.durable
+        await self._say(
+            protocol.welcome(
+                position,
+                window_frames=settings.stream_window_frames,
+                frame_bytes_max=settings.body_bytes_max,
+            )
+        )
+
+    async def _say(self, text: str) -> None:
+        await self._send({"type": "websocket.send", "text": text})
+
+    # -- the reader ------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Takes messages off the connection until it ends."""
+        message = bytearray()
+        hold = Hold(self._door.budget)
+        turn_bytes = 0
+        try:
+            while True:
+                event = await self._next(in_message=bool(message))
+                if event is None:
+                    return
+                for data, is_last in event:
+                    self._count(hold, len(message), len(data))
+                    if not is_last:
+                        message += data
+                        continue
+                    whole = bytes(message) + data if message else data
+                    message = bytearray()
+                    await self._take(whole, hold)
+                    hold = Hold(self._door.budget)
+                    turn_bytes += len(whole)
+                    if turn_bytes > _TURN_BYTES:
+                        turn_bytes = 0
+                        await trio.lowlevel.checkpoint()
+        except BodyTooLarge as exc:
+            self.end(protocol.TOO_BIG, str(exc))
+        except ComeBackLater as exc:
+            self._come_back(exc)
+        finally:
+            hold.release()
+
+    async def _next(self, *, in_message: bool) -> list[tuple[bytes, bool]] | None:
+        """The pieces that one read of the connection brought; None when the peer has gone or was given up."""
+        if in_message:
+            limit_s = self._door.settings.body_s_max
+            with trio.move_on_after(limit_s) as scope:
+                event = await self._receive()
+            if scope.cancelled_caught:
+                reason = f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)"
+                self.end(protocol.POLICY, reason)
+                return None
+        else:
+            await self._door.budget.room()
+            event = await self._receive()
+        if event["type"] == "websocket.disconnect":
+            self._gone = True
+            return None
+        pieces: list[tuple[bytes, bool]] = event["pieces"]
+        return pieces
+
+    def _count(self, hold: Hold, before: int, more: int) -> None:
+        bytes_max = self._door.settings.body_bytes_max
+        # The header line is not counted as body, but it is no way around the limit either.
+        if before + more > bytes_max + protocol.HEADER_BYTES_MAX:
+            raise BodyTooLarge("the frame", limit_bytes=bytes_max, setting="server.body_bytes_max")
+        hold.take(more)
+
+    async def _take(self, message: bytes, hold: Hold) -> None:
+        """One whole message: checked, put in line, and the window kept."""
+        number: int | None = None
+        try:
+            if self._asked.plain:
+                self._highest += 1
+                number = self._highest
+                frame = Frame(number, message, written=None, precision=self._asked.precision)
+            else:
+                frame = protocol.read_frame(message)
+                number = frame.number
+            item = await self._checked(frame, hold)
+        except TooManyBodies:
+            raise
+        except RequestError as exc:
+            exc.__traceback__ = None  # its frames hold the body
+            number = exc.number if isinstance(exc, BadHeader) else number
+            item = self._refused(number, exc, hold)
+        except Exception as exc:
+            item = self._broken(number, exc, hold)
+        self._line.append(item)
+        self._open_frames += 1
+        self._open_bytes += item.lines_bytes
+        self._moved.set()
+        settings = self._door.settings
+        while (
+            self._open_frames >= settings.stream_window_frames
+            or self._open_bytes >= settings.stream_window_bytes_max
+        ):
+            self._room = trio.Event()
+            await self._room.wait()
+
+    async def _checked(self, frame: Frame, hold: Hold) -> _Item:
+        """A frame's place in line. Raises RequestError when it is refused."""
+        door, asked = self._door, self._asked
+        body = await door.checker.decode(frame.body, frame.encoding, hold)
+        if not asked.plain and frame.number <= self._highest:
+            return self._again(frame, body, hold)
+        now_ns = door.now_ns()
+        precision = frame.precision or asked.precision
+        lines = await door.checker.lines(body, written=frame.written, precision=precision, now_ns=now_ns)
+        if not lines.points:
+            raise BadRequest("the body has no points")
+        mark = None
+        if asked.client_id is not None:
+            mark = Mark(asked.client_id, frame.number, crc32(body))
+        entries = [
+            NewEntry(piece.data, piece.points, now_ns, asked.source, asked.destination, mark)
+            for piece in split_lines(lines, ENTRY_POINTS_MAX)
+        ]
+        self._highest = frame.number
+        return _Item(frame.number, hold, lines.points, len(frame.body), len(lines.data), entries)
+
+    def _again(self, frame: Frame, body: bytes, hold: Hold) -> _Item:
+        """A frame that was sent before: fine when the WAL has it. Raises NumberUsed."""
+        client_id, number = self._asked.client_id, frame.number
+        position = None if client_id is None else self._door.position(client_id)
+        for stored in reversed(position.stored if position is not None else ()):
+            if stored.number == number:
+                if stored.crc != crc32(body):
+                    raise NumberUsed(
+                        f"number {number} is that of another frame, which is stored: go on above {self._highest}"
+                    )
+                return _Item(number, hold, stored.points, 0, stored_seq=stored.seq)
+        raise NumberUsed(
+            f"number {number} is not above {self._highest}, and no frame with it is remembered: "
+            f"go on above {self._highest}"
+        )
+
+    def _refused(self, number: int | None, exc: RequestError, hold: Hold) -> _Item:
+        problem = answers.problem_of(exc)
+        self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
+        self._door.refusals.refused(
+            self._name(number), ROUTE, problem.status, problem.message, self._asked.source
+        )
+        return self._refusal(number, problem, hold)
+
+    def _broken(self, number: int | None, exc: Exception, hold: Hold) -> _Item:
+        self._door.observer.answered(ROUTE, "failed", 0, 0)
+        self._door.refusals.broke(self._name(number), ROUTE, exc, self._asked.source)
+        return self._refusal(number, answers.unexpected(), hold)
+
+    def _refusal(self, number: int | None, problem: answers.Problem, hold: Hold) -> _Item:
+        # The answer may wait for a slow peer; what was refused must not be held as long.
+        hold.release()
+        return _Item(number or 0, hold, refusal=protocol.error(number, problem))
+
+    def _name(self, number: int | None) -> bytes:
+        """What the log calls a frame."""
+        return f"{self._asked.client_id or 'stream'}/{number or '?'}".encode()
+
+    # -- the committer ---------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """Stores what stands in line, and answers it, until the reader has ended and nothing stands there."""
+        while True:
+            while not self._line:
+                if self._reader_done:
+                    return
+                self._moved = trio.Event()
+                await self._moved.wait()
+            if self._drop:
+                return
+            batch = self._batch()
+            self._appending = True
+            try:
+                appended = await self._append(batch)
+            except ComeBackLater as exc:
+                self._come_back(exc)
+                first = next(item.number for item in batch if item.entries)
+                await self._say(protocol.error(first, answers.problem_of(exc)))
+                return
+            finally:
+                self._appending = False
+                if self._drop:
+                    # Whoever waits for this stream to let go need not wait for its answers to be read.
+                    self.settled.set()
+                for item in batch:
+                    item.hold.release()
+            await self._answer(batch, appended)
+            self._open_frames -= len(batch)
+            self._open_bytes -= sum(item.lines_bytes for item in batch)
+            self._room.set()
+
+    def _batch(self) -> list[_Item]:
+        batch: list[_Item] = []
+        size = 0
+        while self._line and len(batch) < APPEND_FRAMES_MAX and size < APPEND_BYTES_MAX:
+            item = self._line.popleft()
+            size += item.lines_bytes
+            batch.append(item)
+        return batch
+
+    async def _append(self, batch: list[_Item]) -> Appended | None:
+        """Makes a batch durable; None when there is nothing in it to store. Raises ComeBackLater."""
+        entries = [entry for item in batch for entry in item.entries]
+        if not entries:
+            return None
+        door = self._door
+        began_s = door.monotonic_s()
+        while True:
+            try:
+                appended = await door.appender.append(entries)
+                break
+            except AppendQueueFull:
+                # Nothing was stored, and it passes.
+                await trio.sleep(_QUEUE_FULL_WAIT_S)
+        door.observer.appended(door.monotonic_s() - began_s)
+        return appended
+
+    async def _answer(self, batch: list[_Item], appended: Appended | None) -> None:
+        """Tells the sender: each refusal, and one ack for all that is durable (in plain mode, one for each frame)."""
+        seq = 0 if appended is None else appended.first_seq - 1
+        number = points = last_seq = 0
+        for item in batch:
+            if item.refusal:
+                await self._say(item.refusal)
+                continue
+            if item.entries:
+                seq += len(item.entries)
+                item.stored_seq = seq
+                self._door.observer.answered(ROUTE, "accepted", item.points, item.body_bytes)
+            if self._asked.plain:
+                await self._say(protocol.ack(item.number, points=item.points, seq=item.stored_seq))
+                continue
+            number, last_seq = item.number, item.stored_seq
+            points += item.points
+        if number:
+            await self._say(protocol.ack(number, points=points, seq=last_seq))
+
+    def _come_back(self, exc: ComeBackLater) -> None:
+        """Sends the client away for a while: nothing more is taken of it."""
+        if isinstance(exc, Stopping):
+            self.end(protocol.STOPPING, str(exc), drop=True)
+            return
+        self._door.observer.answered(ROUTE, "unavailable", 0, 0)
+        self._door.refusals.refused(self._name(None), ROUTE, 503, str(exc), self._asked.source)
+        self.end(protocol.TRY_AGAIN_LATER, f"retry after {exc.retry_after_s} s: {exc}", drop=True)

@@ -1,0 +1,144 @@
+"""The route `/stream`: handshakes, the streams that are open, and their end at a stop.
+
+Invariant: of one `client_id` at most one stream is open. A second connection ends the first (whose peer is gone more
+often than not, without our having noticed), and is welcomed only when nothing of the first can reach the WAL any more:
+else it could be told that a frame is not durable which becomes so a moment later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qsl
+
+import trio
+
+from wal_ingest.errors import RequestError
+from wal_ingest.http import answers
+from wal_ingest.http.access import Access
+from wal_ingest.http.appending import Appender
+from wal_ingest.http.asgi import Scope, Send, source_of
+from wal_ingest.http.body import BodyBudget, Receive
+from wal_ingest.http.checking import Checker
+from wal_ingest.http.observer import Nobody, Observer
+from wal_ingest.http.refusals import RefusalLog, new_request_id
+from wal_ingest.http.requests import Dialect, read_query
+from wal_ingest.http.stream import protocol
+from wal_ingest.http.stream.session import ROUTE, Asked, Door, Session
+from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.streams import Position
+
+_FULL_RETRY_AFTER_S = 10
+
+
+class Streams:
+    """The ASGI application behind `/stream`, for scopes of type `websocket`.
+
+    `position` tells how far a client's stream has come: `Positions.of` of the WAL.
+    """
+
+    def __init__(
+        self,
+        *,
+        appender: Appender,
+        position: Callable[[str], Position | None],
+        settings: ServerSettings,
+        now_ns: Callable[[], int],
+        checker: Checker | None = None,
+        budget: BodyBudget | None = None,
+        observer: Observer | None = None,
+        refusals: RefusalLog | None = None,
+        monotonic_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._settings = settings
+        self._access = Access(settings.write_token)
+        self._door = Door(
+            appender,
+            checker or Checker(settings),
+            budget or BodyBudget(settings.bodies_bytes_max),
+            settings,
+            observer or Nobody(),
+            refusals or RefusalLog(monotonic_s=monotonic_s),
+            now_ns,
+            monotonic_s,
+            position,
+        )
+        self._open: set[Session] = set()
+        self._by_client: dict[str, Session] = {}
+        self._stopping = False
+
+    @property
+    def count(self) -> int:
+        """How many streams are open."""
+        return len(self._open)
+
+    def stop(self) -> None:
+        """Ends every stream: what was read is stored and acked, then it is closed with 1012."""
+        self._stopping = True
+        for session in list(self._open):
+            session.end(protocol.STOPPING, "the server is shutting down")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One WebSocket, from its handshake to its end. A handshake that cannot be taken is told by a close code.
+
+        Cancellation: see `Session`.
+        """
+        if (await receive())["type"] != "websocket.connect":
+            return
+        try:
+            self._access.check(scope["headers"], scope["query_string"])
+            subprotocol = protocol.check_subprotocols(scope["subprotocols"])
+            asked = self._asked(scope, plain=subprotocol is None)
+        except RequestError as exc:
+            self._door.observer.answered(ROUTE, answers.result_of(exc.status), 0, 0)
+            self._door.refusals.refused(new_request_id(), ROUTE, exc.status, str(exc), source_of(scope))
+            await _turn_away(scope, send, protocol.POLICY, str(exc))
+            return
+        if self._stopping:
+            await _turn_away(scope, send, protocol.STOPPING, "the server is shutting down")
+            return
+        if len(self._open) >= self._settings.streams_max:
+            self._door.observer.answered(ROUTE, "unavailable", 0, 0)
+            reason = f"retry after {_FULL_RETRY_AFTER_S} s: too many streams are open (server.streams_max)"
+            await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, reason)
+            return
+        session = Session(self._door, asked, receive, send)
+        self._open.add(session)
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
+            if asked.client_id is not None:
+                await self._take_over(asked.client_id, session)
+            await session.run()
+        finally:
+            self._open.discard(session)
+            session.settled.set()
+            if asked.client_id is not None and self._by_client.get(asked.client_id) is session:
+                del self._by_client[asked.client_id]
+
+    def _asked(self, scope: Scope, *, plain: bool) -> Asked:
+        query = read_query(Dialect.NATIVE, scope["query_string"])
+        said = dict(reversed(parse_qsl(scope["query_string"].decode("ascii"), keep_blank_values=True)))
+        client_id = said.get("client_id")
+        if client_id is not None:
+            protocol.check_client_id(client_id)
+        return Asked(
+            None if plain else client_id, plain, query.precision, query.destination, source_of(scope)
+        )
+
+    async def _take_over(self, client_id: str, session: Session) -> None:
+        """Ends the stream that is open under this id, and waits until nothing of it can reach the WAL any more."""
+        before = self._by_client.get(client_id)
+        self._by_client[client_id] = session
+        if before is not None:
+            before.end(protocol.REPLACED, "another connection came with the same client_id", drop=True)
+            await before.settled.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+async def _turn_away(scope: Scope, send: Send, code: int, reason: str) -> None:
+    """Accepts and closes at once: a browser tells its page of a close code, and of nothing else."""
+    offered = scope["subprotocols"]
+    subprotocol = protocol.SUBPROTOCOL if protocol.SUBPROTOCOL in offered else None
+    await send({"type": "websocket.accept", "subprotocol": subprotocol})
+    await send({"type": "websocket.close", "code": code, "reason": protocol.close_reason(reason)})
