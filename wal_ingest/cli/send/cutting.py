@@ -1,0 +1,179 @@
+"""Files cut into runs of records: lines, objects of a JSON array, rows of CSV.
+
+A run depends on nothing but the file's content, the place it begins at and the limits: whoever cuts again from a place
+where a run began gets the same runs. Only standard input, which nobody can read again, also ends a run when
+nothing came for a moment.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from wal_ingest.cli.infile import InFile, UnreadableFile, whole_lines
+
+RUN_BYTES_MAX = 4 << 20
+"""A run of lines ends before it has more bytes than these, if it has more than one."""
+JSON_BYTES_MAX = 1 << 30
+IDLE_S = 0.25
+ROW_LINES_MAX = 1_000
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place between two records: bytes after decompression, and records (lines, or objects of a JSON array).
+
+    In a JSON array only the objects count, and `bytes` is 0.
+    """
+
+    bytes: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Records that stand one behind the other, between two places.
+
+    `numbers` are their lines, from 1, or indexes, from 0. Of CSV `rows` are the cells; else it is empty.
+    """
+
+    start: Place
+    end: Place
+    records: Sequence[bytes]
+    numbers: Sequence[int]
+    rows: Sequence[list[str]] = field(default=())
+
+
+class _Lines:
+    """The lines of a file from a place on, taken so many at a time."""
+
+    def __init__(self, file: InFile, start: Place) -> None:
+        self._file = file
+        self._blocks = whole_lines(file, idle_s=IDLE_S)
+        self._held: list[bytes] = []
+        if start.bytes:
+            file.seek(start.bytes)
+        else:
+            skipped = 0
+            while skipped < start.records and (taken := self.take(start.records - skipped)):
+                skipped += len(taken)
+
+    def take(self, lines_max: int) -> list[bytes]:
+        """The next lines: fewer when they are large, the last ones, or nothing came for a moment; none at the end."""
+        while len(self._held) < lines_max:
+            block = next(self._blocks, None)
+            if block is None or (not block and self._held):
+                break
+            # `bytes.splitlines` takes a carriage return alone for the end of a line.
+            self._held += [line + b"\n" for line in block.split(b"\n")[:-1]]
+        taken = self._held[:lines_max]
+        size = sum(map(len, taken))
+        while size > RUN_BYTES_MAX and len(taken) > 1:
+            size -= len(taken.pop())
+        del self._held[: len(taken)]
+        return taken
+
+
+def cut_lines(file: InFile, start: Place, *, lines_max: int) -> Iterator[Run]:
+    """Runs of at most `lines_max` lines, each with its line feed. Raises `UnreadableFile`."""
+    lines = _Lines(file, start)
+    place = start
+    while taken := lines.take(lines_max):
+        run = _run(place, taken)
+        place = run.end
+        yield run
+
+
+def _run(place: Place, lines: list[bytes]) -> Run:
+    end = Place(place.bytes + sum(map(len, lines)), place.records + len(lines))
+    return Run(place, end, lines, range(place.records + 1, end.records + 1))
+
+
+def cut_json(file: InFile, start: Place, *, objects_max: int) -> Iterator[Run]:
+    """Runs of the objects of one JSON array; a single object is an array of one. Raises `UnreadableFile`."""
+    text = file.read(JSON_BYTES_MAX + 1)
+    if len(text) > JSON_BYTES_MAX:
+        raise UnreadableFile(
+            f"{file.name} has more than {JSON_BYTES_MAX} bytes of JSON: write it an object a line (jq -c '.[]')"
+        )
+    text = text.removeprefix(_BOM)
+    try:
+        if text.lstrip()[:1] == b"[":
+            objects = msgspec.json.decode(text, type=list[msgspec.Raw])
+        else:
+            objects = [msgspec.json.decode(text, type=msgspec.Raw)]
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        error = UnreadableFile(f"{file.name} is no JSON: {exc}")
+        error.hint = "for an object a line say --format ndjson"
+        raise error from exc
+    for first in range(start.records, len(objects), objects_max):
+        taken = [bytes(each) for each in objects[first : first + objects_max]]
+        last = first + len(taken)
+        yield Run(Place(0, first), Place(0, last), taken, range(first, last))
+
+
+def cut_csv(file: InFile, start: Place, *, delimiter: str, lines_max: int) -> Iterator[Run]:
+    """Runs of rows of about `lines_max` lines; the header is a row like others. Blank lines are no rows.
+
+    A quoted cell may have line feeds in it, so a row may have more than one line. Raises `UnreadableFile`.
+    """
+    lines = _Lines(file, start)
+    place = start
+    while taken := lines.take(lines_max):
+        extended = 0
+        while _is_open(taken, delimiter):
+            more = lines.take(1)
+            extended += len(more)
+            if not more or extended > ROW_LINES_MAX:
+                first = _rows(file.name, _run(place, taken), delimiter).numbers[-1]
+                raise UnreadableFile(
+                    f"{file.name}: line {first}: a quoted cell that begins here does not end"
+                )
+            taken += more
+        run = _rows(file.name, _run(place, taken), delimiter)
+        place = run.end
+        yield run
+
+
+def _is_open(lines: list[bytes], delimiter: str) -> bool:
+    """Whether the lines end within a quoted cell. Only where quotes are not in pairs is a closer look needed."""
+    text = b"".join(lines)
+    if text.count(b'"') % 2 == 0:
+        return False
+    reader = csv.reader(_text_lines(text), delimiter=delimiter, strict=True)
+    try:
+        for _row in reader:
+            pass
+    except csv.Error as exc:
+        return "unexpected end" in str(exc)
+    return False
+
+
+def _rows(name: str, run: Run, delimiter: str) -> Run:
+    """The run with its rows, and with records and numbers by row."""
+    reader = csv.reader(_text_lines(b"".join(run.records)), delimiter=delimiter)
+    rows, ends = [], []
+    try:
+        for row in reader:
+            rows.append(row)
+            ends.append(reader.line_num)
+    except csv.Error as exc:
+        raise UnreadableFile(f"{name}: line {run.start.records + reader.line_num}: {exc}") from exc
+    begins = [0, *ends[:-1]]
+    full = [at for at, row in enumerate(rows) if row]
+    return replace(
+        run,
+        records=[b"".join(run.records[begins[at] : ends[at]]) for at in full],
+        numbers=[run.start.records + begins[at] + 1 for at in full],
+        rows=[rows[at] for at in full],
+    )
+
+
+def _text_lines(text: bytes) -> Iterator[str]:
+    # What is no UTF-8 is found later, where lines are checked.
+    return io.StringIO(text.decode(errors="surrogateescape"), newline="\n")
