@@ -47,7 +47,7 @@ from wal_ingest.wal.recovery import (
     start_of,
 )
 from wal_ingest.wal.segment import Segment, SegmentHeader
-from wal_ingest.wal.streams import Changes, Positions
+from wal_ingest.wal.streams import Position, Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,14 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class PositionChanges:
-    """What changed in the positions of streams up to and including `last_seq`, when the log began with `first_seq`."""
+    """What changed in the positions of streams up to and including `last_seq`, when the log began with `first_seq`.
+
+    By client's id; None where a stream is forgotten.
+    """
 
     last_seq: int
     first_seq: int
-    changes: Changes
+    changes: dict[str, Position | None]
 
 
 class Wal:

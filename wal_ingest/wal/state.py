@@ -1,4 +1,4 @@
-"""`state.lmdb`: the node's identity, each sink's cursor, and the dead letters.
+"""`state.lmdb`: the node's identity, each sink's cursor, the dead letters, and the checkpoint of streams.
 
 Invariants:
 
@@ -14,6 +14,8 @@ Invariants:
 | `letter/<sink>/<20-digit number>` | a DeadLetter |
 | `trouble/<sink>` | a Trouble, while there is one |
 | `pause/<sink>` | `{"since_ns": n}`, while an operator has the sink paused |
+| `streams` | `{"seq": n, "first_seq": n}`: of which moment the records below are (see `checkpoint`) |
+| `stream/<client_id>` | no JSON: a Position's bytes |
 
 Losing this file loses no point that waits: every sink starts again at the oldest entry kept, and what it had is
 written a second time, which changes nothing. It does lose the dead letters whose segments are gone; a damaged file
@@ -46,7 +48,7 @@ from wal_ingest.wal.letters import (
     letter_key,
     letters_prefix,
 )
-from wal_ingest.wal.lmdb_file import Item, LmdbFile, verify
+from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.space import Reserve
 
@@ -58,6 +60,7 @@ _READ_BYTES = 1 << 20
 _LETTERS_AT_ONCE = 500
 # Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
 _RESERVE_BYTES = 8 << 20
+_PAGE_BYTES = 4096
 
 _KEY_FORMAT = b"format"
 _KEY_NODE = b"node"
@@ -294,6 +297,37 @@ class State:
         letter = _decoded(self.path, sink, items[0])
         return letter if id_of(letter) == wanted else None
 
+    # -- other records ---------------------------------------------------------------------------------
+
+    def records(self, prefix: bytes) -> Iterator[Item]:
+        """The records whose keys begin with a prefix, in order. Reads in short transactions, so it may run for long."""
+        key = prefix
+        while items := self._file.read_from(key, bytes_max=_READ_BYTES):
+            for item in items:
+                if not item[0].startswith(prefix):
+                    return
+                yield item
+            key = items[-1][0] + b"\0"
+
+    def write_if_room(self, puts: Sequence[Item], deletes: Sequence[bytes]) -> bool:
+        """Puts and deletes small records in one transaction, where the disk has room beyond what cursors need.
+
+        False where it has not: nothing was written then, and what is held for cursors and dead letters is still there
+        for them. Raises `StorageFailed`: final for this process.
+        """
+        # At worst each record is in a leaf of its own, which is written anew, and a new one splits it.
+        pages = 2 * len(puts) + len(deletes)
+        growth_bytes = (pages + pages // 8 + 64) * _PAGE_BYTES
+        with self._mutex:
+            try:
+                held = self._file.used_bytes + growth_bytes + _RESERVE_BYTES
+                self._reserve.hold(held, step=_RESERVE_BYTES)
+                self._file.write(puts, deletes)
+            except (DiskFull, MapFull):
+                return False
+            self._hold_space()
+        return True
+
     # -- dead letters ----------------------------------------------------------------------------------
 
     def dead_letters(self, sink: str) -> Iterator[DeadLetter]:
@@ -301,18 +335,7 @@ class State:
 
         Raises `WalDamaged` when one of them cannot be read.
         """
-        return (_decoded(self.path, sink, item) for item in self._letter_items(sink))
-
-    def _letter_items(self, sink: str) -> Iterator[Item]:
-        prefix = letters_prefix(sink)
-        key = prefix
-        # No branch: behind all letters is at least the record `node`, so the end is always seen.
-        while items := self._file.read_from(key, bytes_max=_READ_BYTES):  # pragma: no branch
-            for item in items:
-                if not item[0].startswith(prefix):
-                    return
-                yield item
-            key = items[-1][0] + b"\0"
+        return (_decoded(self.path, sink, item) for item in self.records(letters_prefix(sink)))
 
     def _last_letter(self, sink: str) -> int:
         """The number of the sink's newest dead letter, or 0: a search by halves over the keys."""
@@ -340,7 +363,7 @@ class State:
             if self._groups is None:
                 groups = LetterGroups()
                 for sink in self._cursors:
-                    groups.add(counted_letter(sink, *item) for item in self._letter_items(sink))
+                    groups.add(counted_letter(sink, *item) for item in self.records(letters_prefix(sink)))
                 self._groups = groups
             return self._groups.listed()
 

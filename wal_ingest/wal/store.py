@@ -1,18 +1,21 @@
 """Everything durable of one data directory, opened together: the lock, the state, the WAL.
 
 The order of opening: lock (nobody else may even look for what to mend), state, WAL; the WAL needs to know
-how far the cursors have come, so that no seq is given out twice.
+how far the cursors have come, and the checkpoint of streams, so that no seq is given out twice. Last the positions of
+streams, which are read from both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
+from wal_ingest.wal.checkpoint import Checkpoint, read_through
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
 from wal_ingest.wal.entry import Entry
@@ -39,6 +42,7 @@ class Store:
         # Its name may be as new as the process that was killed right after making it.
         sync_directory(data_dir.absolute().parent)
         self.data_dir = data_dir
+        self._now_ns = now_ns
         self._lock = DirectoryLock(data_dir)
         try:
             wal_dir = data_dir / WAL_DIR
@@ -50,15 +54,18 @@ class Store:
                     self.state_trouble = "the state file was missing"
             self.state = State(data_dir, now_ns=now_ns(), adopt=adopt)
             cursors = self.state.cursors().values()
+            through = read_through(self.state)
+            passed = [cursor.seq for cursor in cursors] + ([through.seq] if through is not None else [])
             self.wal = Wal.open(
                 wal_dir,
                 settings,
                 wal_id=self.state.wal_id,
-                above_seq=max((cursor.seq for cursor in cursors), default=0),
+                above_seq=max(passed, default=0),
                 points_above=max((cursor.points for cursor in cursors), default=0),
                 now_ns=now_ns,
             )
             self.overtaken = self._forget_overtaken_positions()
+            self._checkpoint = Checkpoint(self.state, self.wal, settings, through, now_ns=now_ns)
         except BaseException:
             self._lock.close()
             raise
@@ -134,8 +141,24 @@ class Store:
                 if moved is not None:
                     tell(moved)
 
+    @property
+    def positions_are_due(self) -> bool:
+        """Whether `save_positions` has something to write that would spare the next start some reading."""
+        return self._checkpoint.is_due
+
+    def save_positions(self, now_ns: int) -> bool:
+        """Writes down how far each stream has come, durably; forgets those that were silent for too long.
+
+        False where the disk has no room for that: then the next time. Not for the thread of the event loop: it waits
+        for the disk. Raises `StorageFailed`: final for this process.
+        """
+        return self._checkpoint.save(now_ns)
+
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""
+        # Where it fails nothing is lost: the next start reads the same from the log.
+        with contextlib.suppress(StorageFailed, WalDamaged):
+            self.save_positions(self._now_ns())
         self.wal.close()
         self.state.close()
         self._lock.close()

@@ -19,7 +19,6 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from wal_ingest.wal.entry import Mark
@@ -44,8 +43,7 @@ class Stored(NamedTuple):
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """How far a stream has come: its most recent frames, at least one, at most `STORED_MAX`, rising by number.
 
     `last_ns` is when the latest of them was accepted, in Unix nanoseconds, and `last_seq` the seq that it got.
@@ -84,17 +82,18 @@ class Position:
         return cls(client_id, last_ns, last_seq, body[_HEAD.size :])
 
 
-def _with_frame(packed: bytes, frame: Stored) -> bytes:
-    """The frames with one more entry's worth. Numbers that do not rise are rare: two connections of one client."""
-    if not packed or int.from_bytes(packed[-_FRAME.size : -_FRAME.size + 8], "big") < frame.number:
-        return packed[-_PACKED_BYTES_MAX + _FRAME.size :] + _FRAME.pack(*frame)
+def _with_entry(packed: bytes, number: int, seq: int, points: int, crc: int) -> bytes:
+    """The frames with one more entry in them."""
+    if not packed or int.from_bytes(packed[-_FRAME.size : -_FRAME.size + 8], "big") < number:
+        return packed[-_PACKED_BYTES_MAX + _FRAME.size :] + _FRAME.pack(number, seq, points, crc)
+    # The next entry of a frame; or, rarely, a number that does not rise: two connections of one client.
+    frame = Stored(number, seq, points, crc)
     frames = [Stored._make(each) for each in _FRAME.iter_unpack(packed)]
     index = bisect_left(frames, frame.number, key=lambda each: each.number)
     known = frames[index] if frames[index].number == frame.number else None
     if known is None:
         frames.insert(index, frame)
     elif known.crc == frame.crc and known.seq + 1 == frame.seq:
-        # The next entry of the same frame.
         frames[index] = frame._replace(points=min(known.points + frame.points, _POINTS_MAX))
     else:
         frames[index] = frame
@@ -103,13 +102,6 @@ def _with_frame(packed: bytes, frame: Stored) -> bytes:
 
 def _packed(frames: Iterable[Stored]) -> bytes:
     return b"".join(_FRAME.pack(*frame) for frame in frames)
-
-
-class Changes(NamedTuple):
-    """What is to be written down of a table: the positions that changed, and the ids of those that are gone."""
-
-    kept: list[Position]
-    gone: list[str]
 
 
 class Positions:
@@ -127,7 +119,8 @@ class Positions:
         self._mutex = mutex
         # In the order of their latest entries, so that the one to go is always the first.
         self._table: OrderedDict[str, Position] = OrderedDict()
-        self._changed: set[str] = set()
+        # What is to be written down, by client's id; None where a stream was forgotten.
+        self._changed: dict[str, Position | None] = {}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -149,17 +142,15 @@ class Positions:
         """
         client_id = mark.client_id
         known = self._table.get(client_id)
-        frame = Stored(mark.number, seq, points, mark.crc)
-        packed = _with_frame(known.packed if known is not None else b"", frame)
-        self._table[client_id] = Position(client_id, accepted_ns, seq, packed)
+        packed = _with_entry(known.packed if known is not None else b"", mark.number, seq, points, mark.crc)
+        self._table[client_id] = self._changed[client_id] = Position(client_id, accepted_ns, seq, packed)
         self._table.move_to_end(client_id)
-        self._changed.add(client_id)
         if len(self._table) > self._clients_max:
             self._drop_first()
 
     def _drop_first(self) -> None:
         client_id, _position = self._table.popitem(last=False)
-        self._changed.add(client_id)
+        self._changed[client_id] = None
 
     def restore(self, positions: Iterable[Position]) -> None:
         """Takes in positions as they were written down; what is too many of them goes, the oldest first."""
@@ -194,25 +185,21 @@ class Positions:
             ]
             if len(left) * _FRAME.size == len(position.packed):
                 continue
-            self._changed.add(position.client_id)
+            client_id = position.client_id
             if left:
-                self._table[position.client_id] = replace(position, packed=_packed(left))
+                self._table[client_id] = self._changed[client_id] = position._replace(packed=_packed(left))
             else:
-                del self._table[position.client_id]
+                del self._table[client_id]
+                self._changed[client_id] = None
 
-    def take_changes(self) -> Changes:
-        """What changed since it was last taken; `put_back` what could not be written down."""
-        changed, self._changed = self._changed, set()
-        kept, gone = [], []
-        for client_id in changed:
-            position = self._table.get(client_id)
-            if position is None:
-                gone.append(client_id)
-            else:
-                kept.append(position)
-        return Changes(kept, gone)
+    def take_changes(self) -> dict[str, Position | None]:
+        """What changed since it was last taken, by client's id, None where a stream is forgotten.
 
-    def put_back(self, changes: Changes) -> None:
-        """Changes that were taken are to be taken once more."""
-        self._changed.update(position.client_id for position in changes.kept)
-        self._changed.update(changes.gone)
+        `put_back` what could not be written down.
+        """
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def put_back(self, changes: dict[str, Position | None]) -> None:
+        """Changes that were taken are to be taken once more, unless there are newer ones."""
+        self._changed = changes | self._changed
