@@ -9,11 +9,13 @@ import uuid
 from pathlib import Path
 
 import wal_ingest.wal
-from wal_ingest.wal import entry, segment, state
+from wal_ingest.wal import checkpoint, entry, segment, state, streams
 from wal_ingest.wal.cursor import Cursor, Trouble
-from wal_ingest.wal.entry import Destination, decode, encode
+from wal_ingest.wal.entry import Destination, Mark, decode, encode
+from wal_ingest.wal.gzip_codec import crc32
 from wal_ingest.wal.letters import StoredLetter
 from wal_ingest.wal.segment import SegmentHeader
+from wal_ingest.wal.streams import Position, Stored
 
 PAGE = (Path(wal_ingest.wal.__file__).parent / "FORMAT.md").read_text()
 
@@ -53,6 +55,26 @@ def test_the_example_entry_is_what_the_program_writes() -> None:
     assert encode(new, seq=42, points_before=41000) == example("entry")
 
 
+def test_the_example_of_a_marked_entry_is_what_the_page_says_and_what_the_program_writes() -> None:
+    line = b"cpu,host=web-17 usage=0.42 1763800000000000000\n"
+    mark = Mark("web-17", 7, 0x4670E4EA)
+    decoded = decode(example("marked-entry"), seq=43)
+    assert (decoded.lines(), decoded.mark, decoded.points_before) == (line, mark, 41001)
+    assert (decoded.source, decoded.destination) == ("10.0.0.7", Destination("acme", "metrics"))
+    assert decode(example("entry"), seq=42).mark is None
+    assert crc32(line) == mark.crc
+    new = entry.NewEntry(line, 1, 1763800000123456789, "10.0.0.7", Destination("acme", "metrics"), mark)
+    assert encode(new, seq=43, points_before=41001) == example("marked-entry")
+
+
+def test_the_example_of_a_position_is_what_the_page_says_and_what_the_program_writes() -> None:
+    position = Position.decode("web-17", example("position"))
+    assert position is not None
+    assert (position.last_ns, position.last_seq) == (1763800000123456789, 43)
+    assert position.stored == (Stored(6, 41, 1000, 0x12345678), Stored(7, 43, 1, 0x4670E4EA))
+    assert position.encode() == example("position")
+
+
 def test_the_example_segment_header_is_what_the_page_says() -> None:
     header = SegmentHeader(uuid.UUID("6f1c2a52-7b0e-4b7e-9d3a-1c5f00aa1234"), 42, 41000, 1763800000000000000)
     assert SegmentHeader.decode(example("segment-header"), Path("example")) == header
@@ -75,8 +97,9 @@ def test_the_tables_leave_no_gap_and_match_the_codecs() -> None:
 
 
 def test_the_page_names_every_version() -> None:
-    assert {entry.VERSION, segment.VERSION} == {1}
-    assert "## Version 1" in PAGE
+    assert (entry.VERSION, entry.VERSION_MARKED, segment.VERSION, state._VERSION) == (1, 2, 1, b"1")
+    assert f"| 0 | 1 | version: {entry.VERSION}, or {entry.VERSION_MARKED} with a mark |" in PAGE
+    assert f"up to {streams.STORED_MAX}, rising by number" in PAGE
 
 
 def test_the_state_records_have_the_fields_that_the_page_names() -> None:
@@ -85,6 +108,7 @@ def test_the_state_records_have_the_fields_that_the_page_names() -> None:
         ("letter/<sink>/<number, 20 digits>", list(StoredLetter.__struct_fields__)),
         ("trouble/<sink>", [field.name for field in dataclasses.fields(Trouble)]),
         ("pause/<sink>", list(state._Pause.__struct_fields__)),
+        ("streams", list(checkpoint.Through.__struct_fields__)),
     ):
         [row] = [line for line in PAGE.splitlines() if line.startswith(f"| `{key}` |")]
         assert re.findall(r'"([a-z_]+)"', row) == fields
