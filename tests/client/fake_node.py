@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
@@ -61,8 +62,9 @@ class FakeNode:
     cut_after_bytes: tuple[int, int] | None = None
     """The next connection breaks after so many bytes from the client, or to it."""
     received: trio.Event = field(default_factory=trio.Event)
+    dials: int = 0
+    frames_read: int = 0
     connections: list[WebSocketConnection] = field(default_factory=list)
-    _wires: list[trio.testing.MemorySendStream] = field(default_factory=list)
     _nursery: trio.Nursery | None = None
 
     # -- what a test does -----------------------------------------------------------------------------
@@ -70,6 +72,7 @@ class FakeNode:
     async def dial(self, address: Address, tls: ssl.SSLContext | None) -> trio.abc.Stream:
         """Connects a client, without a socket: a virtual clock jumps only when nobody waits for the system."""
         await trio.lowlevel.checkpoint()
+        self.dials += 1
         if self.unreachable or self._nursery is None:
             raise ConnectionRefusedError(111, "Connection refused")
         ours, theirs = trio.testing.memory_stream_pair()
@@ -136,6 +139,7 @@ class FakeNode:
         while True:
             frame = await connection.get_message()
             assert isinstance(frame, bytes)
+            self.frames_read += 1
             self.received.set()
             self.received = trio.Event()
             if self.store:
@@ -175,6 +179,39 @@ class FakeNode:
         stored = Stored(client_id, number, len(self.stored) + 1, lines)
         self.stored.append(stored)
         return stored
+
+
+class HttpDoor(httpx.AsyncBaseTransport):
+    """The same node's `POST /metrics`, for httpx, without a socket."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+        self.requests: list[httpx.Request] = []
+        self.points_max = 1_000_000
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
+        node = self._node
+        self.requests.append(request)
+        if node.unreachable:
+            raise httpx.ConnectError("Connection refused")
+        if node.reject is not None:
+            status, headers = node.reject
+            return httpx.Response(status, headers=headers, json={"error": "not now"})
+        body = await request.aread()
+        encoding = request.headers.get("content-encoding", "identity")
+        lines = decode_body(body, encoding, bytes_max=node.frame_bytes_max)
+        node.received.set()
+        node.received = trio.Event()
+        if not node.store:
+            await trio.sleep_forever()
+        if lines.count(b"\n") > self.points_max:
+            return httpx.Response(413, json={"error": "too large"})
+        reason = node.refuse(lines)
+        if reason is not None:
+            return httpx.Response(400, json=reason)
+        stored = node.take(lines)
+        return httpx.Response(202, json={"received": True, "points": stored.points, "seq": stored.seq})
 
 
 class Cut(trio.abc.Stream):

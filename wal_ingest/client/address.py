@@ -46,8 +46,12 @@ def stream_address(
 
 
 def write_address(url: str, *, org: str = "", bucket: str = "") -> Address:
-    """The address of `POST /metrics` at `url`, http:// or https://. Raises ConfigError as `stream_address` does."""
-    return _address(url, ("http", "https"), "/metrics", {"org": org, "bucket": bucket, "precision": "ns"})
+    """The address of `POST /metrics` at `url`, http:// or https://, or of InfluxDB's endpoints where it ends with one.
+
+    Raises ConfigError as `stream_address` does.
+    """
+    path = "/write" if url.partition("?")[0].rstrip("/").endswith("/write") else "/metrics"
+    return _address(url, ("http", "https"), path, {"org": org, "bucket": bucket, "precision": "ns"})
 
 
 def _address(url: str, schemes: tuple[str, str], path: str, asked: dict[str, str]) -> Address:

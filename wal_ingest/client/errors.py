@@ -19,17 +19,22 @@ _RETRY_AFTER = re.compile(r"retry after ([0-9]{1,9}) s: ")
 
 
 class Unreachable(ComeBackLater):
-    """The node cannot be reached, or something else answers there: no stream was opened, nothing was sent.
+    """The node cannot be reached, or something else answers there.
 
-    `status` is the HTTP status that the opening was answered with, 0 when it was not answered at all.
-    `retry_after_s` is 0 when nobody named a wait.
+    Of a stream nothing was sent; of a POST it is *unknown* whether it was stored.
+
+    `status` is the HTTP status that was answered, 0 when nothing was. `retry_after_s` is 0 when nobody named a wait.
+    `wrong_peer` says that what answers there is no node.
 
     Unlike `StreamClosed`, which the node itself says, or which ends a stream that was open.
     """
 
-    def __init__(self, message: str, *, status: int = 0, retry_after_s: int = 0) -> None:
+    def __init__(
+        self, message: str, *, status: int = 0, retry_after_s: int = 0, wrong_peer: bool = False
+    ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
+        self.wrong_peer = wrong_peer
 
 
 class StreamClosed(ComeBackLater):
@@ -95,14 +100,14 @@ class BufferFull(ComeBackLater):
 
 
 class NotDelivered(ComeBackLater):
-    """The client was closed before everything was durable: `points` of them are given up, most likely lost.
+    """The client was left before everything was durable: `points` of them are given up, most likely lost.
 
     The node may hold some of them, whose acknowledgement did not come back. `last_error` says why it took too long.
     """
 
-    def __init__(self, points: int, *, close_s_max: float, last_error: str) -> None:
+    def __init__(self, points: int, *, last_error: str) -> None:
         why = f": {last_error}" if last_error else ""
-        super().__init__(f"{points} points were not acknowledged within {close_s_max:g} s{why}")
+        super().__init__(f"{points} points were not acknowledged before the client was left{why}")
         self.points = points
         self.last_error = last_error
 

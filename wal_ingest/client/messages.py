@@ -38,7 +38,8 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 class Ack(Struct, frozen=True, tag="ack"):
     """Every frame sent on this connection up to `number`, in sending order, is durable unless an error answered it.
 
-    `points` counts those of the frames that this message is the first to answer; `seq` is that of frame `number`.
+    `points` counts those of the frames that this message is the first to answer; `seq` is that of frame `number` (over
+    InfluxDB's endpoints both are 0: they do not say).
     """
 
     number: int

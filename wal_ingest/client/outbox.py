@@ -148,6 +148,10 @@ class Outbox:
         """The number of the write that was handed over last."""
         return self._writes_ever
 
+    def writes(self) -> list[Write]:
+        """Those that are not settled, oldest first."""
+        return list(self._writes.values())
+
     def settled_up_to(self, number: int) -> bool:
         """Whether every write up to that number is settled."""
         return not self._writes or next(iter(self._writes)) > number
@@ -253,10 +257,10 @@ class Outbox:
         else:
             self._waiting.extendleft(reversed(pieces))
 
-    def _durable(self, frame: Frame, seq: int | None) -> list[Write]:
+    def _durable(self, frame: Frame, seq: int) -> list[Write]:
         self.acked_points += frame.points
         for write, _ in frame.parts:
-            if seq is not None:
+            if seq:
                 write.seq = max(write.seq or 0, seq)
         return self._settle(frame)
 

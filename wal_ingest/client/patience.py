@@ -1,0 +1,42 @@
+"""How long to wait before trying the node again, and why. Pure: randomness is an argument."""
+
+from __future__ import annotations
+
+from random import Random
+
+from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
+
+# A wait beyond this that a node asks for is taken for a mistake.
+_RETRY_AFTER_S_MAX = 3_600.0
+
+# Statuses of a client's mistake that pass by themselves.
+_PASSING = frozenset({408, 425, 429})
+
+
+def is_misconfigured(failure: Unreachable | StreamClosed) -> bool:
+    """Whether somebody must mend something before the node takes anything: token, address, parameters."""
+    if isinstance(failure, StreamClosed):
+        return failure.code == POLICY_VIOLATION
+    return failure.wrong_peer or (300 <= failure.status < 500 and failure.status not in _PASSING)
+
+
+def wait_s(
+    failure: Unreachable | StreamClosed,
+    failures: int,
+    *,
+    retry_s_min: float,
+    retry_s_max: float,
+    hold_s: float,
+    rng: Random,
+) -> float:
+    """The wait in seconds after the `failures`-th failure in a row (1 is the first).
+
+    Exponential with full jitter, so that a fleet that lost its node in one instant does not come back in one. A wait
+    that the node asked for is kept, with up to half as much on top; what is misconfigured waits `hold_s` and a little.
+    """
+    if is_misconfigured(failure):
+        return hold_s * (1 + rng.random() / 4)
+    asked_s = min(float(failure.retry_after_s), _RETRY_AFTER_S_MAX)
+    if asked_s > 0:
+        return asked_s + rng.random() * min(max(asked_s / 2, retry_s_min), retry_s_max)
+    return rng.random() * min(retry_s_max, retry_s_min * 2.0 ** min(failures - 1, 60))

@@ -1,0 +1,143 @@
+"""Frames as POSTs: what a stream's connection does, over HTTP. The only importer of httpx.
+
+One request at a time: its answer is the acknowledgement. Whatever is no answer to the points themselves (no
+connection, 503, a wrong token) ends the "connection", as a stream would end.
+
+An address that ends with `/api/v2/write` or `/write` is InfluxDB's: it answers 204, without a seq. Proxies of the
+environment are not used, as the stream does not use them either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import trio
+
+from wal_ingest.client.address import Address, write_address
+from wal_ingest.client.errors import Unreachable
+from wal_ingest.client.messages import Ack, Answer, Refusal
+
+_ANSWER_BYTES_MAX = 64 << 10
+_REASON_CHARACTERS_MAX = 500
+
+# Verdicts on the points; every other 4xx is about the address, the token or the moment.
+_REFUSED = frozenset({400, 413, 415, 422})
+
+
+class PostConnection:
+    """Sends frames as requests; the answers are received as a stream's are."""
+
+    # Nothing is known of the node before the first answer.
+    welcome = None
+
+    def __init__(self, client: httpx.AsyncClient, address: Address, headers: dict[str, str]) -> None:
+        self._client = client
+        self._url = f"http{'s' * address.tls}://{address.authority}{address.target}"
+        self._place = str(address)
+        self._headers = headers
+        self._told, self._answers = trio.open_memory_channel[Answer](math.inf)
+        self._failure: Unreachable | None = None
+
+    async def send(self, number: int, body: bytes, *, encoding: str = "identity") -> None:
+        """Posts a frame and waits for the answer. Raises Unreachable, as `receive` then does.
+
+        **Cancellation:** whether the points were stored is unknown; send them again.
+        """
+        try:
+            self._told.send_nowait(await self._post(number, body, encoding))
+        except Unreachable as exc:
+            self._failure = exc
+            self._told.close()
+            raise
+
+    async def receive(self) -> Answer:
+        """The next answer. Raises Unreachable when there is none any more, for the reason that ended it.
+
+        **Cancellation:** no answer is lost.
+        """
+        try:
+            return await self._answers.receive()
+        except trio.EndOfChannel:
+            assert self._failure is not None
+            raise self._failure from None
+
+    async def _post(self, number: int, body: bytes, encoding: str) -> Answer:
+        headers = self._headers if encoding == "identity" else {**self._headers, "content-encoding": encoding}
+        try:
+            async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+                said = await _beginning(response)
+        except httpx.HTTPError as exc:
+            words = str(exc) or type(exc).__name__
+            raise Unreachable(f"{self._place}: {words}") from exc
+        return self._read(number, response, said)
+
+    def _read(self, number: int, response: httpx.Response, said: bytes) -> Answer:
+        status = response.status_code
+        try:
+            content = json.loads(said)
+        except ValueError:
+            content = None
+        told = content if isinstance(content, dict) else {}
+        if status == 202 and isinstance(told.get("points"), int) and isinstance(told.get("seq"), int):
+            return Ack(number, told["points"], told["seq"])
+        if status == 204 and self._place.endswith("/write"):
+            return Ack(number, 0, 0)
+        reason = str(told.get("error") or told.get("message") or said.decode(errors="replace")).strip()
+        reason = reason[:_REASON_CHARACTERS_MAX]
+        if status in _REFUSED:
+            return Refusal(number, status, reason)
+        asked = response.headers.get("retry-after", "")
+        raise Unreachable(
+            f"{self._place}: answered {status}{': ' if reason else ''}{reason}",
+            status=status,
+            retry_after_s=int(asked) if asked.isdecimal() and asked.isascii() and len(asked) < 10 else 0,
+            wrong_peer=200 <= status < 300,
+        )
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """An answer's body, as much of it as anybody needs."""
+    out = b""
+    async for piece in response.aiter_bytes():
+        out += piece
+        if len(out) > _ANSWER_BYTES_MAX:
+            break
+    return out[:_ANSWER_BYTES_MAX]
+
+
+@asynccontextmanager
+async def open_posts(
+    url: str,
+    *,
+    token: str = "",
+    org: str = "",
+    bucket: str = "",
+    tls: ssl.SSLContext | None = None,
+    connect_s_max: float = 10.0,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[PostConnection]:
+    """A place to post frames to; connects with the first. `transport` is there for tests.
+
+    Raises ConfigError for a URL that is none.
+
+    **Cancellation:** leaves at once.
+    """
+    address = write_address(url, org=org, bucket=bucket)
+    headers = {"content-type": "text/plain; charset=utf-8", "accept-encoding": "identity"}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    verify = (tls or ssl.create_default_context()) if address.tls else False
+    client = httpx.AsyncClient(
+        verify=verify,
+        transport=transport,
+        trust_env=False,
+        # Who waits for the answer decides how long.
+        timeout=httpx.Timeout(None, connect=connect_s_max),
+    )
+    async with client:
+        yield PostConnection(client, address, headers)
