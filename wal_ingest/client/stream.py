@@ -257,9 +257,10 @@ class _Link:
     async def _keep_alive(self, connection: WebSocketConnection, wire: _Wire) -> None:
         """Pings after silence; gives the connection up when nothing comes back."""
         while True:
-            silent_s = trio.current_time() - wire.heard_s
-            if silent_s < self._ping_s:
-                await trio.sleep(self._ping_s - silent_s)
+            # Moments, not lengths: what is left of a length may be too little to move the clock on.
+            ping_at_s = wire.heard_s + self._ping_s
+            if trio.current_time() < ping_at_s:
+                await trio.sleep_until(ping_at_s)
                 continue
             with trio.move_on_after(self._ping_s) as waiting:
                 await connection.ping()
