@@ -12,6 +12,7 @@ from random import Random
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -75,23 +76,46 @@ async def test_what_is_spooled_is_delivered_in_order_as_it_lies(tmp_path: Path) 
         assert {stored.client_id for stored in node.stored} == {spool.stream_id}
 
 
+class Counting:
+    """A stream that remembers what was sent over it."""
+
+    def __init__(self, stream: StreamConnection) -> None:
+        self._stream = stream
+        self.welcome = stream.welcome
+        self.receive = stream.receive
+        self.sent: list[int] = []
+
+    async def send(self, number: int, body: bytes, *, encoding: str) -> None:
+        self.sent.append(number)
+        await self._stream.send(number, body, encoding=encoding)
+
+
 async def test_no_more_frames_are_under_way_than_the_node_takes(tmp_path: Path) -> None:
-    async with open_spool(tmp_path) as spool, fake_node() as node:
+    async with open_spool(tmp_path) as spool, fake_node() as node, trio.open_nursery() as nursery:
         node.window_frames, node.store = 3, False
         await fill(spool, 10)
-        got = 0
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ended, spool, node)
-            with trio.move_on_after(0.3):
-                while True:
-                    await node.received.wait()
-                    got += 1
-            await node.drop()
-        assert 1 <= got <= 3
-        node.store = True
-        async with delivering(spool, node):
-            await spool.wait_settled(10)
-        assert node.lines == text_of(rounds(10))
+        streams: list[Counting] = []
+
+        @asynccontextmanager
+        async def connect(client_id: str) -> AsyncIterator[Counting]:
+            async with open_stream(URL, client_id=client_id, dial=node.dial) as stream:
+                streams.append(Counting(stream))
+                yield streams[0]
+
+        nursery.start_soon(OverStream(spool, connect, rng=Random(7), connected=nobody).deliver)
+        with trio.fail_after(20):
+            while not streams or len(streams[0].sent) < 3:
+                await node.received.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert streams[0].sent == [1, 2, 3]
+        await node.connections[0].send_message('{"type":"ack","number":2,"points":4,"seq":2}')
+        with trio.fail_after(20):
+            while len(streams[0].sent) < 5:
+                await node.received.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert streams[0].sent == [1, 2, 3, 4, 5]
+        assert spool.settled_seq == 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_nothing_is_stored_twice_when_an_answer_is_lost(tmp_path: Path) -> None:
@@ -226,26 +250,20 @@ async def test_a_number_that_cannot_be_used_begins_a_new_stream(tmp_path: Path) 
 async def test_an_agent_whose_place_was_taken_comes_back_under_a_name_of_its_own(tmp_path: Path) -> None:
     async with open_spool(tmp_path) as spool, fake_node() as node:
         old_id = spool.stream_id
-        async with trio.open_nursery() as nursery:
-            found: list[ComeBackLater] = []
+        connected = trio.Event()
 
-            async def deliver() -> None:
-                found.append(await ended(spool, node))
+        async def replace() -> None:
+            await connected.wait()
+            await node.close(REPLACED, "another connection")
 
-            connected = trio.Event()
-            nursery.start_soon(deliver)
-            with structlog.testing.capture_logs():
-                with trio.fail_after(5):
-                    while not node.connections:
-                        await trio.testing.wait_all_tasks_blocked()
-                await node.close(REPLACED, "another connection")
-                connected.set()
-                with trio.fail_after(5):
-                    while not found:
-                        await trio.testing.wait_all_tasks_blocked()
-        assert isinstance(found[0], StreamClosed)
-        assert found[0].code == REPLACED
+        with structlog.testing.capture_logs() as told:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(replace)
+                with pytest.raises(StreamClosed) as caught, trio.fail_after(20):
+                    await over(spool, node, connected=connected.set).deliver()
+        assert caught.value.code == REPLACED
         assert spool.stream_id.startswith(f"{old_id}.")
+        assert "its spool is a copy" in told[0]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ class HttpPost:
                 self._connection = self._new_connection()
         return answer
 
+    def close(self) -> None:
+        """Hangs up. No request may be under way."""
+        self._connection.close()
+
     def _post(self, connection: http.client.HTTPConnection, body: bytes) -> Answer:
         try:
             connection.request("POST", self._address.target, body, self._headers)
