@@ -186,6 +186,13 @@ class Peer:
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         return Answer(int(first.split()[1]), headers, body)
 
+    async def exactly(self, count: int) -> bytes:
+        """The next so many bytes, whatever they are."""
+        while len(self._buffer) < count:
+            await self._more()
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
     async def end(self) -> bytes:
         """What is left until the server closes its side; then closes ours."""
         while data := await self.stream.receive_some():

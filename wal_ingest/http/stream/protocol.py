@@ -48,7 +48,7 @@ class NumberUsed(RequestError):
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     number: int
-    format: Literal["lines", "json", "ndjson"] = "lines"
+    format: str = "lines"
     encoding: str = ""
     precision: Literal["", "ns", "us", "ms", "s"] = ""
 
@@ -75,6 +75,9 @@ class BadHeader(BadRequest):
 
 _decode = msgspec.json.Decoder(_Header).decode
 
+# A line of nothing but brackets is short enough to be a header, and deep enough for the interpreter's limit.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class _Number(msgspec.Struct):
     number: int | None = None
@@ -91,11 +94,14 @@ def read_frame(message: bytes) -> Frame:
     line = message[:end]
     try:
         header = _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise BadHeader(str(exc), _number_in(line)) from None
     if not 1 <= header.number <= NUMBER_MAX:
         raise BadHeader(f"number {header.number} is not from 1 to 2^53-1")
-    encoding = header.encoding
+    written, encoding = _FORMATS.get(header.format), header.encoding
+    if written is None:
+        reason = f"format {header.format[:40]!r} is not known here: use {', '.join(_FORMATS)}"
+        raise BadHeader(reason, header.number, status=415)
     if encoding not in ENCODINGS:
         reason = f"encoding {encoding[:40]!r} is not known here: use {', '.join(SPOKEN)}"
         raise BadHeader(reason, header.number, status=415)
@@ -103,7 +109,7 @@ def read_frame(message: bytes) -> Frame:
         header.number,
         message[end + 1 :],
         "" if encoding == "identity" else encoding,
-        _FORMATS[header.format],
+        written,
         _PRECISIONS.get(header.precision),
     )
 
@@ -112,7 +118,7 @@ def _number_in(line: bytes) -> int | None:
     """The number of a header that is refused for something else, so that the sender knows which frame it was."""
     try:
         number = msgspec.json.decode(line, type=_Number).number
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
     return number if number is not None and 1 <= number <= NUMBER_MAX else None
 
