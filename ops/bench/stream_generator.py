@@ -24,6 +24,8 @@ _ACK = re.compile(rb'"type":"ack","number":(\d+)')
 _TROUBLE = re.compile(rb'"type":"error"[^}]*')
 # One mask for all: what it is for (caches between browser and server) is not there to be fooled here.
 _MASK = b"\x37\xfa\x21\x3d"
+_PING = b"\x89\x00"
+_PONG = b"\x8a\x80" + _MASK
 # The header line has the same length whatever the number, and fills whole masks: so bodies are masked once.
 _HEADER = '{"number":%-12d,"encoding":"%s"}\n'
 
@@ -103,7 +105,8 @@ class Stream:
 
     def send_rest(self) -> bool:
         """Sends what is left and fits; true when that was all."""
-        with contextlib.suppress(BlockingIOError):
+        # A connection that is gone is noticed where it is read.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             while self.left:
                 sent = self.socket.send(self.left[0])
                 if sent < len(self.left[0]):
@@ -118,8 +121,13 @@ class Stream:
             piece = self.socket.recv(1 << 18)
         except BlockingIOError:
             return ""
+        except ConnectionResetError:
+            piece = b""
         if not piece:
             return "connection closed"
+        if _PING in piece:
+            self.left.append(memoryview(_PONG))
+            self.send_rest()
         said = self.said + piece
         for match in _ACK.finditer(said):
             number = int(match[1])

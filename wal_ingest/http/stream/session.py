@@ -120,6 +120,10 @@ class Session:
         # Frames and bytes without an answer: those in line and those in the append under way.
         self._open_frames = 0
         self._open_bytes = 0
+        # The message that is arriving, and what it counts for.
+        self._message = bytearray()
+        self._hold = Hold(door.budget)
+        self._turn_bytes = 0
         self._highest = 0
         self._moved = trio.Event()
         self._room = trio.Event()
@@ -185,33 +189,38 @@ class Session:
 
     async def _read(self) -> None:
         """Takes messages off the connection until it ends."""
-        message = bytearray()
-        hold = Hold(self._door.budget)
-        turn_bytes = 0
         try:
-            while True:
-                event = await self._next(in_message=bool(message))
-                if event is None:
-                    return
-                for data, is_last in event:
-                    self._count(hold, len(message), len(data))
-                    if not is_last:
-                        message += data
-                        continue
-                    whole = bytes(message) + data if message else data
-                    message = bytearray()
-                    await self._take(whole, hold)
-                    hold = Hold(self._door.budget)
-                    turn_bytes += len(whole)
-                    if turn_bytes > _TURN_BYTES:
-                        turn_bytes = 0
-                        await trio.lowlevel.checkpoint()
+            while await self._read_once():
+                pass
         except BodyTooLarge as exc:
             self.end(protocol.TOO_BIG, str(exc))
         except ComeBackLater as exc:
             self._come_back(exc)
         finally:
-            hold.release()
+            self._hold.release()
+
+    async def _read_once(self) -> bool:
+        """Takes what one read of the connection brought; false at its end.
+
+        A function of its own, so that a stream that waits for its next frame does not keep the last one in memory.
+        """
+        pieces = await self._next(in_message=bool(self._message))
+        if pieces is None:
+            return False
+        for data, is_last in pieces:
+            self._count(len(data))
+            if not is_last:
+                self._message += data
+                continue
+            whole = bytes(self._message) + data if self._message else data
+            self._message = bytearray()
+            hold, self._hold = self._hold, Hold(self._door.budget)
+            await self._take(whole, hold)
+            self._turn_bytes += len(whole)
+            if self._turn_bytes > _TURN_BYTES:
+                self._turn_bytes = 0
+                await trio.lowlevel.checkpoint()
+        return True
 
     async def _next(self, *, in_message: bool) -> list[tuple[bytes, bool]] | None:
         """The pieces that one read of the connection brought; None when the peer has gone or was given up."""
@@ -232,12 +241,12 @@ class Session:
         pieces: list[tuple[bytes, bool]] = event["pieces"]
         return pieces
 
-    def _count(self, hold: Hold, before: int, more: int) -> None:
-        bytes_max = self._door.settings.body_bytes_max
+    def _count(self, more: int) -> None:
+        bytes_max, before = self._door.settings.body_bytes_max, len(self._message)
         # The header line is not counted as body, but it is no way around the limit either.
         if before + more > bytes_max + protocol.HEADER_BYTES_MAX:
             raise BodyTooLarge("the frame", limit_bytes=bytes_max, setting="server.body_bytes_max")
-        hold.take(more)
+        self._hold.take(more)
 
     async def _take(self, message: bytes, hold: Hold) -> None:
         """One whole message: checked, put in line, and the window kept."""
@@ -340,28 +349,35 @@ class Session:
                     return
                 self._moved = trio.Event()
                 await self._moved.wait()
+            if self._drop or not await self._commit_once():
+                return
+
+    async def _commit_once(self) -> bool:
+        """Stores and answers some of what stands in line; false when the WAL takes nothing.
+
+        A function of its own, so that a stream that waits for its next frame does not keep the last ones in memory.
+        """
+        batch = self._batch()
+        self._appending = True
+        try:
+            appended = await self._append(batch)
+        except ComeBackLater as exc:
+            self._come_back(exc)
+            first = next(item.number for item in batch if item.entries)
+            await self._say(protocol.error(first, answers.problem_of(exc)))
+            return False
+        finally:
+            self._appending = False
             if self._drop:
-                return
-            batch = self._batch()
-            self._appending = True
-            try:
-                appended = await self._append(batch)
-            except ComeBackLater as exc:
-                self._come_back(exc)
-                first = next(item.number for item in batch if item.entries)
-                await self._say(protocol.error(first, answers.problem_of(exc)))
-                return
-            finally:
-                self._appending = False
-                if self._drop:
-                    # Whoever waits for this stream to let go need not wait for its answers to be read.
-                    self.settled.set()
-                for item in batch:
-                    item.hold.release()
-            await self._answer(batch, appended)
-            self._open_frames -= len(batch)
-            self._open_bytes -= sum(item.lines_bytes for item in batch)
-            self._room.set()
+                # Whoever waits for this stream to let go need not wait for its answers to be read.
+                self.settled.set()
+            for item in batch:
+                item.hold.release()
+        await self._answer(batch, appended)
+        self._open_frames -= len(batch)
+        self._open_bytes -= sum(item.lines_bytes for item in batch)
+        self._room.set()
+        return True
 
     def _batch(self) -> list[_Item]:
         batch: list[_Item] = []
