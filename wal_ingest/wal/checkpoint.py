@@ -11,7 +11,8 @@ Invariants:
   room for that the segment goes all the same: space is what everybody waits for then, and a frame that is forgotten
   costs a double, no point.
 * What was claimed and is in doubt is forgotten. A frame is remembered only if its entries are in a segment that is
-  there, or were before the log's beginning when the checkpoint was written: those were confirmed, and dropped.
+  there, or were before the log's beginning when the checkpoint was written: those were confirmed, and dropped. What was
+  dropped since then is in doubt as well, which is how a crash right after a truncation looks.
 
 Can it claim a frame that is not durable? It is written from memory, and memory moves on only after the commit has
 returned, with both of its syncs. What a start adds, it reads from files: a kill -9 in the middle of a commit may have
@@ -56,7 +57,10 @@ _SEQ_MAX = 2**64 - 1
 
 
 class Through(msgspec.Struct, frozen=True):
-    """Through which seq a checkpoint is complete, and which was the first seq in the log when it was written."""
+    """Through which seq a checkpoint is complete, and which was the first seq in the log when it was written.
+
+    Where it was written because segments were about to go, that is the first seq behind them.
+    """
 
     seq: int
     first_seq: int
@@ -145,11 +149,19 @@ class Checkpoint:
         Returns false where the disk has no room for it: nothing was written, and the next time it is tried again.
         Raises `StorageFailed`: final for this process.
         """
+        return self._save(now_ns, dropping_seq=0)
+
+    def _save_before_drop(self, last_seq: int) -> None:
+        """Called by the log before segments go. Where there is no room they go all the same; see the module's text."""
+        if last_seq > self.seq:
+            self._save(self._now_ns(), dropping_seq=last_seq)
+
+    def _save(self, now_ns: int, *, dropping_seq: int) -> bool:
         with self._mutex:
             taken = self._wal.take_position_changes(now_ns=now_ns, keep_s=self._keep_s)
             kept = [position for position in taken.changes.values() if position is not None]
             gone = [client_id for client_id, position in taken.changes.items() if position is None]
-            through = Through(taken.last_seq, taken.first_seq)
+            through = Through(taken.last_seq, max(taken.first_seq, dropping_seq + 1))
             if through == self._saved and not (kept or gone or self._leftover):
                 return True
             puts: list[Item] = [(STREAM + each.client_id.encode(), each.encode()) for each in kept]
@@ -164,11 +176,6 @@ class Checkpoint:
             if written:
                 self._saved, self._leftover = through, []
             return written
-
-    def _save_before_drop(self, last_seq: int) -> None:
-        """Called by the log before segments go. Where there is no room they go all the same; see the module's text."""
-        if last_seq > self.seq:
-            self.save(self._now_ns())
 
 
 def _not_there(segments: Sequence[Segment], through: Through) -> list[tuple[int, int]]:
