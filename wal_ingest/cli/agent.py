@@ -18,6 +18,7 @@ import wal_ingest
 from wal_ingest.cli.node import must_not_be_root
 from wal_ingest.config import ENV_TOKEN, load
 from wal_ingest.errors import ConfigError
+from wal_ingest.settings import LogSettings
 
 if TYPE_CHECKING:
     from wal_ingest.agent.courier import Courier, Way
@@ -112,7 +113,7 @@ def agent(
     from wal_ingest.agent.probes import host_probes, psutil_figures
     from wal_ingest.telemetry import configure_logging
 
-    configure_logging(load(environ=os.environ).settings.log, secrets=[token])
+    configure_logging(_log_settings(), secrets=[token])
     every = host_probes(psutil_figures())
     names = _names(only, [*every, "agent"])
     probes = {name: probe for name, probe in every.items() if name in names}
@@ -148,6 +149,12 @@ class _Wanted:
     spool_bytes_max: int
     measures_itself: bool
     once: bool
+
+
+def _log_settings() -> LogSettings:
+    # Of a node's settings these alone are the agent's business.
+    environ = {name: value for name, value in os.environ.items() if name.startswith("WAL_INGEST_LOG__")}
+    return load(environ=environ).settings.log
 
 
 async def _round(probes: dict[str, Probe], tags: dict[str, str]) -> list[str]:
