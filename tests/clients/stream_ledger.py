@@ -130,7 +130,9 @@ class Ledger:
         end = self.under_way.index(number) + 1
         answered, self.under_way = self.under_way[:end], self.under_way[end:]
         if points != sum(self._points[each] for each in answered):
-            self.wrong.append(f"{points} points are acknowledged with frame {number}, not those of {answered}")
+            self.wrong.append(
+                f"{points} points are acknowledged with frame {number}, not those of {answered}"
+            )
         for each in answered:
             self._durable(each)
 

@@ -122,14 +122,12 @@ class Scene:
             threading.Event().wait(self._dice.uniform(0, LIVES_S_MAX))
             # In turn, so that a short run has each of them.
             fault = faults[number % len(faults)]
-            print(f"round {number}: {fault.__name__}")
+            print(f"{time.monotonic():.2f} round {number}: {fault.__name__}")
             fault(self)
 
 
 @contextmanager
-def scene(
-    module: str, names: list[str], database: VictoriaMetrics, tmp_path: Path
-) -> Iterator[Scene]:
+def scene(module: str, names: list[str], database: VictoriaMetrics, tmp_path: Path) -> Iterator[Scene]:
     """A server with two sinks, small segments that go when they are confirmed, and running clients.
 
     The archive is there because a crash leaves no doubles in it: a line that is in it twice was in the log twice.
@@ -182,11 +180,19 @@ def _check_database(database: VictoriaMetrics, sent: list[Sent], names: list[str
     account_victoria_metrics(database.values(*matches), sent).check()
 
 
-FAULTS = (Scene.kill_server, Scene.cut, Scene.kill_client, Scene.cut, Scene.kill_both, Scene.cut_and_kill_server)
+FAULTS = (
+    Scene.kill_server,
+    Scene.cut,
+    Scene.kill_client,
+    Scene.cut,
+    Scene.kill_both,
+    Scene.cut_and_kill_server,
+)
 
 
 def _frames_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: int) -> None:
     names = ["framesa", "framesb"]
+    print(time.monotonic())
     with scene("stream_frames", names, database, tmp_path) as the:
         the.play(FAULTS, rounds)
         for sender in the.senders:

@@ -105,7 +105,9 @@ class _Passage:
         self._left: int | None = None
         self.resets = False
 
-    async def pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, nursery: trio.Nursery) -> None:
+    async def pass_on(
+        self, source: trio.SocketStream, sink: trio.SocketStream, nursery: trio.Nursery
+    ) -> None:
         with contextlib.suppress(*_BROKEN):
             while data := await source.receive_some(_READ_BYTES):
                 await sink.send_all(data[: self._may_pass(len(data))])

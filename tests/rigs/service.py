@@ -50,7 +50,8 @@ class Service:
     """One server over a data directory. It can be started again after an end of any kind.
 
     `settings` are named "section.key". `under` is put in front of the command line (strace), `env` on top of
-    the environment (LD_PRELOAD). `command` is what is started instead of `wal-ingest`.
+    the environment (LD_PRELOAD). `command` is what is started instead of `wal-ingest`. Each start takes a free port,
+    unless `bind_port` names one.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Service:
         under: Sequence[str | Path] = (),
         env: Mapping[str, str] | None = None,
         command: Sequence[str | Path] = (COMMAND,),
+        bind_port: int = 0,
     ) -> None:
         self.data_dir = data_dir
         # Confirmed segments go at once, so that a test sees truncation while it watches.
@@ -69,6 +71,7 @@ class Service:
         self._logs = logs
         self._under = under
         self._command = command
+        self._bind = f"127.0.0.1:{bind_port}"
         self._env = dict(env or {})
         self._starts = 0
         self._process: Process | None = None
@@ -101,7 +104,7 @@ class Service:
         out.unlink(missing_ok=True)
         self._process = Process(
             f"wal-ingest (start {self._starts})",
-            [*self._under, *self._command, "serve", "--data-dir", self.data_dir, "--bind", "127.0.0.1:0"],
+            [*self._under, *self._command, "serve", "--data-dir", self.data_dir, "--bind", self._bind],
             log=self._logs / f"serve-{self._starts}.err",
             stdout=out,
             env=environment(self.settings) | self._env,
