@@ -1,8 +1,8 @@
 """Streams frames of a plan until SIGTERM, keeping its place on disk: `python -m tests.clients.stream_frames`.
 
-Arguments: URL, client_id, the ledger's path, the plan's run, and its first time in nanoseconds. Whenever it is killed and
-started again it goes on where its ledger and the node's welcome say. Every so many frames one is malformed, and must
-be refused without harm to its neighbours.
+Arguments: URL, client_id, the ledger's path, the plan's run, and its first time in nanoseconds. Whenever it is killed
+and started again it goes on where its ledger and the node's welcome say. Every so many frames one is malformed, and
+must be refused without harm to its neighbours.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ class Client:
         await self._answered.wait()
 
 
-async def main(url: str, client_id: str, path: str, run: str, base_ns: str) -> None:
-    with Ledger(Path(path)) as ledger:
-        client = Client(plan_of(run, int(base_ns)), ledger)
+async def main(url: str, client_id: str, path: Path, run: str, base_ns: int) -> None:
+    with Ledger(path) as ledger:
+        client = Client(plan_of(run, base_ns), ledger)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_sigterm, client)
             while not client.done:
@@ -127,4 +127,5 @@ async def _stop_on_sigterm(client: Client) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    url, client_id, path, run, base_ns = sys.argv[1:]
+    trio.run(main, url, client_id, Path(path), run, int(base_ns))

@@ -18,8 +18,8 @@ class Ledger:
     """The events of one stream, in order, from all lives of its client.
 
     `numbers` says which frames were sent under which numbers; `acked` and `refused` are frames that are settled, with
-    the number that they were settled under. `wrong` is what the server must not have said, `seqs` all that it named for a
-    number, `closes` the close codes that ended a connection. `again` counts frames that were sent once more.
+    the number that they were settled under. `seqs` are all that the server named for a number, `wrong` is what it must
+    not have said, `closes` the close codes that ended a connection. `again` counts frames that were sent once more.
     """
 
     def __init__(self, path: Path) -> None:

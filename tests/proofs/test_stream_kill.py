@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from tests.clients import stream_frames
+from tests.clients import stream_frames, stream_writes
 from tests.clients.stream_ledger import Ledger
 from tests.rigs.account import account_archive, account_victoria_metrics, archive_lines, points_of
 from tests.rigs.fleet import MS
@@ -47,7 +47,7 @@ class Sender:
         return self._process
 
     def start(self) -> None:
-        arguments = [self._url, self.name, self.path, self.name, str(self.base_ns)]
+        arguments: list[str | Path] = [self._url, self.name, self.path, self.name, str(self.base_ns)]
         self._process = Process(
             f"client {self.name}",
             [sys.executable, "-m", f"tests.clients.{self._module}", *arguments],
@@ -122,7 +122,7 @@ class Scene:
             threading.Event().wait(self._dice.uniform(0, LIVES_S_MAX))
             # In turn, so that a short run has each of them.
             fault = faults[number % len(faults)]
-            print(f"{time.monotonic():.2f} round {number}: {fault.__name__}")
+            print(f"round {number}: {fault.__name__}")
             fault(self)
 
 
@@ -186,13 +186,16 @@ FAULTS = (
     Scene.kill_client,
     Scene.cut,
     Scene.kill_both,
+    Scene.cut,
+    Scene.kill_client,
+    Scene.cut,
     Scene.cut_and_kill_server,
+    Scene.cut,
 )
 
 
 def _frames_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: int) -> None:
     names = ["framesa", "framesb"]
-    print(time.monotonic())
     with scene("stream_frames", names, database, tmp_path) as the:
         the.play(FAULTS, rounds)
         for sender in the.senders:
@@ -206,8 +209,8 @@ def _frames_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: i
             _check_answers(ledger)
             sent += _sent_by(sender, ledger)
             print(
-                f"{sender.name}: {len(ledger.acked)} frames acknowledged, {len(ledger.refused)} refused, {ledger.opened}"
-                f" connections, {ledger.again} frames sent again, killed {sender.kills} times"
+                f"{sender.name}: {len(ledger.acked)} frames acknowledged, {len(ledger.refused)} refused, "
+                f"{ledger.opened} connections, {ledger.again} frames sent again, killed {sender.kills} times"
             )
             assert ledger.again > 0, "nothing was ever under way when a fault struck"
     assert told["sinks"]["influxdb"]["parked"] == 0
@@ -217,11 +220,38 @@ def _frames_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: i
     _check_database(database, sent, names)
 
 
+def _writes_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: int) -> None:
+    with scene("stream_writes", ["writes"], database, tmp_path) as the:
+        (sender,) = the.senders
+        the.play(FAULTS, rounds)
+        sender.finish()
+        the.service.wait_drained("influxdb")
+        the.service.wait_drained("archive")
+        assert the.service.stop() == 0
+    plan = stream_writes.plan_of(sender.name, sender.base_ns)
+    written, acked = stream_writes.read_notes(sender.path)
+    sent = [Sent(plan, *one, 202 if one in acked else 0, 0, 0) for one in sorted(written)]
+    print(
+        f"{len(written)} writes, {len(written - acked)} of them without an answer, killed {sender.kills} times"
+    )
+    # Those of a life that ended by a kill, and of no other: the library delivered all the rest.
+    assert len(written - acked) <= sender.kills * stream_writes.WRITERS
+    account_archive(archive_lines(tmp_path / "data"), sent).check()
+    _check_database(database, sent, [sender.name])
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.needs("victoria-metrics")
 def test_50_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
-        _frames_are_stored_once(database, tmp_path, rounds=6)
+        _frames_are_stored_once(database, tmp_path, rounds=50)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.needs("victoria-metrics")
+def test_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
+    with VictoriaMetrics(tmp_path) as database:
+        _writes_are_stored_once(database, tmp_path, rounds=10)
 
 
 @pytest.mark.slow
@@ -230,3 +260,11 @@ def test_50_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_p
 def test_500_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
         _frames_are_stored_once(database, tmp_path, rounds=500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.needs("victoria-metrics")
+def test_200_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
+    with VictoriaMetrics(tmp_path) as database:
+        _writes_are_stored_once(database, tmp_path, rounds=200)
