@@ -23,6 +23,7 @@ COMMANDS = [
 def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     app = admin.create_admin_app(readiness=list, now=lambda: datetime.now(UTC))
     routes = {f"POST {path}" for path in ingest.ROUTES}
+    routes.add(f"GET {ingest.STREAM_PATH}")
     parts = page.ASSETS.keys() - {"/"}
     routes |= {f"GET {rule.rule}" for rule in app.url_map.iter_rules() if rule.rule not in parts}
     headings = re.findall(r"^## ((?:GET|POST|PUT|DELETE) \S+)$", PAGE, re.MULTILINE)
