@@ -15,6 +15,7 @@ from tests.rigs.prepared import prepare
 from tests.rigs.processes import wait_until
 from tests.rigs.service import run_command
 from tests.wal.test_damage import flip, zero_tree
+from wal_ingest.agent.probes import host_probes, psutil_figures
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.salvage import Note, write_note
 
@@ -90,6 +91,31 @@ def test_the_page_has_every_key_of_what_the_commands_print_as_json(tmp_path: Pat
     note = Note(salvaged_ns=1, entries=1, points=1000, to="there", lost=[gone])
     write_note(data / "wal/damaged" / second.name, note)
     assert verified | printed("verify", cwd=tmp_path) == keys_told("wal verify")
+
+
+def test_the_agent_does_what_the_page_shows(tmp_path: Path) -> None:
+    # What it logs stands on standard error; the page shows the rest.
+    reader = Reader(tmp_path)
+    steps = list(commands(section("agent")))
+    assert len(steps) == 4
+    try:
+        for command, shown in steps:
+            reader.type(command, shown)
+    finally:
+        reader.end()
+
+
+def test_the_page_has_every_measurement_of_the_agent_and_every_tag() -> None:
+    rows = re.findall(r"^\| `([a-z]+)` \|(.*?)\|(.*?)\|$", section("agent"), re.MULTILINE)
+    told = {name: (set(re.findall(r"`([a-z]+)`", tags)), fields) for name, tags, fields in rows}
+    probes = host_probes(psutil_figures())
+    assert set(told) == {*probes, "agent"}
+    for name, probe in probes.items():
+        for reading in probe():
+            tags, fields = told[name]
+            assert set(reading.tags) == tags
+            # Of the CPU's seconds only some are named.
+            assert name == "cpu" or set(reading.fields) <= set(re.findall(r"`(\w+)`", fields))
 
 
 def masked_sinks(output: str) -> str:
