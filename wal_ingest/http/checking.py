@@ -65,9 +65,9 @@ class Checker:
 
         Raises what `decode_body` raises, and TooManyBodies. Cancellation: nothing is left behind but the hold.
         """
-        if not encoding:
-            return body
         bytes_max = self._settings.body_bytes_max
+        if not encoding:
+            return decode_body(body, encoding, bytes_max=bytes_max)
         decoded = None
         if len(body) <= INLINE_BYTES_MAX:
             try:

@@ -1,4 +1,4 @@
-"""One stream: what is answered to its frames, in which order, and what is held back. See the invariants in `session`."""
+"""One stream: what is answered to its frames, in which order, and what is held back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.http.rig import LINE, NOW_NS
-from tests.http.stream.rig import BINARY, CONTINUATION, NO_MASK, TEXT, Client, frame, message, node, ws
+from tests.http.rig import LINE, NOW_NS, until
+from tests.http.stream.rig import BINARY, CONTINUATION, NO_MASK, TEXT, Client, flood, message, node, ws
 from wal_ingest.errors import AppendQueueFull
 from wal_ingest.settings import KIB, MIB, ServerSettings
 from wal_ingest.wal.entry import Destination, Mark
@@ -319,8 +319,7 @@ async def test_a_full_append_queue_is_waited_out() -> None:
         client = await whole.stream()
         whole.wal.error = AppendQueueFull("the disk is slow")
         await client.send(1)
-        while whole.wal.tries < 3:
-            await trio.sleep(0.005)
+        await until(lambda: whole.wal.tries >= 3)
         whole.wal.error = None
         assert await client.next() == ack(1)
 
@@ -328,9 +327,8 @@ async def test_a_full_append_queue_is_waited_out() -> None:
 async def reads_no_further(client: Client, checked: list[int], frames: int) -> None:
     """Sends many frames, and sees that so many are taken and no more."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.raw, b"".join(frame(number) for number in range(2, 40_000)))
-        while len(checked) < frames:
-            await trio.sleep(0.001)
+        nursery.start_soon(client.raw, flood())
+        await until(lambda: len(checked) >= frames)
         await wait_all_tasks_blocked(0.05)
         assert len(checked) == frames
         nursery.cancel_scope.cancel()
@@ -368,6 +366,7 @@ async def test_while_half_of_the_memory_of_all_bodies_is_taken_no_stream_begins_
     settings = ServerSettings(bodies_bytes_max=MIB, stop_s_max=1.0)
     async with node(settings) as whole:
         client = await whole.stream()
+        await wait_all_tasks_blocked(0.02)
         whole.budget.held_bytes += 600 * KIB
         await client.send(1)  # the first was waited for already
         assert await client.next() == ack(1)
@@ -384,8 +383,7 @@ async def test_a_large_frame_is_counted_while_it_comes_and_let_go_of_when_it_is_
         body = LINE * 20_000
         data = ws(BINARY, message(1, body), mask=NO_MASK)
         await client.raw(data[:-1])
-        while whole.budget.held_bytes < len(body):
-            await trio.sleep(0.001)
+        await until(lambda: whole.budget.held_bytes >= len(body))
         await client.raw(data[-1:])
         assert (await client.next())["points"] == 20_000
         assert whole.budget.held_bytes == 0

@@ -8,7 +8,10 @@ What differs from hypercorn's own, and why:
   connection. It is never agreed to: what is sent here says for itself how it is compressed.
 * It closed a connection that broke the protocol without a word. Now the close code says what was wrong.
 * Its pings asked for nothing: a peer that is gone for good kept its connection. Now a silent one is asked, and dropped.
-* It waited for ever to tell an application that had ended already of the end. Now such a one is told nothing.
+* It waited for ever to tell an application that had ended already of the end, and a task that waits for room to say
+  something could not be told of it by the very task that makes the room. Now the end is that of the channel: telling
+  it waits for nobody, and it comes behind all that was told before.
+* It told an application nothing at all when bytes came before the answer to their handshake. Now that is an end too.
 
 The application gets `{"type": "websocket.receive", "pieces": [(data, is_last), …]}`: all that one read brought, where
 `data` is bytes also of a text message, and `is_last` says that a message ends with it.
@@ -16,6 +19,7 @@ The application gets `{"type": "websocket.receive", "pieces": [(data, is_last), 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
@@ -32,48 +36,50 @@ class WebSocket(WSStream):
 
     def __init__(self, app: Any, config: Any, *rest: Any) -> None:
         # The same configuration, but for how much may wait for the application: one read.
-        super().__init__(app, config.for_websockets, *rest)
+        super().__init__(_told_of_the_end(app), config.for_websockets, *rest)
         self._ping_scope = trio.CancelScope()
         self._heard_s = 0.0
         self._handing_on = False
-        self._app_has_ended = False
-        self._held_up: set[trio.CancelScope] = set()
 
     async def handle(self, event: Event) -> None:
         """One event of the connection."""
         if isinstance(event, StreamClosed):
             self._ping_scope.cancel()
-            if self.app_put is not None and not self.closed:
-                self.closed = True
-                await self._tell({"type": "websocket.disconnect", "code": CloseReason.ABNORMAL_CLOSURE.value})
+            self.closed = True
         elif isinstance(event, Data) and not self.closed and self.handshake.accepted:
             self._heard_s = trio.current_time()
             if self.connection.state is ConnectionState.CLOSED:
                 return  # what follows the two closes is nobody's
         await super().handle(event)
+        if self.closed:
+            self._hang_up()
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         """What the application says; None when it has ended."""
         if message is None:
-            self._app_has_ended = True
-            for scope in self._held_up:
-                scope.cancel()
+            self._hang_up()
         await super().app_send(message)
 
-    async def _tell(self, event: Any) -> None:
-        """Hands an event to the application, and waits until it has room; not for one that has ended."""
+    @property
+    def _channel(self) -> trio.MemorySendChannel[Any]:
+        """The way to the application; `app_put` is its method."""
         channel: trio.MemorySendChannel[Any] = self.app_put.__self__  # type: ignore[union-attr]
+        return channel
+
+    def _hang_up(self) -> None:
+        """Nothing more is told to the application, and whoever waits to tell it something goes on."""
+        if self.app_put is not None:
+            self._channel.close()
+
+    async def _tell(self, event: Any) -> None:
+        """Hands an event to the application, and waits until it has room, or is told nothing more."""
         try:
-            channel.send_nowait(event)
-        except trio.WouldBlock:
-            if self._app_has_ended:
-                return
-            with trio.CancelScope() as scope:
-                self._held_up.add(scope)
-                try:
-                    await channel.send(event)
-                finally:
-                    self._held_up.discard(scope)
+            try:
+                self._channel.send_nowait(event)
+            except trio.WouldBlock:
+                await self._channel.send(event)
+        except trio.ClosedResourceError:
+            pass
 
     async def _accept(self, message: WebsocketAcceptEvent) -> None:
         self.handshake.extensions = None
@@ -127,3 +133,18 @@ class WebSocket(WSStream):
             reason = f"no answer to a ping within {every_s:g} s"
             await self._send_wsproto_event(CloseConnection(code=CloseReason.GOING_AWAY, reason=reason))
             await self.send(StreamClosed(stream_id=self.stream_id))
+
+
+def _told_of_the_end(app: Any) -> Any:
+    """The same application, for which the end of the channel is that of the WebSocket."""
+
+    async def run(scope: Any, receive: Callable[[], Awaitable[Any]], *rest: Any) -> None:
+        async def receive_or_end() -> Any:
+            try:
+                return await receive()
+            except trio.EndOfChannel:
+                return {"type": "websocket.disconnect", "code": CloseReason.ABNORMAL_CLOSURE.value}
+
+        await app(scope, receive_or_end, *rest)
+
+    return run

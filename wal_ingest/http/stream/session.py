@@ -23,6 +23,7 @@ told then that they are there.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,11 +124,14 @@ class Session:
         # The message that is arriving, and what it counts for.
         self._message = bytearray()
         self._hold = Hold(door.budget)
+        # When it must be whole; infinite between messages.
+        self._whole_at_s = math.inf
         self._turn_bytes = 0
         self._highest = 0
         self._moved = trio.Event()
         self._room = trio.Event()
         self._reading = trio.CancelScope()
+        self._begun = False
         self._reader_done = False
         self._gone = False
         self._drop = False
@@ -141,8 +145,9 @@ class Session:
 
         Cancellation: see the module's text.
         """
+        self._begun = True
         try:
-            if not self._asked.plain:
+            if not self._asked.plain and self._end is None:
                 await self._welcome()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._commit)
@@ -165,7 +170,8 @@ class Session:
         if self._end is None:
             self._end = (code, reason)
         self._drop = self._drop or drop
-        if self._drop and not self._appending:
+        # One that was replaced before it began waits itself for the one before it, and settles behind that.
+        if self._drop and self._begun and not self._appending:
             self.settled.set()
         self._reading.cancel()
         self._moved.set()
@@ -204,31 +210,33 @@ class Session:
 
         A function of its own, so that a stream that waits for its next frame does not keep the last one in memory.
         """
-        pieces = await self._next(in_message=bool(self._message))
+        pieces = await self._next()
         if pieces is None:
             return False
         for data, is_last in pieces:
             self._count(len(data))
             if not is_last:
                 self._message += data
+                if self._whole_at_s == math.inf:
+                    self._whole_at_s = trio.current_time() + self._door.settings.body_s_max
                 continue
             whole = bytes(self._message) + data if self._message else data
             self._message = bytearray()
-            hold, self._hold = self._hold, Hold(self._door.budget)
-            await self._take(whole, hold)
+            self._whole_at_s = math.inf
+            await self._take(whole)
             self._turn_bytes += len(whole)
             if self._turn_bytes > _TURN_BYTES:
                 self._turn_bytes = 0
                 await trio.lowlevel.checkpoint()
         return True
 
-    async def _next(self, *, in_message: bool) -> list[tuple[bytes, bool]] | None:
+    async def _next(self) -> list[tuple[bytes, bool]] | None:
         """The pieces that one read of the connection brought; None when the peer has gone or was given up."""
-        if in_message:
-            limit_s = self._door.settings.body_s_max
-            with trio.move_on_after(limit_s) as scope:
+        if self._whole_at_s < math.inf:
+            with trio.move_on_at(self._whole_at_s) as scope:
                 event = await self._receive()
             if scope.cancelled_caught:
+                limit_s = self._door.settings.body_s_max
                 reason = f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)"
                 self.end(protocol.POLICY, reason)
                 return None
@@ -248,9 +256,10 @@ class Session:
             raise BodyTooLarge("the frame", limit_bytes=bytes_max, setting="server.body_bytes_max")
         self._hold.take(more)
 
-    async def _take(self, message: bytes, hold: Hold) -> None:
-        """One whole message: checked, put in line, and the window kept."""
+    async def _take(self, message: bytes) -> None:
+        """One whole message: checked, put in line with what it holds, and the window kept."""
         number: int | None = None
+        hold = self._hold
         try:
             if self._asked.plain:
                 self._highest += 1
@@ -269,6 +278,7 @@ class Session:
         except Exception as exc:
             item = self._broken(number, exc, hold)
         self._line.append(item)
+        self._hold = Hold(self._door.budget)
         self._open_frames += 1
         self._open_bytes += item.lines_bytes
         self._moved.set()
@@ -400,7 +410,9 @@ class Session:
                 appended = await door.appender.append(entries)
                 break
             except AppendQueueFull:
-                # Nothing was stored, and it passes.
+                # Nothing was stored, and it passes; but whoever replaced this stream need not wait for that.
+                if self._drop:
+                    raise
                 await trio.sleep(_QUEUE_FULL_WAIT_S)
         door.observer.appended(door.monotonic_s() - began_s)
         return appended
