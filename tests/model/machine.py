@@ -6,7 +6,10 @@ the directory at a chosen moment, from which everything goes on.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import itertools
 import logging
 import shutil
 import tempfile
@@ -19,18 +22,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.flusher.fake_sink import FakeSink
 from tests.model.inline import deliver, holding_seq, read_everything, read_setting_aside
 from tests.model.model import Found, Model
-from tests.model.moments import Moments
+from tests.model.moments import Killed, Moments
 from tests.wal.factories import Clock
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
 from wal_ingest.settings import WalSettings
-from wal_ingest.wal.entry import Destination, NewEntry
+from wal_ingest.wal.entry import Destination, Mark, NewEntry
 from wal_ingest.wal.letters import id_of
 from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import Store
+from wal_ingest.wal.streams import STORED_MAX, Stored
 
 PAGE = 4096
-SETTINGS = WalSettings(segment_bytes_max=96 * 1024, segment_s_max=30.0, free_disk_bytes_min=0)
+CLIENTS = ("web-1", "web-2", "web-3", "web-4")
+STREAMS_MAX = 3
+SETTINGS = WalSettings(
+    segment_bytes_max=96 * 1024, segment_s_max=30.0, free_disk_bytes_min=0, streams_max=STREAMS_MAX
+)
 _MEMORY = Path("/dev/shm")
 BAD = b"bad=1i"
 
@@ -44,6 +52,7 @@ SAYINGS: dict[str, Callable[[], Outcome]] = {
     "refused": lambda: Rejected("bad points", 400),
 }
 scripts = st.lists(st.sampled_from([*SAYINGS, "takes it"]), max_size=12)
+clients = st.sampled_from(["", "", *CLIENTS])
 entries = st.tuples(st.integers(1, 45), st.integers(0, 5), st.sampled_from([0, 0, 40, 900]))
 
 DAMAGE: dict[str, Callable[[Path, int], object]] = {
@@ -155,7 +164,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _abandon(self) -> None:
         store, self.store = self.store, None
-        if store is not None:
+        if store is None:
+            return
+        if self.moments.dead:
+            with contextlib.suppress(Killed):  # a dead process writes nothing any more
+                store.close()
+        else:
             store.close()
 
     @property
@@ -165,9 +179,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- rules -----------------------------------------------------------------------------------------
 
-    @rule(groups=st.lists(st.lists(entries, min_size=1, max_size=3), min_size=1, max_size=3))
-    def append(self, groups: list[list[tuple[int, int, int]]]) -> None:
-        made = [[self._entry(*drawn) for drawn in group] for group in groups]
+    @rule(
+        groups=st.lists(st.tuples(clients, st.lists(entries, min_size=1, max_size=3)), min_size=1, max_size=3)
+    )
+    def append(self, groups: list[tuple[str, list[tuple[int, int, int]]]]) -> None:
+        made = [self._frame(client_id, group) for client_id, group in groups]
 
         def act() -> None:
             before = self.alive.wal.last_seq
@@ -178,6 +194,12 @@ class StoreMachine(RuleBasedStateMachine):
                 self.model.accept(appended.first_seq, [entry.lines for entry in group])
 
         self._live(act)
+
+    def _frame(self, client_id: str, group: list[tuple[int, int, int]]) -> list[NewEntry]:
+        """An append: a frame of a client's stream, or of nobody's."""
+        made = [self._entry(*drawn) for drawn in group]
+        mark = Mark(client_id, self.number, self.number % 7) if client_id else None
+        return [dataclasses.replace(entry, mark=mark) for entry in made]
 
     def _entry(self, points: int, bad: int, filler: int) -> NewEntry:
         self.number += 1
@@ -326,3 +348,37 @@ class StoreMachine(RuleBasedStateMachine):
             assert all(letter.reason for letter in letters[name])
             assert cursor.seq <= self.alive.wal.last_seq
             assert cursor.points <= self.alive.wal.points_total
+        self._check_streams(set(kept))
+
+    @rule()
+    def save_positions(self) -> None:
+        self._live(lambda: self._saved())
+
+    def _saved(self) -> None:
+        assert self.alive.save_positions(self.clock())
+
+    def _check_streams(self, kept: set[int]) -> None:
+        """Of each stream just the frames are known that are in the log, and of those that are not, confirmed ones."""
+        wal = self.alive.wal
+        there: dict[str, set[Stored]] = {client_id: set() for client_id in CLIENTS}
+        after_seq = 0
+        while found := wal.read(after_seq, bytes_max=1 << 20):
+            after_seq = found[-1].seq
+            for mark, entries_of_it in itertools.groupby(found, key=lambda entry: entry.mark):
+                if mark is not None:
+                    parts = list(entries_of_it)
+                    points = sum(entry.points for entry in parts)
+                    there[mark.client_id].add(Stored(mark.number, parts[-1].seq, points, mark.crc))
+        confirmed_seq = holding_seq(self.alive, self.sinks)
+        for client_id, frames in there.items():
+            position = wal.positions.of(client_id)
+            known = set() if position is None else set(position.stored)
+            assert len(known) <= STORED_MAX
+            assert {frame for frame in known if frame.seq in kept} <= frames
+            lowest = min((frame.number for frame in known), default=0) if len(known) == STORED_MAX else 0
+            remembered = {frame for frame in frames if frame.number >= lowest}
+            # Three are remembered; which ones the table's own test says.
+            assert remembered <= known or (position is None and len(wal.positions) == STREAMS_MAX)
+            for frame in known - frames:
+                assert frame.seq <= confirmed_seq
+                assert frame.seq not in self.model.given_up

@@ -20,10 +20,12 @@ from wal_ingest.errors import StorageFailed
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.window import Settled
 from wal_ingest.flusher.writing import SinkWriter
+from wal_ingest.wal.checkpoint import Checkpoint, Through
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended, Wal
 from wal_ingest.wal.store import Store
+from wal_ingest.wal.streams import Positions
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 _FEW = settings(
@@ -92,6 +94,14 @@ def _letters_are_forgotten(
     store.state.commit_cursor(sink, cursor, ())
 
 
+def _nothing_is_read_at_a_start(_checkpoint: Checkpoint, _through: Through) -> None:
+    """The streams of the life before are unknown."""
+
+
+def _lost_frames_are_still_claimed(_positions: Positions, _ranges: Sequence[tuple[int, int]]) -> None:
+    """What was set aside as damaged is durable nevertheless."""
+
+
 MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "an entry is acknowledged and not written": (Wal, "commit", _acknowledged_too_much),
     "truncation does not look at the cursors": (Wal, "truncate", _truncated_up_to_the_end),
@@ -99,6 +109,8 @@ MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "a cursor moves and its dead letters do not": (Store, "commit_cursor", _letters_are_forgotten),
     "seqs begin again after a restart": (Wal, "open", _numbering_from_the_start),
     "damage is passed over": (Wal, "set_aside", _damage_is_passed_over),
+    "streams are forgotten at a start": (Checkpoint, "_restore", _nothing_is_read_at_a_start),
+    "frames in a damaged segment are claimed": (Positions, "forget_entries", _lost_frames_are_still_claimed),
 }
 
 

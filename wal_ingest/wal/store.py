@@ -156,12 +156,14 @@ class Store:
 
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""
-        # Where it fails nothing is lost: the next start reads the same from the log.
-        with contextlib.suppress(StorageFailed, WalDamaged):
-            self.save_positions(self._now_ns())
-        self.wal.close()
-        self.state.close()
-        self._lock.close()
+        try:
+            # Where it fails nothing is lost: the next start reads the same from the log.
+            with contextlib.suppress(StorageFailed, WalDamaged):
+                self.save_positions(self._now_ns())
+        finally:
+            self.wal.close()
+            self.state.close()
+            self._lock.close()
 
 
 def _set_damaged_state_aside(data_dir: Path) -> str:
