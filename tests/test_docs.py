@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 import wal_ingest
 from tests.rigs.pages import Reader, commands
+from tests.rigs.service import Service
 from wal_ingest.cli import app
 from wal_ingest.config import FIELDS
 from wal_ingest.metrics import TABLE
@@ -52,6 +55,18 @@ def test_the_way_into_a_database_is_as_the_readme_shows(reader: Reader) -> None:
     assert len(steps) == 4
     for command, shown in steps:
         reader.type(command, shown)
+
+
+def test_the_example_of_a_client_does_what_the_readme_says(tmp_path: Path) -> None:
+    example = re.search(r"```python\n(.*?)```", section("Instrument a server"), re.DOTALL)
+    assert example is not None
+    with Service(tmp_path / "data", logs=tmp_path) as node:
+        program = example[1].replace("ws://127.0.0.1:8400", f"ws://127.0.0.1:{node.port}")
+        ran = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert (ran.stdout, ran.stderr) == ("durable: 1 point\n", "")
+        assert node.status()["points_accepted"] == 1
 
 
 def settings_table() -> str:

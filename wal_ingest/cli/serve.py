@@ -24,7 +24,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Run the node: take points over HTTP, make them durable, deliver them.
+    """Run the node: take points over HTTP and streams, make them durable, deliver them.
 
     Prints one line when it is ready. SIGTERM or Ctrl-C stops it: requests under way are answered first.
     """

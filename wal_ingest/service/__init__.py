@@ -54,6 +54,7 @@ from wal_ingest.service.sinks import SinkRunner, sink_makers
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
 from wal_ingest.wal.accounts import disagreements
+from wal_ingest.wal.directory import allow_many_files
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -91,6 +92,7 @@ class Service:
         Raises `ConfigError`, `OperatorNeeded` (the WAL failed, among others).
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        allow_many_files()
         data_dir = Path(self._settings.server.data_dir)
         # The address first: a second server on the same port should not touch a data directory.
         sockets = open_sockets(self._settings.server.bind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -131,3 +132,14 @@ def holder_of(data_dir: Path) -> int | None:
 def _pid_in(fd: int) -> int:
     text = os.pread(fd, 32, 0).strip()
     return int(text) if text.isdigit() else 0
+
+
+def allow_many_files() -> None:
+    """Raises this process's limit of open files as far as it may: segments, and streams, are many.
+
+    The usual soft limit of 1,024 is there for programs that call select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

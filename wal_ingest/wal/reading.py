@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.directory import allow_many_files
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.pinned import PinnedSegment, ScannedSegment, SegmentReader
@@ -47,7 +47,7 @@ class WalReader:
         self.unreadable: list[Lost] = []
         # Where what was let go of ended, so that it is not opened again, and a gap behind it is seen.
         self._released: Ends | None = None
-        _allow_many_files()
+        allow_many_files()
         try:
             self.refresh()
         except BaseException:
@@ -254,11 +254,3 @@ def _may_hold(segment: SegmentReader, since_ns: int | None, until_ns: int | None
 
 def _is_within(accepted_ns: int, since_ns: int | None, until_ns: int | None) -> bool:
     return (since_ns is None or accepted_ns >= since_ns) and (until_ns is None or accepted_ns < until_ns)
-
-
-def _allow_many_files() -> None:
-    """A WAL may have more segments than a process may have files open by default."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
