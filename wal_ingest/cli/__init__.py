@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import wal_ingest
-from wal_ingest.cli import agent, config, dead_letters, replay, serve, sink, wal
+from wal_ingest.cli import agent, config, dead_letters, replay, send, serve, sink, wal
 from wal_ingest.cli.output import FAILED, print_error
 from wal_ingest.errors import WalIngestError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("agent")(agent.agent)
+app.command("send", epilog=send.EXAMPLE)(send.send)
 app.command("replay")(replay.replay)
 app.add_typer(wal.app, name="wal")
 app.add_typer(sink.app, name="sink")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 from wal_ingest.cli.node import must_not_be_root
-from wal_ingest.cli.posting import COME_BACK, RETRY_S, NoAnswer, Poster, Said
-from wal_ingest.cli.stopping import Stop
-from wal_ingest.errors import DataDirLocked, WalIngestError
+from wal_ingest.cli.posting import COME_BACK, RETRY_S, NoAnswer, NotTaken, Poster, Said
+from wal_ingest.cli.stopping import Interrupted, Stop
+from wal_ingest.errors import DataDirLocked
 from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.gzip_codec import compress
@@ -26,17 +26,6 @@ from wal_ingest.wal.writer import Writer
 
 _TEXT = "text/plain; charset=utf-8"
 _BROKEN_MAX = 10
-
-
-class NotTaken(WalIngestError):
-    """The points were refused, or the server could not be reached; what was taken before stays taken.
-
-    Unlike `Interrupted`, somebody else decided it.
-    """
-
-
-class Interrupted(WalIngestError):
-    """The operator ended the command while it waited for the server."""
 
 
 class Door(Protocol):

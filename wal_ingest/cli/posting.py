@@ -21,6 +21,13 @@ class NoAnswer(WalIngestError):
     """A node could not be reached, or gave no answer: what became of the body is unknown."""
 
 
+class NotTaken(WalIngestError):
+    """The points were refused, or the server could not be reached; what was taken before stays taken.
+
+    Unlike `Interrupted`, somebody else decided it.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """An answer: its status, the wait that it asks for (at least `RETRY_S`, at most `RETRY_S_MAX`), and its body."""

@@ -16,6 +16,9 @@ class Bar:
     def advance(self, amount: int) -> None:
         """Says that so much more is done."""
 
+    def note(self, text: str) -> None:
+        """Shows a few words behind the bar."""
+
 
 @contextlib.contextmanager
 def bar(what: str, total: int | None = None, *, unit_bytes: bool = True) -> Iterator[Bar]:
@@ -39,9 +42,15 @@ def bar(what: str, total: int | None = None, *, unit_bytes: bool = True) -> Iter
         [DownloadColumn(binary_units=True), TransferSpeedColumn()] if unit_bytes else [MofNCompleteColumn()]
     )
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *amount,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(what, total=total, note="")
 
         class Shown(Bar):
             def total(self, amount: int) -> None:
@@ -49,5 +58,8 @@ def bar(what: str, total: int | None = None, *, unit_bytes: bool = True) -> Iter
 
             def advance(self, amount: int) -> None:
                 progress.advance(task, amount)
+
+            def note(self, text: str) -> None:
+                progress.update(task, note=text)
 
         yield Shown()

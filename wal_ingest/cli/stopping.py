@@ -8,6 +8,12 @@ import signal
 import sys
 from types import FrameType
 
+from wal_ingest.errors import WalIngestError
+
+
+class Interrupted(WalIngestError):
+    """The operator ended the command before it was done."""
+
 
 class Stop:
     """While it is entered, the first signal is noted in `wished`; a second one ends the command as usual."""
@@ -33,6 +39,10 @@ class Stop:
             raise KeyboardInterrupt
         self.wished = True
         os.write(self._write, b"!")
+
+    def fileno(self) -> int:
+        """What becomes readable with the first signal."""
+        return self._read
 
     def wait(self, seconds: float, *, for_reader: bool = False) -> None:
         """Waits so long, or until a signal comes.

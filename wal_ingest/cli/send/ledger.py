@@ -70,6 +70,7 @@ class Mark(Struct, kw_only=True):
     numbered: tuple[Numbered, ...] = ()
     points: int = 0
     frames: int = 0
+    bytes: int = 0
     rejected: int = 0
     seq: int | None = None
 
@@ -102,10 +103,10 @@ class Ledger:
     """The pieces between the last mark and what was read last."""
 
     def __init__(self, mark: Mark, *, window: int = STORED_MIN // 2, crc32: Crc32) -> None:
-        self._at = mark
+        self._at = copy(mark)
         self._given = deque(mark.numbered)
         self._next_number = mark.next_number
-        self._window = window
+        self.window = window
         self._crc32 = crc32
         self._slots: deque[Slot] = deque()
         self._to_send: list[Slot] = []
@@ -124,7 +125,12 @@ class Ledger:
     @property
     def window_left(self) -> int:
         """How many pieces may be taken; `mark` and `recorded` make room when it is settled pieces that take it."""
-        return self._window - len(self._slots) - self._since_mark
+        return self.window - len(self._slots) - self._since_mark
+
+    @property
+    def frames(self) -> int:
+        """How many frames were settled, in this life and before."""
+        return self._at.frames
 
     @property
     def since_mark(self) -> int:
@@ -211,6 +217,10 @@ class Ledger:
         """The frame that was sent under a number and not answered."""
         return next((slot for slot in self._sent if slot.number == number), None)
 
+    def given_up(self, slot: Slot) -> None:
+        """The node refused a frame, and that is the end: the place stays in front of it."""
+        self._sent.remove(slot)
+
     def refused(self, slot: Slot, cut: Cut) -> None:
         """The node refused a frame because of one record: the others go again."""
         self._sent.remove(slot)
@@ -291,5 +301,6 @@ class Ledger:
             self._at.file, self._at.place = piece.file, piece.end
             self._at.points += piece.points
             self._at.frames += 1 if slot.number else 0
+            self._at.bytes += sum(map(len, piece.records)) if slot.number else 0
             self._at.rejected += len(piece.rejected)
             self.rejected_texts += [rejected.text for rejected in piece.rejected]

@@ -40,17 +40,17 @@ class How:
     columns: tuple[str, ...] = ()
     mapping: CsvMapping = field(default_factory=CsvMapping)
 
-    @property
-    def unit(self) -> Precision | None:
-        """The unit of times, when it was named. Raises `ConfigError`."""
-        if not self.precision:
-            return None
-        try:
-            return _PRECISIONS[self.precision]
-        except KeyError:
-            raise ConfigError(
-                f"{self.precision!r} is no unit of times", hint=f"give one of {', '.join(_PRECISIONS)}"
-            ) from None
+
+def unit_of(precision: str) -> Precision | None:
+    """The unit of times that was named, if one was. Raises `ConfigError`."""
+    if not precision:
+        return None
+    try:
+        return _PRECISIONS[precision]
+    except KeyError:
+        raise ConfigError(
+            f"{precision!r} is no unit of times", hint=f"give one of {', '.join(_PRECISIONS)}"
+        ) from None
 
 
 def body_of(form: Format, records: Sequence[bytes]) -> bytes:
@@ -99,6 +99,8 @@ class Piece:
     numbers: Sequence[int]
     points: int
     rejected: tuple[Rejected, ...] = ()
+    precision: str = ""
+    """Of its times; "" is the format's own."""
     file_bytes: int = 0
     """Of the file itself, for a bar."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from wal_ingest.cli.infile import InFile
 from wal_ingest.cli.send.cutting import Place, Run, cut_csv, cut_json, cut_lines
 from wal_ingest.cli.send.formats import Format, format_of
-from wal_ingest.cli.send.pieces import Accept, How, Piece, Rejected, acceptor
+from wal_ingest.cli.send.pieces import Accept, How, Piece, Rejected, acceptor, unit_of
 from wal_ingest.cli.sifting import BadRecord, Refused, sift
 from wal_ingest.points.csv_points import CsvWriter
 
@@ -56,11 +56,13 @@ class Source:
                 pieces = self._plain(cut_json(opened, start, objects_max=records_max), form)
             else:
                 pieces = self._plain(cut_lines(opened, start, lines_max=records_max), form)
+            # Lines that were made of CSV have nanoseconds.
+            precision = "" if form is Format.CSV else self._how.precision
             for piece in pieces:
-                yield replace(piece, file_bytes=opened.advanced())
+                yield replace(piece, precision=precision, file_bytes=opened.advanced())
 
     def _plain(self, runs: Iterator[Run], form: Format) -> Iterator[Piece]:
-        unit = self._how.unit
+        unit = unit_of(self._how.precision)
         for run in runs:
             accept = acceptor(form, unit, now_ns=self._now_ns())
             yield from self._checked(_Candidates(run, form, run.records, run.records, run.numbers), accept)

@@ -124,7 +124,7 @@ def _unit(name: str) -> Precision:
 
 def _import(name: str, skip: int, door: Door, entries: _Entries, stop: Stop, shown: Bar) -> None:
     """Takes one file. Whatever ends it early says how many of its lines were taken."""
-    from wal_ingest.cli.appending import Interrupted
+    from wal_ingest.cli.stopping import Interrupted
 
     line = 0
     try:

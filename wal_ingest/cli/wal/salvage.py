@@ -207,7 +207,7 @@ class _Work:
 
     def _entries(self, segment: ScannedSegment) -> Iterator[Entry]:
         """A segment's entries that were not in one before; what is lost is kept for the report."""
-        from wal_ingest.cli.appending import Interrupted
+        from wal_ingest.cli.stopping import Interrupted
 
         told = Rescued(file=segment.path.name)
         self._told.files.append(told)

@@ -1,0 +1,137 @@
+"""Two ways to a node with one face: the stream, and HTTP as a stream of one frame at a time that is never resumed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from wal_ingest.cli.posting import COME_BACK, NoAnswer, NotTaken, Poster, Said
+from wal_ingest.client.errors import Unreachable
+from wal_ingest.client.messages import Ack, Answer, Refusal, Welcome
+from wal_ingest.client.stream import open_stream
+
+_FRAME_BYTES_MAX = 32 << 20
+_MISCONFIGURED = (401, 403, 404, 405)
+_CONTENT_TYPES = {
+    "lines": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "ndjson": "application/x-ndjson",
+}
+
+
+class Link(Protocol):
+    """A connection to a node, as `client.stream.StreamConnection` has it."""
+
+    welcome: Welcome
+
+    async def send(
+        self,
+        number: int,
+        body: bytes,
+        *,
+        encoding: str = "identity",
+        format: str = "lines",  # noqa: A002 - the header's word
+        precision: str = "",
+    ) -> None:
+        """Sends a frame. Raises `StreamClosed`, `Unreachable`."""
+
+    async def receive(self) -> Answer:
+        """The next answer. Raises `StreamClosed`."""
+
+
+Connect = Callable[[], AbstractAsyncContextManager[Link]]
+
+
+def way_to(url: str, *, client_id: str, token: str, org: str, bucket: str) -> Connect:
+    """The way to the node at a URL: ws:// and wss:// are streams. Raises `ConfigError` for other URLs."""
+    if url.startswith(("ws://", "wss://")):
+        return partial(open_stream, url, client_id=client_id, token=token, org=org, bucket=bucket)
+    poster = Poster(url, token=token)
+    return partial(_open_http, url, poster, org=org, bucket=bucket)
+
+
+class _Accepted(msgspec.Struct):
+    """The body of a 202."""
+
+    points: int
+    seq: int
+
+
+class _Refused(msgspec.Struct):
+    """The body of a 4xx."""
+
+    error: str
+    line: int | None = None
+    column: int | None = None
+    index: int | None = None
+
+
+class HttpLink:
+    """`POST /metrics`: what is sent is answered when `send` returns."""
+
+    welcome = Welcome(durable=0, seq=0, stored=[], window_frames=1, frame_bytes_max=_FRAME_BYTES_MAX)
+
+    def __init__(self, url: str, poster: Poster, *, org: str, bucket: str) -> None:
+        self._url = url
+        self._poster = poster
+        self._query = {"org": org, "bucket": bucket}
+        self._answered, self._answers = trio.open_memory_channel[Answer](1)
+
+    async def send(
+        self,
+        number: int,
+        body: bytes,
+        *,
+        encoding: str = "identity",
+        format: str = "lines",  # noqa: A002 - the header's word
+        precision: str = "",
+    ) -> None:
+        """See `Link`.
+
+        **Cancellation:** leaves at once; whether the points were taken is then unknown.
+        """
+        post = partial(
+            self._poster.post,
+            "/metrics",
+            {**self._query, "precision": precision},
+            body,
+            content_type=_CONTENT_TYPES[format],
+            gzipped=encoding == "gzip",
+        )
+        try:
+            said = await trio.to_thread.run_sync(post, abandon_on_cancel=True)
+        except NoAnswer as exc:
+            raise Unreachable(f"{self._url}: {exc}") from exc
+        self._answered.send_nowait(self._answer(number, said))
+
+    async def receive(self) -> Answer:
+        """See `Link`."""
+        return await self._answers.receive()
+
+    def _answer(self, number: int, said: Said) -> Answer:
+        why = f"{self._url}: answered {said.status}: {said.text}"
+        if said.status in COME_BACK:
+            raise Unreachable(why, status=said.status, retry_after_s=int(said.retry_after_s))
+        if said.status in _MISCONFIGURED:
+            raise Unreachable(why, status=said.status)
+        try:
+            if 200 <= said.status < 300:
+                accepted = msgspec.json.decode(said.body, type=_Accepted)
+                return Ack(number, accepted.points, accepted.seq)
+            refused = msgspec.json.decode(said.body, type=_Refused)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise NotTaken(f"{why}; that is no node's answer") from None
+        return Refusal(number, said.status, refused.error, refused.line, refused.column, refused.index)
+
+
+@asynccontextmanager
+async def _open_http(url: str, poster: Poster, *, org: str, bucket: str) -> AsyncIterator[HttpLink]:
+    try:
+        yield HttpLink(url, poster, org=org, bucket=bucket)
+    finally:
+        poster.close()
