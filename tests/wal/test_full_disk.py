@@ -15,7 +15,7 @@ from tests.rigs.loop_image import LoopImage, mounted_image
 from tests.wal.factories import MIB, Clock, fill, new_entry, open_store, read_all, settings
 from wal_ingest.errors import DiskFull, StorageFailed, WalFull
 from wal_ingest.wal.cursor import Cursor, DeadLetter
-from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.entry import Destination, Mark, NewEntry
 from wal_ingest.wal.space import Reserve, give_back
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer, free_disk_bytes
@@ -132,3 +132,24 @@ def test_where_space_cannot_be_held_nothing_is(tmp_path: Path, monkeypatch: pyte
         Reserve(tmp_path / "nowhere")
     with pytest.raises(StorageFailed):
         give_back(tmp_path / "nowhere")
+
+
+def test_a_full_disk_remembers_streams_without_taking_the_room_that_cursors_need(disk: LoopImage) -> None:
+    store = open_store(disk.path / "data", Clock(10**18))
+    marks = [Mark(f"web-{number}", 1, 7) for number in range(1000)]
+    store.wal.commit([[NewEntry(b"m v=1 1\n", 1, 10**18, mark=mark)] for mark in marks])
+    count = 1000 + fill_up(store)
+    # So many may take 9 MB at the worst, more than is held ahead.
+    assert not store.save_positions(10**18)
+    with pytest.raises(DiskFull):
+        fill(store, 1)
+    store.commit_cursor("influxdb", Cursor(5, 5), [letter(number) for number in range(1000)])
+    store.wal.seal()
+    # There was no room for a checkpoint, and space is what all wait for.
+    assert store.wal.truncate(count) > 0
+    assert store.save_positions(10**18)
+    store.close()
+    store = open_store(disk.path / "data", Clock(10**18))
+    assert len(store.wal.positions) == 1000
+    assert len(list(store.state.dead_letters("influxdb"))) == 1000
+    store.close()
