@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ MAY_IMPORT = {
     "wal": set(),
     "flusher": {"wal"},
     "http": {"points", "wal"},
+    "client": {"points", "wal"},
     "agent": {"points", "wal", "client"},
     "service": {"points", "wal", "flusher", "http", "metrics", "history", "control"},
 }
@@ -79,3 +82,13 @@ def test_a_foreign_library_has_one_importer(library: str) -> None:
     for file, name in imports():
         if name.split(".")[0] == library:
             assert file.startswith(tuple(IMPORTERS[library])), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["wal_ingest.client", "wal_ingest.client.stream", "wal_ingest.client.posting"])
+def test_a_client_does_not_bring_the_server_along(module: str) -> None:
+    heavy = ["lmdb", "quart", "quart_trio", "hypercorn", "influxdb_client", "structlog", "prometheus_client"]
+    # What only one kind of URL needs comes with the first client for it.
+    heavy += ["trio_websocket", "httpx"] if module == "wal_ingest.client" else []
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

@@ -67,10 +67,17 @@ class PostConnection:
             raise self._failure from None
 
     async def _post(self, number: int, body: bytes, encoding: str) -> Answer:
-        headers = self._headers if encoding == "identity" else {**self._headers, "content-encoding": encoding}
+        headers = {**self._headers, "content-length": str(len(body))}
+        if encoding != "identity":
+            headers["content-encoding"] = encoding
+        request = self._client.build_request("POST", self._url, headers=headers)
+        request.stream = _Body(body)
         try:
-            async with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+            response = await self._client.send(request, stream=True)
+            try:
                 said = await _beginning(response)
+            finally:
+                await response.aclose()
         except httpx.HTTPError as exc:
             words = str(exc) or type(exc).__name__
             raise Unreachable(f"{self._place}: {words}") from exc
@@ -98,6 +105,24 @@ class PostConnection:
             retry_after_s=int(asked) if asked.isdecimal() and asked.isascii() and len(asked) < 10 else 0,
             wrong_peer=200 <= status < 300,
         )
+
+
+class _Body(httpx.AsyncByteStream):
+    """A request's body in one piece.
+
+    httpx's own is a generator, which is left lying about half-way when the connection breaks while it is sent.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._pieces = [body]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 async def _beginning(response: httpx.Response) -> bytes:
