@@ -175,8 +175,11 @@ class Client:
         return first & 0x0F, await self.peer.exactly(length)
 
     async def next(self) -> Message:
-        """The next message. Raises Closed."""
+        """The next message; pings before it are answered. Raises Closed."""
         opcode, payload = await self.ws_frame()
+        while opcode == PING:
+            await self.raw(ws(PONG, payload))
+            opcode, payload = await self.ws_frame()
         if opcode == CLOSE:
             code = int.from_bytes(payload[:2], "big") if payload else 1005
             raise Closed(code, payload[2:].decode())

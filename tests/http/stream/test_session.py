@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -324,6 +325,16 @@ async def test_a_full_append_queue_is_waited_out() -> None:
         assert await client.next() == ack(1)
 
 
+def noting(checked: list[int]) -> Callable[[], int]:
+    """The clock of a node, which is asked once for each frame that is checked."""
+
+    def now_ns() -> int:
+        checked.append(1)
+        return NOW_NS
+
+    return now_ns
+
+
 async def reads_no_further(client: Client, checked: list[int], frames: int) -> None:
     """Sends many frames, and sees that so many are taken and no more."""
     async with trio.open_nursery() as nursery:
@@ -337,7 +348,7 @@ async def reads_no_further(client: Client, checked: list[int], frames: int) -> N
 async def test_beyond_the_window_nothing_more_is_read() -> None:
     checked: list[int] = []
     settings = ServerSettings(stream_window_frames=4, stop_s_max=1.0)
-    async with node(settings, now_ns=lambda: checked.append(1) or NOW_NS) as whole:
+    async with node(settings, now_ns=noting(checked)) as whole:
         client = await whole.stream()
         gate = whole.wal.shut()
         await client.send(1)
@@ -352,7 +363,7 @@ async def test_beyond_the_window_nothing_more_is_read() -> None:
 async def test_beyond_the_bytes_of_a_window_nothing_more_is_read_but_one_frame_may_be_larger() -> None:
     checked: list[int] = []
     settings = ServerSettings(stream_window_bytes_max=64 * KIB, stop_s_max=1.0)
-    async with node(settings, now_ns=lambda: checked.append(1) or NOW_NS) as whole:
+    async with node(settings, now_ns=noting(checked)) as whole:
         client = await whole.stream()
         gate = whole.wal.shut()
         await client.send(1, body=LINE * 5_000)

@@ -54,6 +54,7 @@ class Connection(TCPServer):
         self._client: tuple[str, int] | None = None
         self._busy = False
         self._closing = False
+        self._aborted = False
         self._discarded_bytes = 0
         self._idle_scope = trio.CancelScope(deadline=trio.current_time() + self.config.keep_alive_timeout)
         self._read_scope = trio.CancelScope()
@@ -102,6 +103,8 @@ class Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
+            if self._aborted:
+                return  # each of many small answers would wait its own time for a peer that takes none
             with self.config.shields.shield(self.config.answer_s_max) as shield:
                 try:
                     # An uncontended trio.Lock still costs a trip through the scheduler when it is awaited.
@@ -127,7 +130,7 @@ class Connection(TCPServer):
 
     async def _abort(self) -> None:
         """The peer takes no more: nothing to say to it, nothing to wait for."""
-        self._closing = True
+        self._closing = self._aborted = True
         self._read_scope.cancel()
         self._idle_scope.cancel()
         await self.protocol.handle(Closed())

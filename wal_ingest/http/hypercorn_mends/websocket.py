@@ -30,6 +30,9 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
+# Frames of one read, of which twenty thousand fit into it, that are taken apart before the other tasks have their turn.
+_FRAMES_IN_A_TURN = 64
+
 
 class WebSocket(WSStream):
     """One WebSocket, from its handshake to its end."""
@@ -90,7 +93,11 @@ class WebSocket(WSStream):
         self._handing_on = True
         pieces: list[tuple[bytes, bool]] = []
         end: CloseConnection | None = None
-        for event in self.connection.events():
+        for count, event in enumerate(self.connection.events(), 1):
+            if self.closed:
+                break
+            if count % _FRAMES_IN_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
             if isinstance(event, Message):
                 data = event.data.encode() if isinstance(event.data, str) else event.data
                 pieces.append((data, event.message_finished))
@@ -116,20 +123,19 @@ class WebSocket(WSStream):
         """Asks a peer that has been silent, and drops it when it stays so."""
         every_s = self.config.websocket_ping_interval
         assert every_s is not None
-        asked = False
+        gone = False
         with self._ping_scope:
-            while True:
+            while not gone:
                 silent_s = 0.0 if self._handing_on else trio.current_time() - self._heard_s
                 if silent_s < every_s:
-                    asked = False
                     await trio.sleep(every_s - silent_s)
-                elif not asked:
-                    asked = True
-                    await self._send_wsproto_event(Ping())
-                    await trio.sleep(every_s)
-                else:
-                    break
-        if asked and not self._ping_scope.cancelled_caught and not self.closed:
+                    continue
+                asked_s = trio.current_time()
+                await self._send_wsproto_event(Ping())
+                await trio.sleep(every_s)
+                # Not by how long it has been silent: an answer comes sooner than a sleep is late.
+                gone = self._heard_s < asked_s and not self._handing_on
+        if gone and not self.closed:
             reason = f"no answer to a ping within {every_s:g} s"
             await self._send_wsproto_event(CloseConnection(code=CloseReason.GOING_AWAY, reason=reason))
             await self.send(StreamClosed(stream_id=self.stream_id))

@@ -61,6 +61,8 @@ APPEND_BYTES_MAX = 512 * 1024
 
 # Checked frames of so many bytes, and the other tasks have their turn.
 _TURN_BYTES = 64 * 1024
+# What a piece costs beside its bytes: there may be twenty thousand of them in one read.
+_PIECE_BYTES = 128
 
 # The append queue empties within milliseconds, so a stream waits rather than sending its client away.
 _QUEUE_FULL_WAIT_S = 0.02
@@ -215,6 +217,10 @@ class Session:
             return False
         for data, is_last in pieces:
             self._count(len(data))
+            self._turn_bytes += len(data) + _PIECE_BYTES
+            if self._turn_bytes > _TURN_BYTES:
+                self._turn_bytes = 0
+                await trio.lowlevel.checkpoint()
             if not is_last:
                 self._message += data
                 if self._whole_at_s == math.inf:
@@ -224,10 +230,6 @@ class Session:
             self._message = bytearray()
             self._whole_at_s = math.inf
             await self._take(whole)
-            self._turn_bytes += len(whole)
-            if self._turn_bytes > _TURN_BYTES:
-                self._turn_bytes = 0
-                await trio.lowlevel.checkpoint()
         return True
 
     async def _next(self) -> list[tuple[bytes, bool]] | None:
