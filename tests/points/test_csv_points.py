@@ -179,5 +179,5 @@ def test_rows_that_are_kept_are_points_with_the_values_that_they_had(rows: list[
         tag, text, number = rows[at]
         assert point.tags == ((("t", tag),) if tag else ())
         expected = [field("s", "string", text)] if text else []
-        expected += [field("f", "float", number)] if number.strip() else []
+        expected += [field("f", "float", float(number))] if number.strip() else []
         assert list(point.fields) == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +79,12 @@ def test_a_file_is_cut_alike_from_every_place_where_a_piece_began(
     assert contents(source(path).pieces(whole[-1][1])) == []
 
 
-@given(st.lists(st.sampled_from(["a", "b,1", '"q"', '"x\ny"', '"""', "", "é", '"\n']), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(["a", "b,1", '"q"', '"x\ny"', '"""', "", "é", '"\n', '5" pipe', '5" pipe,"x\ny"']),
+        max_size=12,
+    )
+)
 def test_csv_is_cut_alike_whatever_is_quoted(cells: list[str]) -> None:
     text = "".join(f"{cell},1\n" for cell in cells).encode()
 
@@ -101,7 +108,8 @@ def test_csv_is_cut_alike_whatever_is_quoted(cells: list[str]) -> None:
     try:
         runs = cut(Place())
     except UnreadableFile:
-        assert text.count(b'"') % 2 == 1
+        with pytest.raises(csv.Error):
+            list(csv.reader(io.StringIO(text.decode(), newline=""), strict=True))
         return
     assert b"".join(record for run in runs for record in run.records) == text
     for at, run in enumerate(runs):

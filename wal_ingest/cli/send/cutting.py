@@ -125,46 +125,31 @@ def cut_csv(file: InFile, start: Place, *, delimiter: str, lines_max: int) -> It
     lines = _Lines(file, start)
     place = start
     while taken := lines.take(lines_max):
+        run = _rows(file.name, _run(place, taken), delimiter)
         extended = 0
-        while _is_open(taken, delimiter):
+        while run is None:
             more = lines.take(1)
             extended += len(more)
             if not more or extended > ROW_LINES_MAX:
-                first = _rows(file.name, _run(place, taken), delimiter).numbers[-1]
-                raise UnreadableFile(
-                    f"{file.name}: line {first}: a quoted cell that begins here does not end"
-                )
+                raise _endless(file.name, _run(place, taken), delimiter)
             taken += more
-        run = _rows(file.name, _run(place, taken), delimiter)
+            # Only a quote can end the cell.
+            if b'"' in more[0]:
+                run = _rows(file.name, _run(place, taken), delimiter)
         place = run.end
         yield run
 
 
-def _is_open(lines: list[bytes], delimiter: str) -> bool:
-    """Whether the lines end within a quoted cell. Only where quotes are not in pairs is a closer look needed."""
-    text = b"".join(lines)
-    if text.count(b'"') % 2 == 0:
-        return False
-    reader = csv.reader(_text_lines(text), delimiter=delimiter, strict=True)
-    try:
-        for _row in reader:
-            pass
-    except csv.Error as exc:
-        return "unexpected end" in str(exc)
-    return False
+# As a line behind the others it is a row of its own, unless a quoted cell is open there.
+_SENTINEL = "\x00"
 
 
-def _rows(name: str, run: Run, delimiter: str) -> Run:
-    """The run with its rows, and with records and numbers by row."""
-    reader = csv.reader(_text_lines(b"".join(run.records)), delimiter=delimiter)
-    rows, ends = [], []
-    try:
-        for row in reader:
-            rows.append(row)
-            ends.append(reader.line_num)
-    except csv.Error as exc:
-        raise UnreadableFile(f"{name}: line {run.start.records + reader.line_num}: {exc}") from exc
-    begins = [0, *ends[:-1]]
+def _rows(name: str, run: Run, delimiter: str) -> Run | None:
+    """The run with its rows, and with records and numbers by row; None when it ends within a quoted cell."""
+    rows, ends = _parsed(name, run, delimiter)
+    if rows.pop() != [_SENTINEL]:
+        return None
+    begins = [0, *ends]
     full = [at for at, row in enumerate(rows) if row]
     return replace(
         run,
@@ -174,6 +159,22 @@ def _rows(name: str, run: Run, delimiter: str) -> Run:
     )
 
 
-def _text_lines(text: bytes) -> Iterator[str]:
+def _parsed(name: str, run: Run, delimiter: str) -> tuple[list[list[str]], list[int]]:
+    """All rows, the sentinel's too, and behind how many lines each ends."""
     # What is no UTF-8 is found later, where lines are checked.
-    return io.StringIO(text.decode(errors="surrogateescape"), newline="\n")
+    text = b"".join(run.records).decode(errors="surrogateescape")
+    reader = csv.reader(io.StringIO(f"{text}{_SENTINEL}\n", newline="\n"), delimiter=delimiter)
+    rows, ends = [], []
+    try:
+        for row in reader:
+            rows.append(row)
+            ends.append(reader.line_num)
+    except csv.Error as exc:
+        raise UnreadableFile(f"{name}: line {run.start.records + reader.line_num}: {exc}") from exc
+    return rows, ends
+
+
+def _endless(name: str, run: Run, delimiter: str) -> UnreadableFile:
+    _all, ends = _parsed(name, run, delimiter)
+    line = run.start.records + (ends[-2] if len(ends) > 1 else 0) + 1
+    return UnreadableFile(f"{name}: line {line}: a quoted cell that begins here does not end")
