@@ -70,8 +70,7 @@ class PostConnection:
         headers = {**self._headers, "content-length": str(len(body))}
         if encoding != "identity":
             headers["content-encoding"] = encoding
-        request = self._client.build_request("POST", self._url, headers=headers)
-        request.stream = _Body(body)
+        request = httpx.Request("POST", self._url, headers=headers, stream=_Body(body))
         try:
             response = await self._client.send(request, stream=True)
             try:
@@ -153,7 +152,12 @@ async def open_posts(
     **Cancellation:** leaves at once.
     """
     address = write_address(url, org=org, bucket=bucket)
-    headers = {"content-type": "text/plain; charset=utf-8", "accept-encoding": "identity"}
+    headers = {
+        "host": address.authority,
+        "user-agent": "wal-ingest",
+        "content-type": "text/plain; charset=utf-8",
+        "accept-encoding": "identity",
+    }
     if token:
         headers["authorization"] = f"Bearer {token}"
     verify = (tls or ssl.create_default_context()) if address.tls else False
