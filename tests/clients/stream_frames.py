@@ -25,7 +25,7 @@ FORMATS = {"lines": "lines", "general": "json", "ndjson": "ndjson"}
 SHAPES = tuple(Shape(form, packed, timed=True) for form in FORMATS for packed in (False, True))
 MALFORMED_EVERY = 29
 BURST_FRAMES_MAX = 40
-FRAMES_PER_S = 500
+FRAMES_PER_S = 300
 COMES_BACK_S = 0.01
 
 
