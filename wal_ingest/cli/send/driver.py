@@ -24,7 +24,7 @@ from wal_ingest.cli.send.links import Connect, Link
 from wal_ingest.cli.send.pieces import Piece
 from wal_ingest.cli.sifting import Refused
 from wal_ingest.cli.stopping import Interrupted, Stop
-from wal_ingest.client.errors import REPLACED, StreamClosed, Unreachable
+from wal_ingest.client.errors import REPLACED, TRY_AGAIN_LATER, StreamClosed, Unreachable
 from wal_ingest.client.messages import Ack, Refusal, Welcome
 from wal_ingest.client.patience import is_misconfigured, wait_s
 from wal_ingest.errors import ConfigError, WalIngestError
@@ -71,6 +71,7 @@ class Driver:
         self._rng = rng
         self._changed = trio.Event()
         self._stopped = trio.Event()
+        self._connecting = trio.CancelScope()
         self._kept_s = 0.0
         # In a row: an ack ends it.
         self._failures = 0
@@ -90,7 +91,8 @@ class Driver:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._read)
             try:
-                await self._send_all()
+                with self._connecting:
+                    await self._send_all()
             except WalIngestError as exc:
                 error = exc
             try:
@@ -116,6 +118,10 @@ class Driver:
         await trio.lowlevel.wait_readable(self._job.stop.fileno())
         self._stopped.set()
         self._wake()
+        # What is under way may be answered, unless the node does not even listen.
+        if self._ledger.in_flight:
+            await trio.sleep(DRAIN_S_MAX)
+        self._connecting.cancel()
 
     async def _read(self) -> None:
         """Takes pieces as long as there is room for them."""
@@ -168,9 +174,7 @@ class Driver:
                     hold_s=RETRY_S_MAX,
                     rng=self._rng,
                 )
-                with trio.move_on_after(wait):
-                    await self._stopped.wait()
-                    return
+                await trio.sleep(wait)
 
     def _connected(self, welcome: Welcome) -> None:
         frames = [(frame.number, frame.seq, frame.crc32) for frame in welcome.stored]
@@ -227,14 +231,13 @@ class Driver:
             raise failed[0]
 
     async def _send_until_done(self, link: Link) -> None:
-        ledger, drain_until_s = self._ledger, float("inf")
+        ledger = self._ledger
         while self._broken is None:
             if ledger.must_record or self._is_time_to_keep():
                 await self._keep()
                 self._wake()
             if self._stopped.is_set():
-                drain_until_s = min(drain_until_s, trio.current_time() + DRAIN_S_MAX)
-                if not ledger.in_flight or trio.current_time() >= drain_until_s:
+                if not ledger.in_flight:
                     return
             elif ledger.in_flight < link.welcome.window_frames and (slot := ledger.next_to_send()):
                 await self._send(link, slot)
@@ -267,7 +270,9 @@ class Driver:
                 self._failures = 0
             return
         if answer.status == 503:
-            return  # the node closes the stream, and says when to come back
+            # The node closes the stream behind it. Nothing may be taken for durable that comes up to then.
+            wait = f"retry after {answer.retry_after_s or 1:.0f} s: "
+            raise StreamClosed(TRY_AGAIN_LATER, wait + answer.error)
         slot = self._ledger.sent_as(answer.number) if answer.number is not None else None
         if slot is None:
             raise NotTaken(f"{self._job.to} could not read a frame: {answer.error}")
