@@ -73,6 +73,8 @@ class Sender:
             wait_until(acked, f"{self.name} has an ack", s_max=20, every_s=0.01, also=self.process.log_tail())
 
     def finish(self) -> None:
+        """Lets it send no more and hear of all that it sent; not before it runs, or SIGTERM would be its end."""
+        self.wait_for_acks()
         assert self.process.stop(s_max=20) == 0, self.process.log_tail()
 
 
