@@ -46,11 +46,13 @@ def is_failure(line: MutableMapping[str, Any]) -> bool:
     return line["event"] in ("a connection was dropped", "a request failed") or line["log_level"] == "error"
 
 
-async def attack(whole: Node, data: bytes, *, end: str, subprotocol: str = SUBPROTOCOL) -> None:
+async def attack(
+    whole: Node, data: bytes, *, end: str, subprotocol: str = SUBPROTOCOL, client_id: str = "x"
+) -> None:
     """One connection that sends what it likes, and ends one way or another."""
     peer = await whole.server.connect()
     try:
-        await peer.send(upgrade("/stream?client_id=x", subprotocol=subprotocol))
+        await peer.send(upgrade(f"/stream?client_id={client_id}", subprotocol=subprotocol))
         assert (await peer.answer(head_only=True)).status == 101
         async with trio.open_nursery() as nursery:
             if end == "reads":
@@ -121,7 +123,7 @@ async def test_traffic_cut_at_every_byte_stores_just_the_frames_that_were_whole(
     async with besieged() as whole:
         for cut in range(first, len(WELL_MEANT) + 1, 3):
             stored = whole.wal.seq
-            await attack(whole, WELL_MEANT[:cut], end="reads")
+            await attack(whole, WELL_MEANT[:cut], end="reads", client_id=f"cut-{cut}")
             await until(lambda: whole.is_empty)
             assert whole.wal.seq - stored == STORED_BEHIND[bisect_right(ends, cut) - 1]
 
