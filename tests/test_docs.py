@@ -69,6 +69,17 @@ def test_the_example_of_a_client_does_what_the_readme_says(tmp_path: Path) -> No
         assert node.status()["points_accepted"] == 1
 
 
+def test_an_agent_and_a_file_reach_the_node_as_the_readme_shows(reader: Reader) -> None:
+    (reader.folder / "old-points.lp").write_text(
+        "cpu usage=0.2 1763800000000000000\ncpu usage=0.3 1763800001000000000\n"
+    )
+    reader.type("make run", "wal-ingest 0.1.0 ready on http://127.0.0.1:8400, data in ./data")
+    steps = list(commands(section("Instrument a server")))
+    assert [command.split()[1] for command, _shown in steps] == ["agent", "send"]
+    for command, shown in steps:
+        reader.type(command, shown)
+
+
 def settings_table() -> str:
     """The README's table of settings, made from the program's."""
     rows = ["| setting | default | why |", "|---|---|---|"]
