@@ -57,7 +57,7 @@ ROUTE = "/stream"
 
 # What one append of one stream takes: enough for the cost of it to be shared, little enough for the others' sake.
 APPEND_FRAMES_MAX = 256
-APPEND_BYTES_MAX = 512 * 1024
+APPEND_BYTES_MAX = 256 * 1024
 
 # Checked frames of so many bytes, and the other tasks have their turn.
 _TURN_BYTES = 64 * 1024
@@ -279,6 +279,8 @@ class Session:
             item = self._refused(number, exc, hold)
         except Exception as exc:
             item = self._broken(number, exc, hold)
+        # What was decompressed and checked counts: a flood of frames must not take turn after turn of the others.
+        self._turn_bytes += item.lines_bytes
         self._line.append(item)
         self._hold = Hold(self._door.budget)
         self._open_frames += 1
