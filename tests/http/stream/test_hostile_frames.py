@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -84,7 +85,7 @@ async def test_an_attack_leaves_nothing_behind(name: str) -> None:
 async def test_attacks_all_at_once_on_one_client_id_leave_nothing_behind() -> None:
     async with besieged() as whole, trio.open_nursery() as nursery:
         for number, data in enumerate(ATTACKS.values()):
-            nursery.start_soon(lambda d=data, e=("closes", "resets")[number % 2]: attack(whole, d, end=e))
+            nursery.start_soon(partial(attack, whole, data, end=("closes", "resets")[number % 2]))
 
 
 @pytest.mark.parametrize("name", BOMBS)

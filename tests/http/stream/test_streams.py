@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 
 import pytest
+import structlog
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -87,6 +88,27 @@ async def test_bad_parameters_are_told_by_the_close(query: str, reason: str) -> 
         assert closed.code == 1008
         assert reason in closed.reason
         assert whole.streams.count == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Sec-WebSocket-Protocol", "wal-ingest.v1, \xff"),
+        ("Sec-WebSocket-Extensions", "\xe4"),
+        ("Connection", "Upgrade, \xe4"),
+    ],
+)
+async def test_a_handshake_that_is_not_ascii_is_a_400(name: str, value: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with node() as whole:
+            peer = await whole.server.connect()
+            await peer.send(
+                upgrade(subprotocol="").replace(b"\r\n\r\n", f"\r\n{name}: {value}\r\n\r\n".encode("latin-1"))
+            )
+            assert (await peer.answer()).status == 400
+            assert await peer.end() == b""
+            await whole.answers_others()
+    assert [line for line in lines if line["event"] == "a connection was dropped"] == []
 
 
 async def test_a_sub_protocol_that_is_not_known_is_told_by_the_close() -> None:

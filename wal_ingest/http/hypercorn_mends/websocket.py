@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from hypercorn.protocol.events import Data, Event, StreamClosed
+from hypercorn.protocol.events import Data, Event, Request, StreamClosed
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import ASGISendEvent, WebsocketAcceptEvent
 from wsproto.connection import ConnectionState
@@ -53,9 +53,20 @@ class WebSocket(WSStream):
             self._heard_s = trio.current_time()
             if self.connection.state is ConnectionState.CLOSED:
                 return  # what follows the two closes is nobody's
-        await super().handle(event)
+        try:
+            await super().handle(event)
+        except UnicodeDecodeError:
+            if not isinstance(event, Request):
+                raise
+            await self._refuse_handshake()
         if self.closed:
             self._hang_up()
+
+    async def _refuse_handshake(self) -> None:
+        """A header of the handshake is not ASCII, of which hypercorn makes an error of the connection."""
+        self.scope = {}  # type: ignore[typeddict-item]  # for the access line, which is not written
+        self.closed = True
+        await self._send_error_response(400)
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         """What the application says; None when it has ended."""
