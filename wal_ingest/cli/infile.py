@@ -35,6 +35,7 @@ class InFile:
         self.name = name
         self.is_stdin = name == STDIN
         self._seen = 0
+        self._is_begun = False
         try:
             # Closed by `__exit__`.
             opened = sys.stdin.buffer if self.is_stdin else Path(name).open("rb")  # noqa: SIM115
@@ -57,10 +58,12 @@ class InFile:
         """What there is of the next bytes; None when nothing came for so long. A file on a disk is always there."""
         if not self.is_stdin or self.is_gzip:
             return self.read(size)
-        if not self._raw.peek(0) and not self._poll(wait_s):
+        # What was read ahead for `begin` is there, and taken whole by the first call; nothing else is read ahead.
+        if self._is_begun and not self._poll(wait_s):
             return None
+        self._is_begun = True
         try:
-            return self._raw.read1(size)
+            return self._raw.read1(max(size, len(self.begin)))
         except OSError as exc:
             raise self._unreadable(exc) from exc
 

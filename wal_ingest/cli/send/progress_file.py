@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from wal_ingest.cli.infile import STDIN
 from wal_ingest.cli.send.ledger import Mark
 from wal_ingest.errors import ConfigError, StorageFailed
 from wal_ingest.wal.directory import sync_directory
@@ -46,10 +47,10 @@ class Progress(Struct, kw_only=True, forbid_unknown_fields=True):
 def identity_of(name: str) -> Identity:
     """Raises `ConfigError` for what is no file that can be read again."""
     path = Path(name)
+    if name == STDIN or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{name} is no file, and cannot be read again", hint="leave --resume away")
     try:
         about = path.stat()
-        if not path.is_file():
-            raise ConfigError(f"{name} is no file, and cannot be read again", hint="leave --resume away")
         with path.open("rb") as file:
             digest = hashlib.sha256(file.read(_DIGEST_BYTES)).hexdigest()
     except OSError as exc:
