@@ -34,6 +34,8 @@ class Ledger:
         # Numbers sent on this connection that have no answer, in sending order.
         self.under_way: list[int] = []
         self.highest = 0
+        # The first frame that was never sent.
+        self.next_frame = 0
         self._points: dict[int, int] = {}
         self._crcs: dict[int, int] = {}
         self._out = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -49,11 +51,6 @@ class Ledger:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._out)
-
-    @property
-    def next_frame(self) -> int:
-        """The first frame that was never sent."""
-        return max(self.numbers.values(), default=-1) + 1
 
     @property
     def next_number(self) -> int:
@@ -102,7 +99,7 @@ class Ledger:
         self.opened += 1
         self.under_way = []
         self.highest = max(self.highest, durable)
-        if durable > max(self.numbers, default=0):
+        if durable and durable not in self.numbers:
             self.wrong.append(f"frame {durable} is durable, which was never sent")
 
     def _closed(self, code: int) -> None:
@@ -120,6 +117,7 @@ class Ledger:
         self.numbers[number] = frame
         self._points[number], self._crcs[number] = points, crc
         self.under_way.append(number)
+        self.next_frame = max(self.next_frame, frame + 1)
         self.highest = max(self.highest, number)
 
     def _ack(self, number: int, points: int, seq: int) -> None:

@@ -43,7 +43,7 @@ function drive(url) {
       const sent = stream.send(malformed ? "browser" : `browser,frame=${frame} value=1.5 ${frame + 1}\\n`);
       sent.then(() => told.acked++, (error) => told.failed.push(error.message));
     }
-  }, 10);
+  }, 30);
 }
 """
 # In a WebSocket's place: tells what is sent, and is told what to hear.
