@@ -25,35 +25,21 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import trio
 
 from wal_ingest.errors import (
     AppendQueueFull,
-    BadRequest,
     BodyTooLarge,
     ComeBackLater,
-    RequestError,
     Stopping,
 )
 from wal_ingest.http import answers
-from wal_ingest.http.appending import Appended, Appender
+from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
-from wal_ingest.http.body import BodyBudget, Hold, Receive, TooManyBodies
-from wal_ingest.http.checking import Checker
-from wal_ingest.http.observer import Observer
-from wal_ingest.http.refusals import RefusalLog
+from wal_ingest.http.body import Hold, Receive
 from wal_ingest.http.stream import protocol
-from wal_ingest.http.stream.protocol import BadHeader, Frame, NumberUsed
-from wal_ingest.points import Precision, split_lines
-from wal_ingest.settings import ServerSettings
-from wal_ingest.wal.entry import ENTRY_POINTS_MAX, Destination, Mark, NewEntry
-from wal_ingest.wal.gzip_codec import crc32
-from wal_ingest.wal.streams import Position
-
-ROUTE = "/stream"
+from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
 
 # What one append of one stream takes: enough for the cost of it to be shared, little enough for the others' sake.
 APPEND_FRAMES_MAX = 256
@@ -68,49 +54,6 @@ _PIECE_BYTES = 128
 _QUEUE_FULL_WAIT_S = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What all streams of a node share. `position` tells how far a client's stream has come, by its id."""
-
-    appender: Appender
-    checker: Checker
-    budget: BodyBudget
-    settings: ServerSettings
-    observer: Observer
-    refusals: RefusalLog
-    now_ns: Callable[[], int]
-    monotonic_s: Callable[[], float]
-    position: Callable[[str], Position | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the handshake asked for. `client_id` is None without resume; `plain` is the mode without header lines."""
-
-    client_id: str | None
-    plain: bool
-    precision: Precision | None
-    destination: Destination
-    source: str
-
-
-@dataclass(slots=True)
-class _Item:
-    """A frame in line: either entries to store, or `stored` where the WAL has them, or a `refusal`.
-
-    `refusal` is the text to answer with. `body_bytes` are those of the frame as it came.
-    """
-
-    number: int
-    hold: Hold
-    points: int = 0
-    body_bytes: int = 0
-    lines_bytes: int = 0
-    entries: list[NewEntry] = field(default_factory=list)
-    stored_seq: int = 0
-    refusal: str = ""
-
-
 class Session:
     """One stream, from its welcome to its close."""
 
@@ -119,7 +62,8 @@ class Session:
         self._asked = asked
         self._receive = receive
         self._send = send
-        self._line: deque[_Item] = deque()
+        self._intake = Intake(door, asked)
+        self._line: deque[Item] = deque()
         # Frames and bytes without an answer: those in line and those in the append under way.
         self._open_frames = 0
         self._open_bytes = 0
@@ -129,7 +73,6 @@ class Session:
         # When it must be whole; infinite between messages.
         self._whole_at_s = math.inf
         self._turn_bytes = 0
-        self._highest = 0
         self._moved = trio.Event()
         self._room = trio.Event()
         self._reading = trio.CancelScope()
@@ -179,12 +122,10 @@ class Session:
         self._moved.set()
 
     async def _welcome(self) -> None:
-        client_id, settings = self._asked.client_id, self._door.settings
-        position = None if client_id is None else self._door.position(client_id)
-        self._highest = 0 if position is None else position.durable
+        settings = self._door.settings
         await self._say(
             protocol.welcome(
-                position,
+                self._intake.begin(),
                 window_frames=settings.stream_window_frames,
                 frame_bytes_max=settings.body_bytes_max,
             )
@@ -260,25 +201,7 @@ class Session:
 
     async def _take(self, message: bytes) -> None:
         """One whole message: checked, put in line with what it holds, and the window kept."""
-        number: int | None = None
-        hold = self._hold
-        try:
-            if self._asked.plain:
-                self._highest += 1
-                number = self._highest
-                frame = Frame(number, message, written=None, precision=self._asked.precision)
-            else:
-                frame = protocol.read_frame(message)
-                number = frame.number
-            item = await self._checked(frame, hold)
-        except TooManyBodies:
-            raise
-        except RequestError as exc:
-            exc.__traceback__ = None  # its frames hold the body
-            number = exc.number if isinstance(exc, BadHeader) else number
-            item = self._refused(number, exc, hold)
-        except Exception as exc:
-            item = self._broken(number, exc, hold)
+        item = await self._intake.item(message, self._hold)
         # What was decompressed and checked counts: a flood of frames must not take turn after turn of the others.
         self._turn_bytes += item.lines_bytes
         self._line.append(item)
@@ -293,65 +216,6 @@ class Session:
         ):
             self._room = trio.Event()
             await self._room.wait()
-
-    async def _checked(self, frame: Frame, hold: Hold) -> _Item:
-        """A frame's place in line. Raises RequestError when it is refused."""
-        door, asked = self._door, self._asked
-        body = await door.checker.decode(frame.body, frame.encoding, hold)
-        if not asked.plain and frame.number <= self._highest:
-            return self._again(frame, body, hold)
-        now_ns = door.now_ns()
-        precision = frame.precision or asked.precision
-        lines = await door.checker.lines(body, written=frame.written, precision=precision, now_ns=now_ns)
-        if not lines.points:
-            raise BadRequest("the body has no points")
-        mark = None
-        if asked.client_id is not None:
-            mark = Mark(asked.client_id, frame.number, crc32(body))
-        entries = [
-            NewEntry(piece.data, piece.points, now_ns, asked.source, asked.destination, mark)
-            for piece in split_lines(lines, ENTRY_POINTS_MAX)
-        ]
-        self._highest = frame.number
-        return _Item(frame.number, hold, lines.points, len(frame.body), len(lines.data), entries)
-
-    def _again(self, frame: Frame, body: bytes, hold: Hold) -> _Item:
-        """A frame that was sent before: fine when the WAL has it. Raises NumberUsed."""
-        client_id, number = self._asked.client_id, frame.number
-        position = None if client_id is None else self._door.position(client_id)
-        for stored in reversed(position.stored if position is not None else ()):
-            if stored.number == number:
-                if stored.crc != crc32(body):
-                    raise NumberUsed(
-                        f"number {number} is that of another frame, which is stored: go on above {self._highest}"
-                    )
-                return _Item(number, hold, stored.points, 0, stored_seq=stored.seq)
-        raise NumberUsed(
-            f"number {number} is not above {self._highest}, and no frame with it is remembered: "
-            f"go on above {self._highest}"
-        )
-
-    def _refused(self, number: int | None, exc: RequestError, hold: Hold) -> _Item:
-        problem = answers.problem_of(exc)
-        self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
-        self._door.refusals.refused(
-            self._name(number), ROUTE, problem.status, problem.message, self._asked.source
-        )
-        return self._refusal(number, problem, hold)
-
-    def _broken(self, number: int | None, exc: Exception, hold: Hold) -> _Item:
-        self._door.observer.answered(ROUTE, "failed", 0, 0)
-        self._door.refusals.broke(self._name(number), ROUTE, exc, self._asked.source)
-        return self._refusal(number, answers.unexpected(), hold)
-
-    def _refusal(self, number: int | None, problem: answers.Problem, hold: Hold) -> _Item:
-        # The answer may wait for a slow peer; what was refused must not be held as long.
-        hold.release()
-        return _Item(number or 0, hold, refusal=protocol.error(number, problem))
-
-    def _name(self, number: int | None) -> bytes:
-        """What the log calls a frame."""
-        return f"{self._asked.client_id or 'stream'}/{number or '?'}".encode()
 
     # -- the committer ---------------------------------------------------------------------------------
 
@@ -393,8 +257,8 @@ class Session:
         self._room.set()
         return True
 
-    def _batch(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _batch(self) -> list[Item]:
+        batch: list[Item] = []
         size = 0
         while self._line and len(batch) < APPEND_FRAMES_MAX and size < APPEND_BYTES_MAX:
             item = self._line.popleft()
@@ -402,7 +266,7 @@ class Session:
             batch.append(item)
         return batch
 
-    async def _append(self, batch: list[_Item]) -> Appended | None:
+    async def _append(self, batch: list[Item]) -> Appended | None:
         """Makes a batch durable; None when there is nothing in it to store. Raises ComeBackLater."""
         entries = [entry for item in batch for entry in item.entries]
         if not entries:
@@ -421,7 +285,7 @@ class Session:
         door.observer.appended(door.monotonic_s() - began_s)
         return appended
 
-    async def _answer(self, batch: list[_Item], appended: Appended | None) -> None:
+    async def _answer(self, batch: list[Item], appended: Appended | None) -> None:
         """Tells the sender: each refusal, and one ack for all that is durable (in plain mode, one for each frame)."""
         seq = 0 if appended is None else appended.first_seq - 1
         number = points = last_seq = 0
@@ -447,5 +311,5 @@ class Session:
             self.end(protocol.STOPPING, str(exc), drop=True)
             return
         self._door.observer.answered(ROUTE, "unavailable", 0, 0)
-        self._door.refusals.refused(self._name(None), ROUTE, 503, str(exc), self._asked.source)
+        self._door.refusals.refused(self._intake.name(None), ROUTE, 503, str(exc), self._asked.source)
         self.end(protocol.TRY_AGAIN_LATER, f"retry after {exc.retry_after_s} s: {exc}", drop=True)

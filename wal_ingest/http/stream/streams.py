@@ -24,7 +24,8 @@ from wal_ingest.http.observer import Nobody, Observer
 from wal_ingest.http.refusals import RefusalLog, new_request_id
 from wal_ingest.http.requests import Dialect, read_query
 from wal_ingest.http.stream import protocol
-from wal_ingest.http.stream.session import ROUTE, Asked, Door, Session
+from wal_ingest.http.stream.intake import ROUTE, Asked, Door
+from wal_ingest.http.stream.session import Session
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.streams import Position
 
