@@ -63,6 +63,8 @@ class FakeNode:
     """The next connection breaks after so many bytes from the client, or to it."""
     received: trio.Event = field(default_factory=trio.Event)
     dials: int = 0
+    closes: list[int] = field(default_factory=list)
+    """The codes that connections ended with."""
     frames_read: int = 0
     connections: list[WebSocketConnection] = field(default_factory=list)
     _nursery: trio.Nursery | None = None
@@ -115,7 +117,8 @@ class FakeNode:
                 self.connections.append(connection)
                 try:
                     await self._talk(connection, request)
-                except ConnectionClosed:
+                except ConnectionClosed as exc:
+                    self.closes.append(exc.reason.code if exc.reason else 0)
                     # Whoever closes it waits for the reader, which ends with this task.
                     await connection._close_handshake.wait()
                 finally:

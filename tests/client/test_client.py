@@ -418,6 +418,35 @@ async def test_failures_count_until_an_answer_however_often_a_connection_opens(
             rig.node.greeting = rig.node.reject = None
 
 
+@both
+async def test_flushing_does_not_wait_for_a_frame_to_fill(face: str, autojump_clock: MockClock) -> None:
+    async with rigged(face) as rig, rig.client() as client:
+        client.write_nowait("m f=1 1")
+        await client.flush()
+        assert rig.node.lines == [b"m f=1 1"]
+        assert trio.current_time() < 0.01
+
+
+@both
+async def test_after_an_answer_the_waits_begin_anew(face: str, autojump_clock: MockClock) -> None:
+    async with rigged(face) as rig:
+        rig.node.unreachable = True
+        async with rig.client() as client:
+            client.write_nowait("m f=1 1")
+            await trio.sleep(300)
+            rig.node.unreachable = False
+            await client.flush()
+            rig.node.unreachable = True
+            await rig.node.drop()
+            client.write_nowait("m f=2 2")
+            await trio.sleep(0.3)
+            assert client.status().state is State.WAITING
+            rig.node.unreachable = False
+            before_s = trio.current_time()
+            await client.flush()
+            assert trio.current_time() - before_s < 1
+
+
 # -- the stream alone --------------------------------------------------------------------------------------
 
 

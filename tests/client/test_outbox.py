@@ -211,6 +211,36 @@ def test_a_welcome_settles_what_is_stored_and_the_rest_is_sent_again() -> None:
     ]
 
 
+def narrowly_connected_again() -> Outbox:
+    """Three frames went out, nobody knows of them, and only one of them has room on the new connection."""
+    box = outbox()
+    box.welcomed(FRESH)
+    for value in range(3):
+        box.add(lines(value, value, value), now_s=0)
+    send_all(box)
+    box.lost()
+    box.welcomed(Welcome(0, 0, [], 1, 1 << 20))
+    assert numbers(send_all(box)) == [1]
+    return box
+
+
+def test_numbers_stay_in_order_over_several_losses() -> None:
+    box = narrowly_connected_again()
+    box.lost()
+    box.welcomed(FRESH)
+    assert numbers(send_all(box)) == [1, 2, 3]
+
+
+def test_what_needs_a_new_number_goes_behind_what_has_its_own() -> None:
+    box = narrowly_connected_again()
+    box.refused(Refusal(1, 503, "later"))
+    out = []
+    while (frame := box.next_frame(100)) is not None:
+        out.append((frame.number, frame.lines()[:5]))
+        box.acked(Ack(frame.number, 3, 1))
+    assert out == [(2, b"m f=1"), (3, b"m f=2"), (4, b"m f=0")]
+
+
 def test_a_stored_frame_with_another_checksum_is_somebody_elses() -> None:
     box = outbox()
     box.welcomed(FRESH)

@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
         self.now_s += seconds
 
     @precondition(lambda self: not self.connected)
-    @rule(window_frames=st.integers(1, 70))
+    @rule(window_frames=st.sampled_from([1, 2, 3, 32, 70]))
     def connect(self, window_frames: int) -> None:
         self.connected = True
         self.sent_numbers = []
@@ -182,4 +182,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestOutboxModel = Machine.TestCase
-TestOutboxModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestOutboxModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -213,6 +213,13 @@ async def test_a_client_id_that_is_none_is_refused(client_id: str) -> None:
             pytest.fail("a stream was opened")
 
 
+async def test_leaving_says_goodbye() -> None:
+    async with fake_node() as node:
+        async with open_stream(URL, dial=node.dial):
+            assert node.closes == []
+        assert node.closes == [1000]
+
+
 async def test_an_error_in_the_block_comes_out_as_it_is() -> None:
     async with fake_node() as node:
         with pytest.raises(KeyError):

@@ -65,7 +65,7 @@ class Outbox:
         self._batch_points = 0
         self._batch_bytes = 0
         self._batch_since_s = 0.0
-        # Those with a number first, rising: they were sent on an earlier connection.
+        # While a connection is open those with a number come first, rising: they were sent on an earlier one.
         self._waiting: deque[Frame] = deque()
         self._sent: deque[Frame] = deque()
         self._writes: dict[int, Write] = {}
@@ -168,7 +168,7 @@ class Outbox:
         kept, again, unsent = deque[Frame](), deque[Frame](), deque[Frame]()
         for frame in self._waiting:
             held = stored.get((frame.number, frame.crc32)) if frame.number else None
-            if held is not None and held.points == frame.points:
+            if held is not None:
                 settled += self._durable(frame, held.seq)
             elif frame.number > welcome.durable:
                 kept.append(frame)
@@ -238,10 +238,6 @@ class Outbox:
         self._window_frames = 0
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()
-        # One that the node sent back may stand before others that have their numbers.
-        numbered = [frame for frame in self._waiting if frame.number]
-        unsent = [frame for frame in self._waiting if not frame.number]
-        self._waiting = deque(sorted(numbered, key=lambda frame: frame.number) + unsent)
 
     def _replace(self, frame: Frame, pieces: list[Frame]) -> None:
         """Puts a frame's pieces where it was; its number, if it had one, is used up."""
