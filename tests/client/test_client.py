@@ -584,7 +584,8 @@ async def test_a_post_that_is_too_large_is_halved(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host", "host:8400", "", "ws://", "http://u:p@host", "ws://host:99999"]
+    "url",
+    ["ftp://host", "ws://[", "http://[", "host:8400", "", "ws://", "http://u:p@host", "ws://host:99999"],
 )
 async def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError):

@@ -7,8 +7,10 @@
 is imported when a client for it is opened.
 """
 
-from wal_ingest.client.client import Client, Limits, Receipt, State, Status, open_client
+from wal_ingest.client.client import Client, Limits, Receipt, Status
+from wal_ingest.client.delivery import State
 from wal_ingest.client.errors import BufferFull, NotDelivered, PointsRefused, Replaced
+from wal_ingest.client.opening import open_client
 from wal_ingest.errors import PointError
 from wal_ingest.points.line import line
 
