@@ -105,6 +105,20 @@ def test_the_agent_does_what_the_page_shows(tmp_path: Path) -> None:
         reader.end()
 
 
+@pytest.mark.needs("jq")
+def test_send_does_what_the_page_shows(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, errors_too=True)
+    try:
+        steps = list(commands(section("send")))
+        assert len(steps) >= 12
+        for command, shown in steps:
+            reader.type(command, shown)
+        sent = run_command("send", tmp_path / "cpu.lp", "--json", "--to", reader.here("ws://127.0.0.1:8400"))
+        assert keys_told("send") == keys_of(json.loads(sent.stdout))
+    finally:
+        reader.end()
+
+
 def test_the_page_has_every_measurement_of_the_agent_and_every_tag() -> None:
     rows = re.findall(r"^\| `([a-z]+)` \|(.*?)\|(.*?)\|$", section("agent"), re.MULTILINE)
     told = {name: (set(re.findall(r"`([a-z]+)`", tags)), fields) for name, tags, fields in rows}
