@@ -118,7 +118,12 @@ def _fleet(pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
         f"({per_second * points:,.0f} points/s)"
     )
     with running_node(settings_for(options.sink), below=options.below) as node:
-        empty_mib = node.memory_mib("VmRSS")[0]
+        empty_mib, before = node.memory_mib("VmRSS")[0], node.cpu_s()
+        opening_s = pool.submit(stream_generator.hold_open, node.port, shape).result()
+        print(
+            f"opened in {opening_s:.1f} s, {(node.cpu_s() - before) / options.streams * 1e3:.2f} ms of CPU each; "
+            f"{node.memory_mib('VmRSS')[0]:.0f} MiB resident, {empty_mib:.0f} without"
+        )
         print(_HEAD)
         for name, disturb in (
             ("the fleet alone", None),
@@ -128,16 +133,18 @@ def _fleet(pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
             ("the fleet alone again", None),
         ):
             before, began_s = node.cpu_s(), time.perf_counter()
-            running = pool.submit(stream_generator.run, node.port, shape, seconds=options.fleet_seconds)
+            running = pool.submit(stream_generator.run_held, options.fleet_seconds)
             if disturb is not None:
-                disturb(node.port, options.fleet_seconds + 5)
-            result = running.result()
-            busy = (node.cpu_s() - before) / (time.perf_counter() - began_s)
+                disturb(node.port, options.fleet_seconds)
+            result, own_cpu_s = running.result()
+            spent_s = time.perf_counter() - began_s
+            busy = (node.cpu_s() - before) / spent_s
             _print(name, node, points, result, before)
-            resident_mib = node.memory_mib("VmRSS")[0]
             print(
-                f"{'':<24} server: {busy:.2f} cores, {resident_mib:.0f} MiB resident ({empty_mib:.0f} at start)"
+                f"{'':<24} cores: server {busy:.2f}, generator {own_cpu_s / spent_s:.2f}; "
+                f"{node.memory_mib('VmRSS')[0]:.0f} MiB resident"
             )
+        pool.submit(stream_generator.let_go).result()
 
 
 def _slow_reader(port: int, seconds: float) -> None:
