@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -16,10 +17,14 @@ class Interrupted(WalIngestError):
 
 
 class Stop:
-    """While it is entered, the first signal is noted in `wished`; a second one ends the command as usual."""
+    """While it is entered, the first signal is noted in `wished`; a second one ends the command as usual.
 
-    def __init__(self) -> None:
+    Unless `ends` is false: then somebody else reads `fileno`, a byte for each signal, and does it.
+    """
+
+    def __init__(self, *, ends: bool = True) -> None:
         self.wished = False
+        self._ends = ends
 
     def __enter__(self) -> Stop:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -35,13 +40,14 @@ class Stop:
         os.close(self._write)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.wished:
+        if self.wished and self._ends:
             raise KeyboardInterrupt
         self.wished = True
-        os.write(self._write, b"!")
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"!")
 
     def fileno(self) -> int:
-        """What becomes readable with the first signal."""
+        """What becomes readable with a signal."""
         return self._read
 
     def wait(self, seconds: float, *, for_reader: bool = False) -> None:

@@ -16,7 +16,8 @@ from tests.cli.send.test_ledger import piece
 from wal_ingest.cli.posting import NotTaken
 from wal_ingest.cli.progress import Bar
 from wal_ingest.cli.send import driver
-from wal_ingest.cli.send.driver import Driver, Job
+from wal_ingest.cli.send.driver import Driver
+from wal_ingest.cli.send.job import Job
 from wal_ingest.cli.send.ledger import Ledger, LostTrack, Mark
 from wal_ingest.cli.send.pieces import Piece
 from wal_ingest.cli.sifting import Refused
@@ -129,7 +130,7 @@ class Run:
             self.kept = mark
             self.rejected += texts
 
-        with stop or Stop() as entered:
+        with stop or Stop(ends=False) as entered:
             job = Job(
                 to="ws://node",
                 pieces=pieces,
@@ -270,7 +271,7 @@ async def test_a_file_that_ends_badly_is_sent_up_to_there() -> None:
 
 
 async def test_a_signal_ends_it_in_order() -> None:
-    stop, node, run = Stop(), Node(), Run()
+    stop, node, run = Stop(ends=False), Node(), Run()
 
     def signal(count: int) -> None:
         if count == 20:
@@ -303,6 +304,21 @@ async def test_a_signal_ends_it_even_where_the_node_does_not_listen(monkeypatch:
     with pytest.raises(Interrupted):
         await run.send(node, some(10))
     assert run.kept.points == 0
+
+
+async def test_a_second_signal_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+
+    async def send(*_args: object, **_more: object) -> None:
+        os.kill(os.getpid(), 2)
+        os.kill(os.getpid(), 2)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(NodeLink, "send", send)
+    began_s = trio.current_time()
+    with pytest.raises(Interrupted):
+        await run.send(Node(), some(10))
+    assert trio.current_time() - began_s < driver.DRAIN_S_MAX
 
 
 async def test_a_rate_is_kept_to() -> None:

@@ -4,26 +4,25 @@ Who waits for whom: the reader takes pieces as long as the ledger's window has r
 what the ledger gives out; the receiver tells the ledger of answers. Whoever changes the ledger wakes the others. One
 connection follows another; the reader stays.
 
-A signal ends reading and sending at once; what is under way may still be answered for `DRAIN_S_MAX` seconds. A record
-that cannot be sent ends reading; what is in front of it still goes.
+A signal ends reading and sending at once; what is under way may still be answered for `DRAIN_S_MAX` seconds, or until
+the next signal. A record that cannot be sent ends reading; what is in front of it still goes.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from random import Random
 
 import trio
 
 from wal_ingest.cli.posting import NotTaken
-from wal_ingest.cli.progress import Bar
-from wal_ingest.cli.send.ledger import Cut, Known, Ledger, LostTrack, Mark, Slot
+from wal_ingest.cli.send.job import Job
+from wal_ingest.cli.send.ledger import Cut, Known, LostTrack, Slot
 from wal_ingest.cli.send.links import Connect, Link
 from wal_ingest.cli.send.pieces import Piece
 from wal_ingest.cli.sifting import Refused
-from wal_ingest.cli.stopping import Interrupted, Stop
+from wal_ingest.cli.stopping import Interrupted
 from wal_ingest.client.errors import REPLACED, TRY_AGAIN_LATER, StreamClosed, Unreachable
 from wal_ingest.client.messages import Ack, Refusal, Welcome
 from wal_ingest.client.patience import is_misconfigured, wait_s
@@ -40,25 +39,6 @@ _PLAIN_BYTES_MAX = 512
 # Closes that say that this program, or the node, is at fault: coming back changes nothing.
 _FAULTS = (1002, 1003, 1007, 1009, 1010)
 _PLACE = re.compile(r"(?:line [0-9]+(?:, column [0-9]+)?|index [0-9]+): ")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is to be done.
-
-    `pieces` blocks while it reads. `keep` makes a mark and the texts of rejected records durable, and blocks too.
-    `skips` says that a record which the node refuses is left out. `tell` says something to people.
-    """
-
-    to: str
-    pieces: Iterator[Piece]
-    ledger: Ledger
-    keep: Callable[[Mark, list[bytes]], None]
-    skips: bool
-    points_per_s_max: float | None
-    stop: Stop
-    bar: Bar
-    tell: Callable[[str], None]
 
 
 class Driver:
@@ -115,13 +95,19 @@ class Driver:
         self._changed = trio.Event()
 
     async def _watch(self) -> None:
-        await trio.lowlevel.wait_readable(self._job.stop.fileno())
+        await self._signal()
         self._stopped.set()
         self._wake()
-        # What is under way may be answered, unless the node does not even listen.
+        # What is under way may be answered, unless the node does not even listen, or somebody is in a hurry.
         if self._ledger.in_flight:
-            await trio.sleep(DRAIN_S_MAX)
+            with trio.move_on_after(DRAIN_S_MAX):
+                await self._signal()
         self._connecting.cancel()
+
+    async def _signal(self) -> None:
+        fd = self._job.stop.fileno()
+        await trio.lowlevel.wait_readable(fd)
+        os.read(fd, 1)
 
     async def _read(self) -> None:
         """Takes pieces as long as there is room for them."""

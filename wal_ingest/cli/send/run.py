@@ -19,7 +19,8 @@ from wal_ingest.cli.outfile import OutFile
 from wal_ingest.cli.output import count_text
 from wal_ingest.cli.progress import bar
 from wal_ingest.cli.send.cutting import Place
-from wal_ingest.cli.send.driver import Driver, Job
+from wal_ingest.cli.send.driver import Driver
+from wal_ingest.cli.send.job import Job
 from wal_ingest.cli.send.ledger import Ledger, Mark
 from wal_ingest.cli.send.links import way_to
 from wal_ingest.cli.send.pieces import How, Piece
@@ -118,7 +119,7 @@ def _send(wanted: Wanted, client_id: str, mark: Mark, progress: ProgressFile | N
     connect = way_to(wanted.to, client_id=client_id, token=wanted.token, org=wanted.org, bucket=wanted.bucket)
     total = sum(Path(name).stat().st_size for name in wanted.files if Path(name).is_file())
     failed = None
-    with Stop() as stop, bar("sending", total or None) as shown, contextlib.ExitStack() as held:
+    with Stop(ends=False) as stop, bar("sending", total or None) as shown, contextlib.ExitStack() as held:
         keeper = _Keeper(mark, progress, _rejects(wanted, progress, held))
         job = Job(
             to=wanted.to,
@@ -132,7 +133,7 @@ def _send(wanted: Wanted, client_id: str, mark: Mark, progress: ProgressFile | N
             tell=lambda words: print(words, file=sys.stderr),
         )
         try:
-            _drive(Driver(job, connect, rng=Random()))
+            trio.run(Driver(job, connect, rng=Random()).run)
             keeper.done()
         except WalIngestError as exc:
             # Raised behind the block: what was rejected so far must get its file.
@@ -141,16 +142,6 @@ def _send(wanted: Wanted, client_id: str, mark: Mark, progress: ProgressFile | N
         _say_how_to_go_on(failed, wanted, keeper.mark)
         raise failed
     return keeper.mark
-
-
-def _drive(driver: Driver) -> None:
-    try:
-        trio.run(driver.run)
-    except BaseExceptionGroup as group:
-        # The second signal, which trio wraps.
-        if group.split(KeyboardInterrupt)[1] is None:
-            raise KeyboardInterrupt from None
-        raise
 
 
 def _pieces(wanted: Wanted, file: int, place: Place) -> Iterator[Piece]:
