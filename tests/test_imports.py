@@ -84,7 +84,9 @@ def test_a_foreign_library_has_one_importer(library: str) -> None:
             assert file.startswith(tuple(IMPORTERS[library])), f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["wal_ingest.client", "wal_ingest.client.stream", "wal_ingest.client.posting"])
+@pytest.mark.parametrize(
+    "module", ["wal_ingest.client", "wal_ingest.client.stream", "wal_ingest.client.posting"]
+)
 def test_a_client_does_not_bring_the_server_along(module: str) -> None:
     heavy = ["lmdb", "quart", "quart_trio", "hypercorn", "influxdb_client", "structlog", "prometheus_client"]
     # What only one kind of URL needs comes with the first client for it.

@@ -1,8 +1,8 @@
 """Rows of CSV in, lines out, column by column: which column is a tag, a field, the time. Pure.
 
-The lines are not checked further: a float that is out of range, a time before all times, or bytes that are no UTF-8 (and
-were decoded with `surrogateescape`) are for `accept_line_protocol` to find. An empty cell is a value that is not there:
-its tag or field is left out of the line.
+The lines are not checked further: a float that is out of range, a time before all times, or bytes that are no UTF-8
+(and were decoded with `surrogateescape`) are for `accept_line_protocol` to find. An empty cell is a value that is not
+there: its tag or field is left out of the line.
 """
 
 from __future__ import annotations
