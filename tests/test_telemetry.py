@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.rigs.processes import http_status, wait_until
 from tests.rigs.service import Service
 from wal_ingest.config import FIELDS, MASK
-from wal_ingest.settings import InfluxDBSettings, LogSettings, Settings
+from wal_ingest.settings import InfluxDBSettings, LogSettings, ServerSettings, Settings
 from wal_ingest.telemetry import Mask, configure_logging, secrets_in
 
 SECRET = "s3cr3t/tok en=="
@@ -122,7 +122,11 @@ def test_no_secret_is_left_in_any_event(value: object, secrets: list[str]) -> No
 def test_every_setting_that_is_marked_secret_is_among_the_secrets() -> None:
     assert secrets_in(Settings()) == []
     assert secrets_in(Settings(influxdb=InfluxDBSettings(token="t-1"))) == ["t-1"]
-    assert [field.name for field in FIELDS.values() if field.secret] == ["influxdb.token"]
+    assert secrets_in(Settings(server=ServerSettings(write_token="w-1"))) == ["w-1"]
+    assert [field.name for field in FIELDS.values() if field.secret] == [
+        "server.write_token",
+        "influxdb.token",
+    ]
 
 
 def test_a_running_node_never_writes_its_token(tmp_path: Path) -> None:

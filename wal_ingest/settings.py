@@ -89,7 +89,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     streams_max: Annotated[
         int, _why("WebSocket streams that may be open at one time; another one is told to come back.", ge=0)
     ] = 10_000
-    stream_window_frames: Annotated[
+    stream_window_frames_max: Annotated[
         int,
         _why(
             "Frames of one stream that may wait for their answer; beyond them nothing more is read from it.",

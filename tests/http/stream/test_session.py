@@ -213,7 +213,7 @@ async def test_one_stream_without_a_client_id_knows_nothing_of_another() -> None
 
 
 async def test_a_client_that_comes_back_is_told_what_is_durable() -> None:
-    async with node(ServerSettings(stream_window_frames=5)) as whole:
+    async with node(ServerSettings(stream_window_frames_max=5)) as whole:
         client, welcome = await whole.welcomed("client_id=a")
         assert welcome == {
             "type": "welcome",
@@ -349,7 +349,7 @@ async def reads_no_further(client: Client, checked: list[int], frames: int) -> N
 
 async def test_beyond_the_window_nothing_more_is_read() -> None:
     checked: list[int] = []
-    settings = ServerSettings(stream_window_frames=4, stop_s_max=1.0)
+    settings = ServerSettings(stream_window_frames_max=4, stop_s_max=1.0)
     async with node(settings, now_ns=noting(checked)) as whole:
         client = await whole.stream()
         gate = whole.wal.shut()

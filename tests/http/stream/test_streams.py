@@ -527,7 +527,7 @@ async def test_a_stream_may_be_silent_between_frames_for_longer_than_a_frame_may
 
 
 async def test_the_time_in_which_we_do_not_read_is_not_counted() -> None:
-    async with node(ServerSettings(body_s_max=0.1, stream_window_frames=1)) as whole:
+    async with node(ServerSettings(body_s_max=0.1, stream_window_frames_max=1)) as whole:
         client = await whole.stream()
         gate = whole.wal.shut()
         await client.raw(frame(1) + frame(2)[:-1])
@@ -578,7 +578,7 @@ async def held_up(whole: Node, client: Client) -> trio.Event:
 
 
 async def test_a_reset_while_nothing_is_read_is_found_out_behind_the_append() -> None:
-    async with node(ServerSettings(stream_window_frames=2, stop_s_max=2.0)) as whole:
+    async with node(ServerSettings(stream_window_frames_max=2, stop_s_max=2.0)) as whole:
         client = await whole.stream("client_id=a")
         gate = await held_up(whole, client)
         reset(client.peer)
@@ -589,7 +589,7 @@ async def test_a_reset_while_nothing_is_read_is_found_out_behind_the_append() ->
 
 
 async def test_a_held_up_stream_is_replaced_and_stopped_all_the_same() -> None:
-    async with node(ServerSettings(stream_window_frames=2, stop_s_max=2.0)) as whole:
+    async with node(ServerSettings(stream_window_frames_max=2, stop_s_max=2.0)) as whole:
         client = await whole.stream("client_id=a")
         gate = await held_up(whole, client)
         second = await whole.open("client_id=a")

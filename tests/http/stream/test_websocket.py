@@ -82,7 +82,7 @@ async def test_a_peer_that_sends_is_not_asked() -> None:
 
 
 async def test_a_peer_whose_frames_we_do_not_read_is_not_taken_for_silent() -> None:
-    settings = ServerSettings(stream_ping_s=0.05, stream_window_frames=1, stop_s_max=2.0)
+    settings = ServerSettings(stream_ping_s=0.05, stream_window_frames_max=1, stop_s_max=2.0)
     async with node(settings) as whole:
         client = await whole.stream()
         gate = whole.wal.shut()

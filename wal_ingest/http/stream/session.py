@@ -7,7 +7,7 @@ Invariants:
 2. Frames are stored in the order in which they came, one append under way at the most: behind a frame whose append
    failed nothing was stored, so the stream's end in the WAL is always where its sender has to go on.
 3. A frame that is refused is answered with its reason, before any ack that passes it, and ends nothing.
-4. What a stream holds is bounded: `stream_window_frames`, `stream_window_bytes_max`, and its share of the budget of
+4. What a stream holds is bounded: `stream_window_frames_max`, `stream_window_bytes_max`, and its share of the budget of
    all bodies. At a bound nothing more is read from it; it is for TCP to tell the sender.
 
 Two tasks: the reader checks frames and puts them in line; the committer takes all that stand in line, up to a limit
@@ -126,7 +126,7 @@ class Session:
         await self._say(
             protocol.welcome(
                 self._intake.begin(),
-                window_frames=settings.stream_window_frames,
+                window_frames=settings.stream_window_frames_max,
                 frame_bytes_max=settings.body_bytes_max,
             )
         )
@@ -211,7 +211,7 @@ class Session:
         self._moved.set()
         settings = self._door.settings
         while (
-            self._open_frames >= settings.stream_window_frames
+            self._open_frames >= settings.stream_window_frames_max
             or self._open_bytes >= settings.stream_window_bytes_max
         ):
             self._room = trio.Event()
