@@ -498,7 +498,7 @@ async def test_a_failure_behind_the_commit_takes_no_answer_back(
         raise StorageFailed(tmp_path, "no")
 
     monkeypatch.setattr(writer, "measure", fail)
-    told, late = _Ticket([new_entry(1)], 10), _Ticket([new_entry(2)], 10)
+    told, late = (_Ticket([new_entry(seq)], 10, lambda _: None) for seq in (1, 2))
     writer._commit([told], [])
     assert told.error is None
     assert told.appended is not None

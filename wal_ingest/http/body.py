@@ -39,18 +39,23 @@ class BodyBudget:
         self.held_bytes = 0
         self._waiting = trio.lowlevel.ParkingLot()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once."""
+        return self.held_bytes * 2 <= self.bytes_max
+
     async def room(self) -> None:
         """Returns when half of it is free: for whoever can wait before it begins to read a body.
 
         The other half is for bodies that were begun, so that those who wait can never keep each other waiting.
         """
-        while self.held_bytes * 2 > self.bytes_max:
+        while not self.has_room:
             await self._waiting.park()
 
     def give_back(self, count: int) -> None:
         """Takes bytes out of the account, and lets a few of those go on that wait for room."""
         self.held_bytes -= count
-        if self._waiting and self.held_bytes * 2 <= self.bytes_max:
+        if self._waiting and self.has_room:
             self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
 

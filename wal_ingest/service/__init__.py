@@ -16,7 +16,6 @@ keep a process alive that was told to stop. Leaving at once is safe at any point
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import signal
@@ -47,6 +46,7 @@ from wal_ingest.http.server import open_sockets, serve
 from wal_ingest.http.stream.streams import Streams
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
+from wal_ingest.service.collector import Collector
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.numbers import Numbers
@@ -61,9 +61,6 @@ from wal_ingest.wal.writer import Writer
 # With the default of 5 ms a thread that wants the GIL back (the event loop after a sync, say) waits that long
 # behind a busy one: an inline check of a body took 4.7 ms instead of 0.3.
 _SWITCH_INTERVAL_S = 0.0002
-
-# Requests leave few cycles behind, so the collector may come by less often than its default of (700, 10, 10).
-_GC_THRESHOLDS = (20_000, 20, 20)
 
 # The part of `stop_s_max` that runners have for their writes under way.
 _DELIVERY_PART_OF_STOP = 0.15
@@ -220,7 +217,7 @@ class Service:
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app, sockets)
-                        _spare_the_collector()
+                        wal.start_soon(Collector().run)
                         self._ready(addresses[0])
                     wal.cancel_scope.cancel()
                 for runner in runners:
@@ -316,16 +313,6 @@ async def _say_left_out(refusals: RefusalLog) -> None:
     while True:
         await trio.sleep(CARETAKER_S)
         refusals.say_left_out()
-
-
-def _spare_the_collector() -> None:
-    """Takes what exists by now (modules, above all) out of the garbage collector's sight.
-
-    A full collection walked all of it, some 20 ms in which nobody was answered, several times a minute under load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _leave_at_once() -> None:

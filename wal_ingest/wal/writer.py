@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,9 @@ from wal_ingest.wal.log import Appended, Wal
 _FULL_RETRY_AFTER_S = 10
 _BUSY_RETRY_AFTER_S = 1
 
+# How often the oldest append is looked at within `commit_wait_s_max`: a sender waits an eighth longer at the most.
+_LOOKS_IN_A_WAIT = 8
+
 _log = structlog.get_logger("wal_ingest.wal")
 
 
@@ -63,17 +67,34 @@ class _Nobody:
         """Nobody wants to know."""
 
 
+Told = Callable[["Appended | ComeBackLater"], None]
+"""Who is told what became of an append."""
+
+
 class _Ticket:
     """One append that waits: its entries, and what it will be told."""
 
-    __slots__ = ("appended", "bytes", "done", "entries", "error")
+    __slots__ = ("appended", "begun_s", "bytes", "entries", "error", "told")
 
-    def __init__(self, entries: Sequence[NewEntry], size_bytes: int) -> None:
+    def __init__(self, entries: Sequence[NewEntry], size_bytes: int, told: Told) -> None:
         self.entries = entries
         self.bytes = size_bytes
-        self.done = trio.Event()
+        self.told: Told | None = told
+        self.begun_s = trio.current_time()
         self.appended: Appended | None = None
         self.error: ComeBackLater | None = None
+
+    def tell(self, outcome: Appended | ComeBackLater) -> None:
+        """Tells whoever appended, unless that was done before."""
+        told, self.told = self.told, None
+        if told is not None:
+            told(outcome)
+
+    def settle(self) -> None:
+        """Tells what the thread made of it."""
+        outcome = self.error if self.error is not None else self.appended
+        assert outcome is not None
+        self.tell(outcome)
 
 
 class _SealRequest:
@@ -84,6 +105,10 @@ class _SealRequest:
     def __init__(self, even_when_not_due: bool) -> None:
         self.done = trio.Event()
         self.even_when_not_due = even_when_not_due
+
+    def settle(self) -> None:
+        """Wakes whoever wished for it."""
+        self.done.set()
 
 
 def free_disk_bytes(path: Path) -> int:
@@ -117,6 +142,8 @@ class Writer:
         # None ends the thread.
         self._queue: queue.SimpleQueue[_Ticket | _SealRequest | None] = queue.SimpleQueue()
         self._queued_bytes = 0
+        # Tickets whose senders wait, oldest first.
+        self._waiting: deque[_Ticket] = deque()
         self._appended = trio.lowlevel.ParkingLot()
         self._stopping = False
         self._full: str | None = None
@@ -134,22 +161,53 @@ class Writer:
 
         **Cancellation:** the caller stops waiting; the entries may become durable nevertheless.
         """
+        outcome: Appended | ComeBackLater | None = None
+        done = trio.Event()
+
+        def told(what: Appended | ComeBackLater) -> None:
+            nonlocal outcome
+            outcome = what
+            done.set()
+
+        self.submit(entries, told)
+        await done.wait()
+        try:
+            if isinstance(outcome, ComeBackLater):
+                raise outcome
+            assert outcome is not None
+            return outcome
+        finally:
+            outcome = None  # else the error and this frame would hold each other, and the entries
+
+    def submit(self, entries: Sequence[NewEntry], told: Told) -> None:
+        """`append` for whoever cannot wait: `told` is called once, in Trio's thread and later than now.
+
+        It is given what `append` returns or raises, and must not raise. Raises `WalFull`, `AppendQueueFull`,
+        `Stopping`, `WalBroken` and `CommitTooSlow` as `append` does for what is not taken; then it tells nothing.
+        """
         size = sum(len(entry.lines) for entry in entries)
         self._admit(size)
-        ticket = _Ticket(entries, size)
+        ticket = _Ticket(entries, size, told)
         self._queued_bytes += size
+        self._waiting.append(ticket)
         self._queue.put(ticket)
-        with trio.move_on_after(self._settings.commit_wait_s_max):
-            await ticket.done.wait()
-        if not ticket.done.is_set():
-            raise CommitTooSlow(
-                f"not committed within {self._settings.commit_wait_s_max:g} s (wal.commit_wait_s_max)",
-                retry_after_s=_FULL_RETRY_AFTER_S,
-            )
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.appended is not None
-        return ticket.appended
+
+    async def _watch_the_slow(self) -> None:
+        """Sends those away whose appends take too long; what became of them they find out by sending again.
+
+        One task for all of them: a time-out for each costs more than an append does.
+        """
+        wait_s = self._settings.commit_wait_s_max
+        while True:
+            await trio.sleep(wait_s / _LOOKS_IN_A_WAIT)
+            too_old_s = trio.current_time() - wait_s
+            while self._waiting and self._waiting[0].begun_s <= too_old_s:
+                self._waiting.popleft().tell(
+                    CommitTooSlow(
+                        f"not committed within {wait_s:g} s (wal.commit_wait_s_max)",
+                        retry_after_s=_FULL_RETRY_AFTER_S,
+                    )
+                )
 
     def refusal(self) -> ComeBackLater | None:
         """Why nothing new is taken at this moment, or None."""
@@ -239,7 +297,10 @@ class Writer:
             nursery.start_soon(lambda: trio.to_thread.run_sync(self._thread, token, limiter=limiter))
             task_status.started()
             try:
-                await self.failed.wait()
+                async with trio.open_nursery() as watching:
+                    watching.start_soon(self._watch_the_slow)
+                    await self.failed.wait()
+                    watching.cancel_scope.cancel()
             finally:
                 self._stopping = True
                 self._queue.put(None)
@@ -248,7 +309,9 @@ class Writer:
         """Runs in Trio, once per commit: wakes everyone whose entries are durable now."""
         self._queued_bytes -= bytes_done
         for ticket in waiting:
-            ticket.done.set()
+            ticket.settle()
+        while self._waiting and self._waiting[0].told is None:
+            self._waiting.popleft()
         if self.failure is not None:
             self.failed.set()
         self._appended.unpark_all()

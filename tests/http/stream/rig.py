@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +30,8 @@ from tests.http.rig import (
     running,
     within,
 )
+from wal_ingest.errors import ComeBackLater
+from wal_ingest.http.appending import Appended
 from wal_ingest.http.body import BodyBudget
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.stream.streams import Streams
@@ -69,6 +71,22 @@ class MarkingWal(FakeWal):
                 if entry.mark is not None:
                     self.positions.apply(entry.mark, seq, entry.points, entry.accepted_ns)
         return receipt
+
+    def submit(self, entries: Sequence[NewEntry], told: Callable[[Appended | ComeBackLater], None]) -> None:
+        """Refuses at once what it would refuse, as the real one does; else `append`, in a task of its own."""
+        if self.error is not None and self.gate is None:
+            self.tries += 1
+            raise self.error
+
+        async def append() -> None:
+            outcome: Appended | ComeBackLater
+            try:
+                outcome = await self.append(entries)
+            except ComeBackLater as exc:
+                outcome = exc
+            told(outcome)
+
+        trio.lowlevel.spawn_system_task(append)
 
     def shut(self) -> trio.Event:
         """Lets every append wait from now on, until the event is set."""

@@ -53,9 +53,18 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.shields import Shields
-from wal_ingest.http.hypercorn_mends.websocket import WebSocket
+from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, WebSocket
 
-__all__ = ["LINGER_S_MAX", "AsgiApp", "Connection", "ServerConfig", "Shields", "check_seam", "run_hypercorn"]
+__all__ = [
+    "EXTENSION",
+    "LINGER_S_MAX",
+    "AsgiApp",
+    "Connection",
+    "ServerConfig",
+    "Shields",
+    "check_seam",
+    "run_hypercorn",
+]
 
 
 class AsgiApp(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from typing import Any
@@ -48,9 +47,6 @@ class ServerConfig(Config):
         self.websocket_ping_interval = ping_s
         self._headers_second = 0
         self._headers: list[tuple[bytes, bytes]] = []
-        self.for_websockets = copy.copy(self)
-        # A message may be of any number of pieces, so what waits for an application is one read and no more.
-        self.for_websockets.max_app_queue_size = 1
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002 -- hypercorn's signature
         """`Date`, which RFC 9110 §6.6.1 asks for, formatted once a second rather than once a request."""

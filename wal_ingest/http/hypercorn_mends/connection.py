@@ -14,10 +14,7 @@ from hypercorn.utils import parse_socket_addr
 
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.http1 import Http1
-
-# The largest piece read from a socket at once: a body of a thousand lines and its head, in one piece. (Half of
-# it, which is hypercorn's, costs 8 % of the requests per second at that size; twice as much gains nothing.)
-RECEIVE_BYTES_MAX = 128 * 1024
+from wal_ingest.http.hypercorn_mends.wire import RECEIVE_BYTES_MAX, Wire
 
 # After our FIN: how long, and how much, is still read and discarded so that the peer can read our answer.
 LINGER_S_MAX = 2.0
@@ -74,6 +71,8 @@ class Connection(TCPServer):
                     server,
                     self.protocol_send,
                 )
+                self._task_group = task_group
+                self._wire = self.protocol.wire = Wire(self)
                 task_group.spawn(self._watch_idle)
                 await self._read_data()
                 self._idle_scope.cancel()
@@ -86,7 +85,8 @@ class Connection(TCPServer):
         """Reads until the peer ends; once we are closing, discards what comes until the linger ends."""
         with self._read_scope:
             while await self._read_once():
-                pass
+                if self.protocol.lent is not None:
+                    await self.protocol.lent.lend()
         await self.protocol.handle(Closed())
 
     async def _read_once(self) -> bool:
@@ -113,7 +113,8 @@ class Connection(TCPServer):
                     else:
                         self.send_lock.acquire_nowait()
                     try:
-                        await self.stream.send_all(event.data)
+                        data, self._wire.unsent = self._wire.unsent + event.data, b""
+                        await self.stream.send_all(data)
                     finally:
                         self.send_lock.release()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -127,6 +128,10 @@ class Connection(TCPServer):
             self._busy = not event.idle
             wait_s = self.config.keep_alive_timeout if event.idle else math.inf
             self._idle_scope.deadline = trio.current_time() + wait_s
+
+    def send_unsent(self) -> None:
+        """See `Owner`."""
+        self._task_group.spawn(self.protocol_send, RawData(b""))
 
     async def _abort(self) -> None:
         """The peer takes no more: nothing to say to it, nothing to wait for."""

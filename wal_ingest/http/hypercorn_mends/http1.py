@@ -12,6 +12,8 @@ from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import H11SendableEvent
 
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
+from wal_ingest.http.hypercorn_mends.websocket import WebSocket
+from wal_ingest.http.hypercorn_mends.wire import Wire
 
 
 class _H11Connection(h11.Connection):
@@ -46,6 +48,7 @@ class Http1(H11Protocol):
     """Hypercorn's HTTP/1.1, without a way into HTTP/2, writing an answer in one piece."""
 
     config: ServerConfig
+    wire: Wire
 
     def __init__(self, config: ServerConfig, *args: Any) -> None:
         app, *rest = args
@@ -58,6 +61,12 @@ class Http1(H11Protocol):
         """Whether more of a request is to be expected than what was read: then a close must linger."""
         between = (h11.IDLE, h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
         return self.connection.their_state not in between or bool(self.connection.trailing_data[0])
+
+    @property
+    def lent(self) -> WebSocket | None:
+        """The WebSocket that has the reading of this connection from now on, if there is one."""
+        stream = self.stream
+        return stream if isinstance(stream, WebSocket) and stream.lent else None
 
     async def handle(self, event: Event) -> None:
         await super().handle(event)

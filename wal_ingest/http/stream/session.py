@@ -10,9 +10,13 @@ Invariants:
 4. What a stream holds is bounded: `stream_window_frames_max`, `stream_window_bytes_max`, and its share of the budget of
    all bodies. At a bound nothing more is read from it; it is for TCP to tell the sender.
 
-Two tasks: the reader checks frames and puts them in line; the committer takes all that stand in line, up to a limit
-(so that a flood on one stream does not make the commits of the others long), appends them at once, and answers. While a
-commit is under way the reader goes on: the commit in progress is the gathering window, as it is in the WAL's writer.
+Who does what: the connection's task reads, checks, and puts frames in line. What stands there is submitted to the WAL
+at once when no append of this stream is under way, up to a limit (so that a flood on one stream does not make the
+commits of the others long); when it is durable, the acks are written and the next are submitted, in the very call that
+tells of it. While a commit is under way the reader goes on: the commit in progress is the gathering window, as it is
+in the WAL's writer. So a frame takes one turn of the scheduler to be submitted and one to be acked, and no task of its
+own. The application's task only does what has to wait: the welcome, answers that the socket has no room for, an append
+queue that is full, and the end.
 
 An end has a code and a reason. The reader is cancelled first; what stands in line then is still committed and answered
 (at a stop), or dropped unanswered (where the stream was replaced, or the WAL takes nothing): the sender sends it again.
@@ -25,6 +29,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -37,7 +45,7 @@ from wal_ingest.errors import (
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
-from wal_ingest.http.body import Hold, Receive
+from wal_ingest.http.body import Hold
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
 
@@ -53,14 +61,25 @@ _PIECE_BYTES = 128
 # The append queue empties within milliseconds, so a stream waits rather than sending its client away.
 _QUEUE_FULL_WAIT_S = 0.02
 
+Pieces = list[tuple[bytes, bool]]
+More = Callable[[], Awaitable[Pieces | None]]
+
+
+class Speaker(Protocol):
+    """The WebSocket, as far as a session knows it: `wal_ingest.http.hypercorn_mends.websocket` tells what these do."""
+
+    def listen(self, listener: Session) -> None: ...
+
+    def say(self, text: str) -> bool: ...
+
 
 class Session:
     """One stream, from its welcome to its close."""
 
-    def __init__(self, door: Door, asked: Asked, receive: Receive, send: Send) -> None:
+    def __init__(self, door: Door, asked: Asked, speaker: Speaker, send: Send) -> None:
         self._door = door
         self._asked = asked
-        self._receive = receive
+        self._speaker = speaker
         self._send = send
         self._intake = Intake(door, asked)
         self._line: deque[Item] = deque()
@@ -73,15 +92,24 @@ class Session:
         # When it must be whole; infinite between messages.
         self._whole_at_s = math.inf
         self._turn_bytes = 0
-        self._moved = trio.Event()
         self._room = trio.Event()
+        # What is said, but waits for the peer to have room; and the frames that it answers.
+        self._unsaid: deque[str] = deque()
+        self._answered: list[Item] = []
         self._reading = trio.CancelScope()
         self._begun = False
+        self._is_reading = False
         self._reader_done = False
         self._gone = False
         self._drop = False
+        self._over = False
         self._appending = False
+        self._append_began_s = 0.0
+        self._queue_is_full = False
+        self._bug: Exception | None = None
         self._end: tuple[int, str] | None = None
+        # Something has to be done in the application's task.
+        self._wake = trio.Event()
         # Nothing of this stream can reach the WAL any more.
         self.settled = trio.Event()
 
@@ -94,21 +122,43 @@ class Session:
         try:
             if not self._asked.plain and self._end is None:
                 await self._welcome()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._commit)
-                with self._reading:
-                    await self._read()
-                self._reader_done = True
-                self._moved.set()
+            self._speaker.listen(self)
+            while not self._is_done():
+                await self._wake.wait()
+                self._wake = trio.Event()
+                await self._say_unsaid()
+                if self._queue_is_full:
+                    await trio.sleep(_QUEUE_FULL_WAIT_S)
+                    self._queue_is_full = False
+                    self._pump()
+            if self._bug is not None:
+                raise self._bug
         finally:
-            for item in self._line:
-                item.hold.release()
+            self._over = True
+            self._reading.cancel()
+            self._let_go_of_all()
             self.settled.set()
         if not self._gone:
             code, reason = self._end or (protocol.NORMAL, "")
             await self._send(
                 {"type": "websocket.close", "code": code, "reason": protocol.close_reason(reason)}
             )
+
+    def _let_go_of_all(self) -> None:
+        """Gives back the memory of what came, but will not be stored."""
+        self._hold.release()
+        self._let_go(self._line)
+        self._line.clear()
+
+    def _let_go(self, items: Iterable[Item]) -> None:
+        for item in items:
+            item.hold.release()
+
+    def _is_done(self) -> bool:
+        if self._bug is not None:
+            return True
+        is_read = self._reader_done or (self._end is not None and not self._is_reading)
+        return is_read and not self._appending and not self._unsaid and (self._drop or not self._line)
 
     def end(self, code: int, reason: str, *, drop: bool = False) -> None:
         """Ends the stream: what stands in line is still stored and answered, or with `drop` let go of."""
@@ -119,11 +169,11 @@ class Session:
         if self._drop and self._begun and not self._appending:
             self.settled.set()
         self._reading.cancel()
-        self._moved.set()
+        self._wake.set()
 
     async def _welcome(self) -> None:
         settings = self._door.settings
-        await self._say(
+        await self._send_text(
             protocol.welcome(
                 self._intake.begin(),
                 window_frames=settings.stream_window_frames_max,
@@ -131,37 +181,104 @@ class Session:
             )
         )
 
-    async def _say(self, text: str) -> None:
+    async def _send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
+
+    def _say(self, text: str) -> None:
+        """Says something at once, or behind what is to be said before it."""
+        if self._unsaid or not self._speaker.say(text):
+            self._unsaid.append(text)
+            self._wake.set()
+
+    async def _say_unsaid(self) -> None:
+        """Says what had no room, and goes on with what waited for that."""
+        if not self._unsaid:
+            return
+        while self._unsaid:
+            await self._send_text(self._unsaid[0])
+            self._unsaid.popleft()
+        answered, self._answered = self._answered, []
+        self._close_frames(answered)
+        self._pump()
 
     # -- the reader ------------------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        """Takes messages off the connection until it ends."""
+    async def take(self, pieces: Pieces) -> None:
+        """See `Listener`."""
+        with self._guarded():
+            await self._take_pieces(pieces)
+
+    async def read(self, more: More) -> None:
+        """See `Listener`."""
         try:
-            while await self._read_once():
-                pass
+            with self._guarded():
+                await self._read(more)
+        finally:
+            self._reader_done = True
+            self._hold.release()
+            self._wake.set()
+
+    def ended(self) -> None:
+        """See `Listener`."""
+        self._gone = self._reader_done = True
+        self._reading.cancel()
+        self._wake.set()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Around all that is read: it ends with the stream, and what it raises ends the stream."""
+        self._reading = trio.CancelScope()
+        if self._end is not None or self._over or self._gone:
+            self._reading.cancel()
+        self._is_reading = True
+        try:
+            with self._reading:
+                yield
         except BodyTooLarge as exc:
             self.end(protocol.TOO_BIG, str(exc))
         except ComeBackLater as exc:
             self._come_back(exc)
+        except Exception as exc:  # told in the application's task, whose log says which one it was
+            self._bug = exc
         finally:
-            self._hold.release()
+            self._is_reading = False
+            self._wake.set()
+            if self._over:
+                self._let_go_of_all()
 
-    async def _read_once(self) -> bool:
-        """Takes what one read of the connection brought; false at its end.
+    async def _read(self, more: More) -> None:
+        """Takes what each read of the connection brings, until the peer has gone or is given up."""
+        budget = self._door.budget
+        while True:
+            if self._whole_at_s < math.inf:
+                pieces = await self._rest_of_frame(more)
+            else:
+                if not budget.has_room:
+                    await budget.room()
+                pieces = await more()
+            if pieces is None:
+                self._gone = self._end is None
+                return
+            self._turn_bytes = 0
+            await self._take_pieces(pieces)
+            # A stream that waits for its next frame does not keep the last one in memory.
+            del pieces
 
-        A function of its own, so that a stream that waits for its next frame does not keep the last one in memory.
-        """
-        pieces = await self._next()
-        if pieces is None:
-            return False
+    async def _rest_of_frame(self, more: More) -> Pieces | None:
+        with trio.move_on_at(self._whole_at_s) as scope:
+            return await more()
+        assert scope.cancelled_caught
+        limit_s = self._door.settings.body_s_max
+        self.end(protocol.POLICY, f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)")
+        return None
+
+    async def _take_pieces(self, pieces: Pieces) -> None:
         for data, is_last in pieces:
-            self._count(len(data))
-            self._turn_bytes += len(data) + _PIECE_BYTES
             if self._turn_bytes > _TURN_BYTES:
                 self._turn_bytes = 0
                 await trio.lowlevel.checkpoint()
+            self._count(len(data))
+            self._turn_bytes += len(data) + _PIECE_BYTES
             if not is_last:
                 self._message += data
                 if self._whole_at_s == math.inf:
@@ -171,26 +288,6 @@ class Session:
             self._message = bytearray()
             self._whole_at_s = math.inf
             await self._take(whole)
-        return True
-
-    async def _next(self) -> list[tuple[bytes, bool]] | None:
-        """The pieces that one read of the connection brought; None when the peer has gone or was given up."""
-        if self._whole_at_s < math.inf:
-            with trio.move_on_at(self._whole_at_s) as scope:
-                event = await self._receive()
-            if scope.cancelled_caught:
-                limit_s = self._door.settings.body_s_max
-                reason = f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)"
-                self.end(protocol.POLICY, reason)
-                return None
-        else:
-            await self._door.budget.room()
-            event = await self._receive()
-        if event["type"] == "websocket.disconnect":
-            self._gone = True
-            return None
-        pieces: list[tuple[bytes, bool]] = event["pieces"]
-        return pieces
 
     def _count(self, more: int) -> None:
         bytes_max, before = self._door.settings.body_bytes_max, len(self._message)
@@ -208,7 +305,7 @@ class Session:
         self._hold = Hold(self._door.budget)
         self._open_frames += 1
         self._open_bytes += item.lines_bytes
-        self._moved.set()
+        self._pump()
         settings = self._door.settings
         while (
             self._open_frames >= settings.stream_window_frames_max
@@ -217,45 +314,55 @@ class Session:
             self._room = trio.Event()
             await self._room.wait()
 
-    # -- the committer ---------------------------------------------------------------------------------
+    # -- storing and answering -------------------------------------------------------------------------
 
-    async def _commit(self) -> None:
-        """Stores what stands in line, and answers it, until the reader has ended and nothing stands there."""
-        while True:
-            while not self._line:
-                if self._reader_done:
-                    return
-                self._moved = trio.Event()
-                await self._moved.wait()
-            if self._drop or not await self._commit_once():
-                return
+    def _pump(self) -> None:
+        """Submits what stands in line, unless an append or an answer of this stream is under way."""
+        while self._line and not (self._appending or self._unsaid or self._queue_is_full or self._drop):
+            batch = self._batch()
+            entries = [entry for item in batch for entry in item.entries]
+            if not entries:
+                self._answer(batch, 0)
+                continue
+            try:
+                self._door.appender.submit(entries, partial(self._told, batch))
+            except AppendQueueFull:
+                # Nothing was stored, and it passes.
+                self._line.extendleft(reversed(batch))
+                self._queue_is_full = True
+                self._wake.set()
+            except ComeBackLater as exc:
+                self._not_stored(batch, exc)
+            except BaseException:
+                self._let_go(batch)
+                raise
+            else:
+                self._append_began_s = self._door.monotonic_s()
+                self._appending = True
 
-    async def _commit_once(self) -> bool:
-        """Stores and answers some of what stands in line; false when the WAL takes nothing.
-
-        A function of its own, so that a stream that waits for its next frame does not keep the last ones in memory.
-        """
-        batch = self._batch()
-        self._appending = True
+    def _told(self, batch: list[Item], outcome: Appended | ComeBackLater) -> None:
+        """What became of the append under way."""
+        self._appending = False
         try:
-            appended = await self._append(batch)
-        except ComeBackLater as exc:
-            self._come_back(exc)
-            first = next(item.number for item in batch if item.entries)
-            await self._say(protocol.error(first, answers.problem_of(exc)))
-            return False
-        finally:
-            self._appending = False
-            if self._drop:
+            if isinstance(outcome, ComeBackLater):
+                self._not_stored(batch, outcome)
+            else:
+                self._door.observer.appended(self._door.monotonic_s() - self._append_began_s)
+                self._answer(batch, outcome.first_seq)
+                self._pump()
+        except Exception as exc:  # told in the application's task; here it would be the end of the whole node
+            self._bug = exc
+        if self._reader_done or self._end is not None or self._bug is not None:
+            if self._drop and not self._appending:
                 # Whoever waits for this stream to let go need not wait for its answers to be read.
                 self.settled.set()
-            for item in batch:
-                item.hold.release()
-        await self._answer(batch, appended)
-        self._open_frames -= len(batch)
-        self._open_bytes -= sum(item.lines_bytes for item in batch)
-        self._room.set()
-        return True
+            self._wake.set()
+
+    def _not_stored(self, batch: list[Item], exc: ComeBackLater) -> None:
+        self._come_back(exc)
+        self._let_go(batch)
+        first = next(item.number for item in batch if item.entries)
+        self._say(protocol.error(first, answers.problem_of(exc)))
 
     def _batch(self) -> list[Item]:
         batch: list[Item] = []
@@ -266,44 +373,36 @@ class Session:
             batch.append(item)
         return batch
 
-    async def _append(self, batch: list[Item]) -> Appended | None:
-        """Makes a batch durable; None when there is nothing in it to store. Raises ComeBackLater."""
-        entries = [entry for item in batch for entry in item.entries]
-        if not entries:
-            return None
-        door = self._door
-        began_s = door.monotonic_s()
-        while True:
-            try:
-                appended = await door.appender.append(entries)
-                break
-            except AppendQueueFull:
-                # Nothing was stored, and it passes; but whoever replaced this stream need not wait for that.
-                if self._drop:
-                    raise
-                await trio.sleep(_QUEUE_FULL_WAIT_S)
-        door.observer.appended(door.monotonic_s() - began_s)
-        return appended
-
-    async def _answer(self, batch: list[Item], appended: Appended | None) -> None:
+    def _answer(self, batch: list[Item], first_seq: int) -> None:
         """Tells the sender: each refusal, and one ack for all that is durable (in plain mode, one for each frame)."""
-        seq = 0 if appended is None else appended.first_seq - 1
+        seq = first_seq - 1
         number = points = last_seq = 0
         for item in batch:
+            item.hold.release()
             if item.refusal:
-                await self._say(item.refusal)
+                self._say(item.refusal)
                 continue
             if item.entries:
                 seq += len(item.entries)
                 item.stored_seq = seq
                 self._door.observer.answered(ROUTE, "accepted", item.points, item.body_bytes)
             if self._asked.plain:
-                await self._say(protocol.ack(item.number, points=item.points, seq=item.stored_seq))
+                self._say(protocol.ack(item.number, points=item.points, seq=item.stored_seq))
                 continue
             number, last_seq = item.number, item.stored_seq
             points += item.points
         if number:
-            await self._say(protocol.ack(number, points=points, seq=last_seq))
+            self._say(protocol.ack(number, points=points, seq=last_seq))
+        if self._unsaid:
+            self._answered += batch
+        else:
+            self._close_frames(batch)
+
+    def _close_frames(self, batch: list[Item]) -> None:
+        """Frames that were answered make room for others."""
+        self._open_frames -= len(batch)
+        self._open_bytes -= sum(item.lines_bytes for item in batch)
+        self._room.set()
 
     def _come_back(self, exc: ComeBackLater) -> None:
         """Sends the client away for a while: nothing more is taken of it."""

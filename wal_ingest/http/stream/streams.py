@@ -20,6 +20,7 @@ from wal_ingest.http.appending import Appender
 from wal_ingest.http.asgi import Scope, Send, source_of
 from wal_ingest.http.body import BodyBudget, Receive
 from wal_ingest.http.checking import Checker
+from wal_ingest.http.hypercorn_mends import EXTENSION
 from wal_ingest.http.observer import Nobody, Observer
 from wal_ingest.http.refusals import RefusalLog, new_request_id
 from wal_ingest.http.requests import Dialect, read_query
@@ -103,7 +104,7 @@ class Streams:
             reason = f"retry after {_FULL_RETRY_AFTER_S} s: too many streams are open (server.streams_max)"
             await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, reason)
             return
-        session = Session(self._door, asked, receive, send)
+        session = Session(self._door, asked, scope["extensions"][EXTENSION], send)
         self._open.add(session)
         try:
             await send({"type": "websocket.accept", "subprotocol": subprotocol})
