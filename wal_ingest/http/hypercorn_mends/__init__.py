@@ -112,10 +112,13 @@ async def run_hypercorn(
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
     # And the other one: who speaks WebSocket.
     setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports
-    await hypercorn_run.worker_serve(
-        ASGIWrapper(app),  # type: ignore[arg-type]  # the same protocol, spelled with plain dictionaries
-        config,
-        sockets=Sockets([], sockets, []),
-        shutdown_trigger=shutdown.wait,
-        task_status=task_status,
-    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(config.pings.run)
+        await hypercorn_run.worker_serve(
+            ASGIWrapper(app),  # type: ignore[arg-type]  # the same protocol, spelled with plain dictionaries
+            config,
+            sockets=Sockets([], sockets, []),
+            shutdown_trigger=shutdown.wait,
+            task_status=task_status,
+        )
+        nursery.cancel_scope.cancel()

@@ -11,6 +11,7 @@ import structlog
 from hypercorn.config import Config
 from hypercorn.logging import Logger
 
+from wal_ingest.http.hypercorn_mends.pings import Pings
 from wal_ingest.http.hypercorn_mends.shields import Shields
 
 # A connection is worth more than a thousand requests: reconnecting costs the fleet more than it gives.
@@ -44,7 +45,8 @@ class ServerConfig(Config):
         self.logger_class = _Log
         self.answer_s_max = answer_s_max
         self.shields = shields
-        self.websocket_ping_interval = ping_s
+        self.websocket_ping_interval = None  # hypercorn's own would be a task for each
+        self.pings = Pings(ping_s)
         self._headers_second = 0
         self._headers: list[tuple[bytes, bytes]] = []
 

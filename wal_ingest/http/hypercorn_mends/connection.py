@@ -86,6 +86,7 @@ class Connection(TCPServer):
         with self._read_scope:
             while await self._read_once():
                 if self.protocol.lent is not None:
+                    self._idle_scope.cancel()  # it asks for itself whether its peer is there
                     await self.protocol.lent.lend()
         await self.protocol.handle(Closed())
 

@@ -32,6 +32,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
+from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.frames import Skimmer
 from wal_ingest.http.hypercorn_mends.wire import Wire
 
@@ -39,6 +40,9 @@ EXTENSION = "wal_ingest.websocket"
 
 # Frames of one read, of which twenty thousand fit into it, that are taken apart before the other tasks have their turn.
 _FRAMES_IN_A_TURN = 64
+
+# RFC 6455 §5.5.2, with nothing in it.
+_PING = b"\x89\x00"
 
 # A text frame up to here has its length in the second byte, up to there in the two behind it.
 _SHORT_BYTES_MAX = 125
@@ -70,10 +74,12 @@ class Listener(Protocol):
 class WebSocket(WSStream):
     """One WebSocket, from its handshake to its end."""
 
+    config: ServerConfig
+
     def __init__(self, app: Any, config: Any, *rest: Any) -> None:
         super().__init__(_told_of_the_end(app, self), config, *rest)
-        self._ping_scope = trio.CancelScope()
         self._heard_s = 0.0
+        self._asked_s = 0.0
         self._handing_on = False
         self._skimmer = Skimmer()
         # The close that came behind what was read last.
@@ -93,7 +99,6 @@ class WebSocket(WSStream):
     async def handle(self, event: Event) -> None:
         """One event of the connection."""
         if isinstance(event, StreamClosed):
-            self._ping_scope.cancel()
             self.closed = True
         elif isinstance(event, Data) and not self.closed and self.handshake.accepted:
             await self._first(event.data)
@@ -180,6 +185,7 @@ class WebSocket(WSStream):
         if not self._hung_up.is_set():
             self._hung_up.set()
             self._listening.set()
+            self.config.pings.discard(self)
             if self._listener is not None:
                 self._listener.ended()
 
@@ -198,6 +204,7 @@ class WebSocket(WSStream):
     async def _accept(self, message: WebsocketAcceptEvent) -> None:
         self.handshake.extensions = None
         self._heard_s = trio.current_time()
+        self.config.pings.add(self)
         await super()._accept(message)
 
     async def _pieces(self, data: bytes) -> Pieces:
@@ -245,24 +252,22 @@ class WebSocket(WSStream):
         if self.closed:
             self._hang_up()
 
-    async def _send_pings(self) -> None:
-        """Asks a peer that has been silent, and drops it when it stays so."""
-        every_s = self.config.websocket_ping_interval
-        assert every_s is not None
-        gone = False
-        with self._ping_scope:
-            while not gone:
-                silent_s = 0.0 if self._handing_on else trio.current_time() - self._heard_s
-                if silent_s < every_s:
-                    await trio.sleep(every_s - silent_s)
-                    continue
-                asked_s = trio.current_time()
-                await self._send_wsproto_event(Ping())
-                await trio.sleep(every_s)
-                # Not by how long it has been silent: an answer comes sooner than a sleep is late.
-                gone = self._heard_s < asked_s and not self._handing_on
-        if gone and not self.closed:
-            reason = f"no answer to a ping within {every_s:g} s"
+    # -- for the pings ---------------------------------------------------------------------------------
+
+    def look(self, now_s: float, every_s: float) -> None:
+        """See `Pinged`. One whose frames we do not read at this time is not silent."""
+        if self._handing_on or self.closed:
+            return
+        if self._heard_s < self._asked_s:
+            if now_s - self._asked_s >= every_s:
+                self.task_group.spawn(self._drop, f"no answer to a ping within {every_s:g} s")
+        elif now_s - self._heard_s >= every_s:
+            self._asked_s = now_s
+            if not self._wire.write_now(_PING):
+                self.task_group.spawn(self._send_wsproto_event, Ping())
+
+    async def _drop(self, reason: str) -> None:
+        if not self.closed:
             await self._send_wsproto_event(CloseConnection(code=CloseReason.GOING_AWAY, reason=reason))
             await self.send(StreamClosed(stream_id=self.stream_id))
 
