@@ -6,8 +6,8 @@ and then one collection of it stops the node for a third of a second. Collected 
 of a second made, and takes a millisecond or two.
 
 What lives longer is looked through seldom. Nearly all garbage here is freed without the collector; what it is for are
-cycles that lived longer than that, such as a connection that ended: they are found when memory has grown by a quarter,
-and once an hour.
+cycles that lived longer than that, such as a connection that ended: they are found when memory has grown by half, and
+once an hour.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from collections.abc import Callable
 import trio
 
 _EVERY_S = 0.1
-_FULL_S = 3_600.0
+# Counting what there is takes as long as collecting what is new, so it is done once a second.
+_TICKS_OF_A_COUNT = 10
+_TICKS_OF_A_FULL_LOOK = 36_000
 
 # Blocks are what the interpreter allocates for small objects. So many, some 20 MiB, may come to be without a look.
 _BLOCKS_SPARE = 200_000
-_GROWTH = 1.25
+_GROWTH = 1.5
 
 # For a burst within one tick: so many objects more than were freed. The other two generations are the clock's.
 _THRESHOLDS = (100_000, 1_000_000, 1_000_000)
@@ -40,7 +42,8 @@ class Collector:
     ) -> None:
         self._collect = collect
         self._blocks = blocks
-        self._since_full_s = 0.0
+        self._ticks = 0
+        self._full_look_tick = 0
         self._blocks_limit = 0
 
     async def run(self) -> None:
@@ -62,13 +65,14 @@ class Collector:
 
     def tick(self) -> None:
         """A tenth of a second has passed."""
-        self._since_full_s += _EVERY_S
-        if self._blocks() > self._blocks_limit or self._since_full_s >= _FULL_S:
+        self._ticks += 1
+        grown = self._ticks % _TICKS_OF_A_COUNT == 0 and self._blocks() > self._blocks_limit
+        if grown or self._ticks - self._full_look_tick >= _TICKS_OF_A_FULL_LOOK:
             self._look_at_all()
         else:
             self._collect(0)
 
     def _look_at_all(self) -> None:
         self._collect(2)
-        self._since_full_s = 0.0
+        self._full_look_tick = self._ticks
         self._blocks_limit = int(self._blocks() * _GROWTH) + _BLOCKS_SPARE

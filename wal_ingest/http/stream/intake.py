@@ -17,6 +17,7 @@ from wal_ingest.http.checking import Checker
 from wal_ingest.http.observer import Observer
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.stream import protocol
+from wal_ingest.http.stream.pace import Pace
 from wal_ingest.http.stream.protocol import BadHeader, Frame, NumberUsed
 from wal_ingest.points import Precision, split_lines
 from wal_ingest.settings import ServerSettings
@@ -40,6 +41,7 @@ class Door:
     now_ns: Callable[[], int]
     monotonic_s: Callable[[], float]
     position: Callable[[str], Position | None]
+    pace: Pace
 
 
 @dataclass(frozen=True, slots=True)

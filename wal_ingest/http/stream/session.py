@@ -48,6 +48,7 @@ from wal_ingest.http.asgi import Send
 from wal_ingest.http.body import Hold
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
+from wal_ingest.http.stream.pace import Share
 
 # What one append of one stream takes: enough for the cost of it to be shared, little enough for the others' sake.
 APPEND_FRAMES_MAX = 256
@@ -82,6 +83,7 @@ class Session:
         self._speaker = speaker
         self._send = send
         self._intake = Intake(door, asked)
+        self._share = Share(door.pace)
         self._line: deque[Item] = deque()
         # Frames and bytes without an answer: those in line and those in the append under way.
         self._open_frames = 0
@@ -298,21 +300,24 @@ class Session:
 
     async def _take(self, message: bytes) -> None:
         """One whole message: checked, put in line with what it holds, and the window kept."""
+        began_s = self._door.monotonic_s()
         item = await self._intake.item(message, self._hold)
         # What was decompressed and checked counts: a flood of frames must not take turn after turn of the others.
         self._turn_bytes += item.lines_bytes
+        rest_s = self._share.spend(began_s)
         self._line.append(item)
         self._hold = Hold(self._door.budget)
         self._open_frames += 1
         self._open_bytes += item.lines_bytes
         self._pump()
         settings = self._door.settings
-        while (
-            self._open_frames >= settings.stream_window_frames_max
-            or self._open_bytes >= settings.stream_window_bytes_max
-        ):
+        # One that rests also waits for its answers: what it has in line would hold the others up behind a slow commit.
+        frames_max = 1 if rest_s else settings.stream_window_frames_max
+        while self._open_frames >= frames_max or self._open_bytes >= settings.stream_window_bytes_max:
             self._room = trio.Event()
             await self._room.wait()
+        if rest_s:
+            await trio.sleep(rest_s)
 
     # -- storing and answering -------------------------------------------------------------------------
 

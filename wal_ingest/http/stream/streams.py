@@ -26,6 +26,7 @@ from wal_ingest.http.refusals import RefusalLog, new_request_id
 from wal_ingest.http.requests import Dialect, read_query
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door
+from wal_ingest.http.stream.pace import Pace
 from wal_ingest.http.stream.session import Session
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.streams import Position
@@ -64,6 +65,7 @@ class Streams:
             now_ns,
             monotonic_s,
             position,
+            Pace(monotonic_s),
         )
         self._open: set[Session] = set()
         self._by_client: dict[str, Session] = {}
