@@ -68,6 +68,10 @@ class Http1(H11Protocol):
         stream = self.stream
         return stream if isinstance(stream, WebSocket) and stream.lent else None
 
+    def forget(self) -> None:
+        """The connection is over, and nothing runs that was part of it."""
+        vars(self).clear()
+
     async def handle(self, event: Event) -> None:
         await super().handle(event)
         # A handshake that is refused at once (a bad one, or bytes before the answer to it) leaves a stream

@@ -200,6 +200,10 @@ class WebSocket(WSStream):
         if message is None:
             self._hang_up()
         await super().app_send(message)
+        if message is None:
+            # These hold on to each other; see `Connection._forget`.
+            self.app = self.app_put = self._listener = None  # type: ignore[assignment]
+            self.scope["extensions"] = {}
 
     async def _accept(self, message: WebsocketAcceptEvent) -> None:
         self.handshake.extensions = None

@@ -348,6 +348,9 @@ class Session:
     def _told(self, batch: list[Item], outcome: Appended | ComeBackLater) -> None:
         """What became of the append under way."""
         self._appending = False
+        if self._over:  # cancelled meanwhile: there is nobody to tell
+            self._let_go(batch)
+            return
         try:
             if isinstance(outcome, ComeBackLater):
                 self._not_stored(batch, outcome)
