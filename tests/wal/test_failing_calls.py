@@ -13,6 +13,7 @@ from typing import Any
 
 import lmdb
 import pytest
+import trio
 
 from tests.wal.factories import MIB, new_entry, open_store, read_all, settings
 from wal_ingest.errors import (
@@ -29,10 +30,11 @@ from wal_ingest.wal.directory import DirectoryLock, holder_of, make_directory, r
 from wal_ingest.wal.entry import Destination, encode
 from wal_ingest.wal.lmdb_file import LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
+from wal_ingest.wal.log import Appended
 from wal_ingest.wal.segment import Segment, SegmentHeader, read_ends
 from wal_ingest.wal.space import is_no_descriptors, is_no_space
 from wal_ingest.wal.state import STATE_NAME, State, read_dead_letters
-from wal_ingest.wal.writer import Writer, _Ticket
+from wal_ingest.wal.writer import Writer
 
 PAGE = 4096
 
@@ -498,12 +500,13 @@ async def test_a_failure_behind_the_commit_takes_no_answer_back(
         raise StorageFailed(tmp_path, "no")
 
     monkeypatch.setattr(writer, "measure", fail)
-    told, late = (_Ticket([new_entry(seq)], 10, lambda _: None) for seq in (1, 2))
-    writer._commit([told], [])
-    assert told.error is None
-    assert told.appended is not None
-    writer._commit([late], [])
-    assert isinstance(late.error, WalBroken)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        assert await writer.append([new_entry(1)]) == Appended(1, 1)
+        with trio.fail_after(5):
+            await writer.failed.wait()
+        with pytest.raises(WalBroken):
+            await writer.append([new_entry(2)])
     assert [seq for seq, _ in read_all(store)] == [1]
     store.close()
 

@@ -21,8 +21,9 @@ from wal_ingest.wal.writer import Writer
 # How often age, free disk and cursors are looked at.
 CARETAKER_S = 1.0
 
-# How often the positions of streams are written down: so many seconds of the log a start reads after a kill -9.
-SAVE_POSITIONS_S = 10.0
+# How often the positions of streams are written down: so many seconds of the log a start reads after a kill -9. Seldom
+# enough to cost little, often enough that there are never so many of them that appends feel it.
+SAVE_POSITIONS_S = 2.0
 
 _log = structlog.get_logger("wal_ingest.service")
 

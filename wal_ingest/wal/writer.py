@@ -147,6 +147,8 @@ class Writer:
         self._appended = trio.lowlevel.ParkingLot()
         self._stopping = False
         self._full: str | None = None
+        # By the last commit, whatever the file system says of its room.
+        self._disk_was_full = False
         self.failed = trio.Event()
         self.failure: StorageFailed | WalDamaged | None = None
         self.measure()
@@ -327,6 +329,20 @@ class Writer:
             self._commit_began_s = None
             waiting: list[_Ticket | _SealRequest] = [*tickets, *seals]
             token.run_sync_soon(self._settle, waiting, sum(ticket.bytes for ticket in tickets))
+            # Behind the answers, which need not wait for it; the next commit does.
+            if not self._measure_again():
+                token.run_sync_soon(self._settle, [], 0)
+
+    def _measure_again(self) -> bool:
+        """`measure`, unless there is no point in it; false when it failed, which is final."""
+        if self.failure is None and not self._disk_was_full:
+            try:
+                self.measure()
+            except Exception as exc:
+                _log.exception("the free disk cannot be told")
+                self.failure = StorageFailed(self._wal.directory, f"{type(exc).__name__}: {exc}")
+                return False
+        return True
 
     def _take(self) -> tuple[list[_Ticket], list[_SealRequest], bool]:
         """Waits for the first ticket and takes those that wait behind it, up to `commit_bytes_max`."""
@@ -352,6 +368,7 @@ class Writer:
     def _commit(self, tickets: Sequence[_Ticket], seals: Sequence[_SealRequest]) -> None:
         """One commit: durable, then told. After a failure nothing is written any more."""
         if self.failure is None:
+            self._disk_was_full = False
             try:
                 if tickets:
                     began_s = self._monotonic_s()
@@ -364,11 +381,10 @@ class Writer:
                     self._wal.seal()
                 elif seals:
                     self._wal.seal_if_due()
-                self.measure()
                 return
             except DiskFull as exc:
                 # Nothing was written, so this is no failure: the same senders come again, and find room or not.
-                self._full = str(exc)
+                self._full, self._disk_was_full = str(exc), True
                 for ticket in tickets:
                     ticket.error = WalFull(str(exc), retry_after_s=_FULL_RETRY_AFTER_S)
                 return
