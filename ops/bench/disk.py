@@ -2,8 +2,8 @@
 
     python -m ops.bench.disk --help
 
-Frames are due at a steady pace; all that are due are written and synced, then a page is written and synced, as LMDB does.
-No server can answer sooner than this on the same disk, so it is the floor under the latencies of the other benchmarks.
+Frames are due at a steady pace. All that are due are written and synced, then a page is written and synced, as LMDB
+does. No server can answer sooner than this on the same disk: it is the floor under the latencies of the others.
 """
 
 from __future__ import annotations
