@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -241,10 +242,9 @@ def test_a_reader_that_goes_ends_the_command_quietly(data: Path, arguments: list
     assert child.stdout.read(10)
     child.stdout.close()
     child.wait(timeout=20)
-    assert (data.parent / "err").read_bytes() in (
-        b"",
-        b"6,000 points of 6 entries, seqs 1 to 6, 36.4 KiB in -\n",
-    )
+    # How small the entries get depends on the processor's instructions.
+    said = (data.parent / "err").read_bytes()
+    assert re.fullmatch(rb"(6,000 points of 6 entries, seqs 1 to 6, \d+\.\d KiB in -\n)?", said), said
 
 
 def has_lines(out: Path, count: int) -> bool:

@@ -11,7 +11,15 @@ import trio
 import trio.testing
 
 from tests.wal.factories import MIB, Clock, new_entry, open_store, read_all, settings
-from wal_ingest.errors import AppendQueueFull, CommitTooSlow, Stopping, StorageFailed, WalBroken, WalFull
+from wal_ingest.errors import (
+    AppendQueueFull,
+    ComeBackLater,
+    CommitTooSlow,
+    Stopping,
+    StorageFailed,
+    WalBroken,
+    WalFull,
+)
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended
 from wal_ingest.wal.store import Store
@@ -348,4 +356,84 @@ async def test_a_bug_in_the_commit_is_told_to_those_who_wait(
             await writer.append([new_entry(1)])
         await writer.failed.wait()
     assert writer.failure is not None
+    store.close()
+
+
+async def test_who_submits_is_told_once_and_later_than_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    commits = HeldCommits(store, monkeypatch)
+    writer = Writer(store.wal, settings())
+    told: list[Appended | ComeBackLater] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        for number in (1, 2):
+            writer.submit([new_entry(number)], told.append)
+        await commits.began()
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == []
+        commits.let_go(2)
+        await writer.seal_if_due()
+        assert told == [Appended(1, 1), Appended(2, 2)]
+        nursery.cancel_scope.cancel()
+    assert len(told) == 2
+    store.close()
+
+
+async def test_what_is_not_taken_is_raised_and_not_told(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    writer = Writer(store.wal, settings(append_queue_bytes_max=1_000))
+    told: list[Appended | ComeBackLater] = []
+    writer.submit([new_entry(1, filler=1_000)], told.append)
+    with pytest.raises(AppendQueueFull):
+        writer.submit([new_entry(2)], told.append)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        await writer.seal_if_due()
+        nursery.cancel_scope.cancel()
+    with pytest.raises(Stopping):
+        writer.submit([new_entry(3)], told.append)
+    assert told == [Appended(1, 1)]
+    store.close()
+
+
+async def test_who_was_sent_away_by_a_slow_disk_is_told_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    commits = HeldCommits(store, monkeypatch)
+    writer = Writer(store.wal, settings(commit_wait_s_max=0.2), monotonic_s=lambda: 0.0)
+    told: list[Appended | ComeBackLater] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        for number in range(3):
+            writer.submit([new_entry(number)], told.append)
+        with trio.fail_after(5):
+            while len(told) < 3:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        assert {type(each) for each in told} == {CommitTooSlow}
+        commits.let_go(2)
+        await writer.seal_if_due()
+        assert len(told) == 3
+        assert nobody_waits(writer)
+        nursery.cancel_scope.cancel()
+    assert [seq for seq, _ in read_all(store)] == [1, 2, 3]
+    store.close()
+
+
+def nobody_waits(writer: Writer) -> bool:
+    """Whether no entries are kept for anybody."""
+    return not writer._waiting
+
+
+async def test_entries_of_a_commit_that_returned_are_let_go_of(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    writer = Writer(store.wal, settings())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        for number in range(20):
+            await writer.append([new_entry(number)])
+            assert nobody_waits(writer)
+        nursery.cancel_scope.cancel()
     store.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 
 import pytest
 import trio
 
-from tests.http.rig import LINE, Peer, until, within
+from tests.http.rig import LINE, Peer, post, until, within
 from tests.http.stream.rig import (
     BINARY,
     CLOSE,
@@ -271,3 +273,55 @@ async def test_a_close_of_ours_that_the_peer_does_not_answer_ends_all_the_same()
             with pytest.raises(Closed, match="1012"):
                 await client.next()
         await until(lambda: whole.is_empty)
+
+
+async def test_acks_that_a_peer_has_no_room_for_come_in_their_order_when_it_reads() -> None:
+    settings = ServerSettings(stop_s_max=2.0, stream_window_frames_max=1_000)
+    async with node(settings) as whole:
+        peer = await deaf(whole, "/stream")
+        client = Client(peer, (await peer.answer(head_only=True)).headers)
+        assert (await client.next())["type"] == "welcome"
+        frames = 3_000
+        told: list[int] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.raw, b"".join(message_of_its_own(number) for number in range(frames)))
+            await until(lambda: any(session._unsaid for session in whole.streams._open))
+            while len(told) < frames:
+                told.append((await client.next())["number"])
+        assert told == list(range(1, frames + 1))
+        assert whole.wal.lines == LINE
+
+
+def message_of_its_own(index: int) -> bytes:
+    """A frame that gets an answer of its own: the first is stored, the others are refused."""
+    body = LINE if index == 0 else b"x\n"
+    return ws(BINARY, message(index + 1, body), mask=NO_MASK)
+
+
+async def test_a_connection_that_has_ended_leaves_nothing_for_the_collector() -> None:
+    async with node() as whole:
+        gc.collect()
+        gc.disable()
+        try:
+            left: list[weakref.ref[object]] = []
+            for end in ("close", "hang up", "replaced", "broken", "http"):
+                client = await whole.stream("client_id=a")
+                await client.send(1)
+                await client.next()
+                left += [weakref.ref(session) for session in whole.streams._open]
+                left += [weakref.ref(session._speaker) for session in whole.streams._open]
+                if end == "close":
+                    await client.hang_up()
+                elif end == "broken":
+                    await client.raw(ws(BINARY, b"a", mask=None))
+                    await client.closed()
+                elif end == "replaced":
+                    await (await whole.stream("client_id=a")).hang_up()
+                await client.peer.stream.aclose()
+            peer = await whole.server.connect()
+            await peer.send(post("/metrics"))
+            assert (await peer.answer()).status == 202
+            await peer.stream.aclose()
+            await until(lambda: whole.is_empty and not any(each() for each in left))
+        finally:
+            gc.enable()

@@ -224,10 +224,12 @@ class WebSocket(WSStream):
                 break
             if part[1]:
                 pieces.append(part)
+                count += 1
             else:
                 await self._judge(part[0], pieces)
-            count += 1
-            if count % _FRAMES_IN_A_TURN == 0:
+                count += _FRAMES_IN_A_TURN
+            if count >= _FRAMES_IN_A_TURN:
+                count = 0
                 await trio.lowlevel.checkpoint()
         return pieces
 

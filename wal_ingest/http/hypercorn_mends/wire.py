@@ -41,15 +41,17 @@ class Wire:
         Cancellation: nothing is lost.
         """
         sock = self._owner.stream.socket
-        while True:
+        while sock.fileno() >= 0:
             try:
                 await trio.lowlevel.wait_readable(sock)
-                # By its number: trio's own `recv` first tries in vain, which costs as much as the read itself.
+                # By its number, for trio's own `recv` first tries in vain, which costs as much as the read itself; and
+                # by the number of now: it may have been closed meanwhile, and be another connection's.
                 return os.read(sock.fileno(), RECEIVE_BYTES_MAX)
             except BlockingIOError:
                 continue
             except (OSError, trio.ClosedResourceError):
-                return b""
+                break
+        return b""
 
     def write_now(self, data: bytes) -> bool:
         """Sends at once; false, and nothing is sent, when others are sending or the socket has no room.

@@ -1,0 +1,78 @@
+"""When garbage is collected."""
+
+from __future__ import annotations
+
+import gc
+
+import trio
+import trio.testing
+
+from wal_ingest.service.collector import Collector
+
+
+class Interpreter:
+    """Counts what is asked of it."""
+
+    def __init__(self, blocks: int = 1_000_000) -> None:
+        self.blocks = blocks
+        self.collected: list[int] = []
+
+    def collector(self) -> Collector:
+        return Collector(collect=self.collected.append, blocks=lambda: self.blocks)
+
+
+async def test_what_is_new_is_looked_through_ten_times_a_second(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    interpreter = Interpreter()
+    with trio.move_on_after(3.05):
+        await interpreter.collector().run()
+    assert interpreter.collected == [2] + [0] * 30
+
+
+async def test_everything_is_looked_through_when_memory_has_doubled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    interpreter = Interpreter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interpreter.collector().run)
+        await trio.sleep(2.05)
+        interpreter.blocks = 2_400_000
+        await trio.sleep(2)
+        assert interpreter.collected.count(2) == 1
+        interpreter.blocks += 1
+        await trio.sleep(2)
+        assert interpreter.collected.count(2) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_younger_half_is_looked_through_every_ten_minutes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    interpreter = Interpreter()
+    with trio.move_on_after(1_250):
+        await interpreter.collector().run()
+    assert interpreter.collected.count(1) == 2
+
+
+async def test_behind_it_the_interpreter_is_left_to_itself_again() -> None:
+    before = gc.get_threshold()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Collector().run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert gc.get_threshold() != before
+        nursery.cancel_scope.cancel()
+    gc.unfreeze()
+    assert gc.get_threshold() == before
+
+
+async def test_garbage_of_real_life_is_found() -> None:
+    class Knot:
+        def __init__(self) -> None:
+            self.me = self
+
+    collector = Collector()
+    Knot()
+    collector.tick()
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, Knot)]
