@@ -30,7 +30,7 @@ run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./dat
 	@exec $(BIN)/wal-ingest serve
 
 test: check ## Check style and types, and run every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(TEST_READY) ## Check style and types only
 	$(BIN)/ruff check .

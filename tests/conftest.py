@@ -12,6 +12,32 @@ from tests.rigs.needs import NEEDS, SKIP_PREFIX, in_ci, require
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
 
+# Half a minute and more each, on a slow machine.
+LONGEST_FILES = (
+    "tests/test_runbook.py",
+    "tests/proofs/test_power_cut.py",
+    "tests/test_commands_page.py",
+    "tests/cli/test_sink.py",
+    "tests/ops/test_binary.py",
+    "tests/model/test_model.py",
+    "tests/faults/test_faults.py",
+    "tests/proofs/test_kill.py",
+    "tests/cli/send/test_command.py",
+    "tests/chaos/test_chaos.py",
+    "tests/proofs/test_stream_kill.py",
+    "tests/cli/test_agent.py",
+    "tests/client/test_over_the_node.py",
+    "tests/proofs/test_replay.py",
+    "tests/proofs/test_stream_javascript.py",
+    "tests/proofs/test_points_come_back.py",
+    "tests/cli/test_wal_taking.py",
+    "tests/proofs/test_limits.py",
+    "tests/proofs/test_outage.py",
+    "tests/cli/test_replay.py",
+    "tests/test_tutorial.py",
+)
+
+
 @pytest.fixture(scope="session")
 def victoria_metrics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictoriaMetrics]:
     """A real VictoriaMetrics for the whole run: tests keep apart by names of their own."""
@@ -26,6 +52,12 @@ def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfluxDB]:
     require("influxdb")
     with InfluxDB(tmp_path_factory.mktemp("influxdb")) as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: one of them at the end would keep a single worker busy, and the others idle."""
+    order = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

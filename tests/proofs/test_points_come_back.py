@@ -24,13 +24,17 @@ def _an_hour_ago() -> int:
     return (time.time_ns() - HOUR_NS) // MS * MS
 
 
-def _send_all(service: Service, plan: Plan) -> Load:
-    """200 requests of 1,000 points from four clients, every one of them answered 2xx."""
-    with Load(service.port, plan, clients=4, requests=50) as load:
+# How many requests of 1,000 points are sent: some in every run, more in the long one.
+REQUESTS = pytest.mark.parametrize("requests", [40, pytest.param(200, marks=pytest.mark.slow)])
+
+
+def _send_all(service: Service, plan: Plan, requests: int) -> Load:
+    """Requests of 1,000 points from four clients, every one of them answered 2xx."""
+    with Load(service.port, plan, clients=4, requests=requests // 4) as load:
         load.wait(s_max=100)
     refused = [one for one in load.sent if not one.acked]
     assert not refused, f"{refused[0].status} {refused[0].reply!r} for client {refused[0].client}"
-    assert points_of(load.sent) == 200_000
+    assert points_of(load.sent) == requests * 1_000
     return load
 
 
@@ -49,18 +53,19 @@ def _wait_for_an_empty_wal(service: Service) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("victoria-metrics")
-def test_200_000_points_in_every_form_come_back_out_of_victoria_metrics_all_and_equal(
-    victoria_metrics: VictoriaMetrics, tmp_path: Path
+@REQUESTS
+def test_points_in_every_form_come_back_out_of_victoria_metrics_all_and_equal(
+    victoria_metrics: VictoriaMetrics, tmp_path: Path, requests: int
 ) -> None:
-    plan = Plan("comeback", _an_hour_ago(), points=1000, shapes=EVERY_SHAPE)
+    plan = Plan(f"comeback{requests}", _an_hour_ago(), points=1000, shapes=EVERY_SHAPE)
     settings = to_influxdb(victoria_metrics.url)
     with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
-        load = _send_all(service, plan)
+        load = _send_all(service, plan, requests)
         told = _wait_for_an_empty_wal(service)
         assert service.stop() == 0
 
     assert told["sinks"]["influxdb"]["parked"] == 0
-    assert told["last_seq"] == 200
+    assert told["last_seq"] == requests
     expected = samples_of(load.acked)
     wait_until(
         lambda: victoria_metrics.count(*plan.matches) >= expected,
@@ -69,19 +74,20 @@ def test_200_000_points_in_every_form_come_back_out_of_victoria_metrics_all_and_
     )
     account = account_victoria_metrics(victoria_metrics.values(*plan.matches), load.sent)
     account.check()
-    assert (account.acked, account.found) == (200_000, expected)
+    assert (account.acked, account.found) == (requests * 1_000, expected)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("influxdb")
-def test_200_000_points_come_back_out_of_influxdb_with_their_nanoseconds_and_types(
-    influxdb: InfluxDB, tmp_path: Path
+@REQUESTS
+def test_points_come_back_out_of_influxdb_with_their_nanoseconds_and_types(
+    influxdb: InfluxDB, tmp_path: Path, requests: int
 ) -> None:
     bucket = influxdb.fresh_database()
     plan = Plan("rich", _an_hour_ago(), points=1000, shapes=EVERY_SHAPE, rich=True)
     settings = to_influxdb(influxdb.url, bucket=bucket)
     with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
-        load = _send_all(service, plan)
+        load = _send_all(service, plan, requests)
         told = _wait_for_an_empty_wal(service)
         assert service.stop() == 0
 
@@ -92,7 +98,7 @@ def test_200_000_points_come_back_out_of_influxdb_with_their_nanoseconds_and_typ
     ]
     for account in accounts:
         account.check()
-    assert sum(account.found for account in accounts) == 200_000
+    assert sum(account.found for account in accounts) == requests * 1_000
     types = {"value": "float", "text": "string", "flag": "boolean", "whole": "integer"}
     assert influxdb.field_types(bucket, "rich") == types
     assert influxdb.field_types(bucket, "rich_json")["text"] == "string"

@@ -250,29 +250,29 @@ def _writes_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: i
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("victoria-metrics")
+def test_10_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
+    with VictoriaMetrics(tmp_path) as database:
+        _frames_are_stored_once(database, tmp_path, rounds=10)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.needs("victoria-metrics")
+def test_6_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
+    with VictoriaMetrics(tmp_path) as database:
+        _writes_are_stored_once(database, tmp_path, rounds=6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.needs("victoria-metrics")
 def test_50_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
         _frames_are_stored_once(database, tmp_path, rounds=50)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.needs("victoria-metrics")
-def test_10_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
-    with VictoriaMetrics(tmp_path) as database:
-        _writes_are_stored_once(database, tmp_path, rounds=10)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1200)
 @pytest.mark.needs("victoria-metrics")
-def test_500_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
+def test_50_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
-        _frames_are_stored_once(database, tmp_path, rounds=500)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.needs("victoria-metrics")
-def test_200_kills_and_cuts_lose_no_write_that_has_its_receipt_and_store_none_twice(tmp_path: Path) -> None:
-    with VictoriaMetrics(tmp_path) as database:
-        _writes_are_stored_once(database, tmp_path, rounds=200)
+        _writes_are_stored_once(database, tmp_path, rounds=50)
