@@ -11,7 +11,6 @@ from tests.rigs.influxdb import InfluxDB
 from tests.rigs.needs import NEEDS, SKIP_PREFIX, in_ci, require
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
-
 # Half a minute and more each, on a slow machine.
 LONGEST_FILES = (
     "tests/test_runbook.py",
