@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -338,8 +339,8 @@ def test_progress_can_be_kept_elsewhere(data_dir: Path, database: FakeInfluxDB, 
 def test_on_a_terminal_a_bar_shows_the_figures_and_the_trouble(
     data_dir: Path, database: FakeInfluxDB
 ) -> None:
-    answers = iter([Answer(503, b"starting up")])
-    database.answer = lambda _request: next(answers, Answer())
+    seen = threading.Event()
+    database.answer = lambda _request: Answer() if seen.is_set() else Answer(503, b"starting up")
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         settings = {"influxdb.url": database.url, "influxdb.bucket": "b", "influxdb.in_flight_max": 1}
@@ -356,6 +357,8 @@ def test_on_a_terminal_a_bar_shows_the_figures_and_the_trouble(
         with contextlib.suppress(OSError):  # the other end of a terminal is gone when the process is
             while data := terminal.read(4096):
                 shown += data
+                if b"starting up" in shown:
+                    seen.set()
         assert process.wait(timeout=10) == 0, shown.decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "━" in text

@@ -122,26 +122,24 @@ async def test_reading_waits_for_what_comes(owner: Owner) -> None:
 
 
 async def test_a_socket_that_was_closed_while_its_reader_was_woken_is_not_read_by_its_number(
-    owner: Owner,
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire, sock = Wire(owner), owner.stream.socket
-    got: list[bytes] = []
+    sock = owner.stream.socket
+    number, wait_readable = sock.fileno(), trio.lowlevel.wait_readable
+    others: list[socket.socket] = []
 
-    async def read() -> None:
-        got.append(await wire.read())
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
-        await trio.testing.wait_all_tasks_blocked()
-        number = sock.fileno()
-        # Readable: the reader is woken, but runs behind this task, which closes the socket and takes its number.
-        owner.far.send(b"mine")
-        await trio.lowlevel.wait_writable(owner.far)
+    async def wait_and_lose(waited_for: object) -> None:
+        await wait_readable(sock)
+        # What other tasks may do between the reader's waking and its turn.
         sock.close()
-        other, peer = socket.socketpair()
-        assert other.fileno() == number
-        peer.send(b"another's")
-    assert got == [b""]
-    assert other.recv(100) == b"another's"
-    other.close()
-    peer.close()
+        others.extend(socket.socketpair())
+        others[1].send(b"another's")
+
+    monkeypatch.setattr(trio.lowlevel, "wait_readable", wait_and_lose)
+    owner.far.send(b"mine")
+    got = await Wire(owner).read()
+    assert others[0].fileno() == number
+    found = others[0].recv(100)
+    for other in others:
+        other.close()
+    assert (got, found) == (b"", b"another's")

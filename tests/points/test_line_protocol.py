@@ -336,10 +336,11 @@ def test_a_body_of_32_mib_takes_the_fast_path(acceptor: LineProtocol) -> None:
 
 
 def seconds_to_refuse_or_take(accept: Accept, body: bytes) -> float:
-    start = time.perf_counter()
+    """Of this thread's own time: what else the machine does at that moment is not counted."""
+    start = time.thread_time()
     with contextlib.suppress(PointError):
         accept(body)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def _an_hour_ago() -> int:
     return (time.time_ns() - HOUR_NS) // MS * MS
 
 
-# How many requests of 1,000 points are sent: some in every run, more in the long one.
-REQUESTS = pytest.mark.parametrize("requests", [40, pytest.param(200, marks=pytest.mark.slow)])
+# How many requests of 1,000 points are sent: every shape by every client in each run, more in the long one.
+REQUESTS = pytest.mark.parametrize("requests", [96, pytest.param(200, marks=pytest.mark.slow)])
 
 
 def _send_all(service: Service, plan: Plan, requests: int) -> Load:

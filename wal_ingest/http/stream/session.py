@@ -359,6 +359,7 @@ class Session:
                 self._answer(batch, outcome.first_seq)
                 self._pump()
         except Exception as exc:  # told in the application's task; here it would be the end of the whole node
+            self._let_go(batch)
             self._bug = exc
         if self._reader_done or self._end is not None or self._bug is not None:
             if self._drop and not self._appending:
