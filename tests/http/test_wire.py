@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import AsyncIterator
 
@@ -87,6 +88,18 @@ async def test_a_socket_that_is_gone_takes_all_there_is(owner: Owner) -> None:
     assert Wire(owner).write_now(b"hello")
     owner.stream.socket.close()
     assert Wire(owner).write_now(b"hello")
+
+
+async def test_what_the_kernel_has_no_memory_for_is_sent_behind(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOBUFS, "no buffer space")
+
+    wire = Wire(owner)
+    monkeypatch.setattr("wal_ingest.http.hypercorn_mends.wire.os.write", no_memory)
+    assert wire.write_now(b"hello")
+    assert (wire.unsent, owner.asked) == (b"hello", 1)
 
 
 @pytest.mark.parametrize("how", ["closed by the peer", "reset", "closed here"])

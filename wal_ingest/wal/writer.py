@@ -326,12 +326,12 @@ class Writer:
             tickets, seals, last = self._take()
             self._commit_began_s = self._monotonic_s()
             self._commit(tickets, seals)
-            self._commit_began_s = None
             waiting: list[_Ticket | _SealRequest] = [*tickets, *seals]
             token.run_sync_soon(self._settle, waiting, sum(ticket.bytes for ticket in tickets))
             # Behind the answers, which need not wait for it; the next commit does.
             if not self._measure_again():
                 token.run_sync_soon(self._settle, [], 0)
+            self._commit_began_s = None
 
     def _measure_again(self) -> bool:
         """`measure`, unless there is no point in it; false when it failed, which is final."""

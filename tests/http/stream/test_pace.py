@@ -88,6 +88,15 @@ def test_a_flood_that_has_ended_is_calm_within_a_second() -> None:
     assert streams.frame(flood) == 0
 
 
+def test_a_frame_that_waited_long_for_a_thread_is_no_reason_to_rest_as_long() -> None:
+    streams = Streams()
+    flood, calm = streams.flood(), streams.open()
+    began_s = streams.now_s
+    streams.now_s += 5
+    streams.frame(calm)
+    assert flood.spend(began_s) <= 0.2
+
+
 async def test_one_that_rests_has_one_frame_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Share, "spend", lambda _self, _began_s: 0.001)
     async with node() as whole:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.http.rig import LINE, NOW_NS, until
+from tests.http.rig import LINE, NOW_NS, Receipt, inline, until
 from tests.http.stream.rig import BINARY, CONTINUATION, NO_MASK, TEXT, Client, flood, message, node, ws
-from wal_ingest.errors import AppendQueueFull
+from wal_ingest.errors import AppendQueueFull, ComeBackLater
+from wal_ingest.http.appending import Appended, Appender
+from wal_ingest.http.body import BodyBudget
+from wal_ingest.http.checking import Checker
+from wal_ingest.http.observer import Nobody
+from wal_ingest.http.refusals import RefusalLog
+from wal_ingest.http.stream.intake import Asked, Door
+from wal_ingest.http.stream.pace import Pace
+from wal_ingest.http.stream.session import Session
 from wal_ingest.settings import KIB, MIB, ServerSettings
-from wal_ingest.wal.entry import Destination, Mark
+from wal_ingest.wal.entry import Destination, Mark, NewEntry
 
 BAD = b"cpu usage\n"
 
@@ -416,3 +425,128 @@ async def test_plain_mode_answers_each_message_in_its_order_under_numbers_of_our
         assert [each.get("seq") for each in told] == [1, None, 2, None, 4]
         assert [each.get("points") for each in told] == [1, None, 2, None, 1_001]
         assert all(entry.mark is None for entries in whole.wal.appends for entry in entries)
+
+
+# -- the session by itself, where what a server does in one turn is done step by step -----------------------
+
+
+class Peer:
+    """A WebSocket that hears all that is said, and an appender that is told by hand."""
+
+    def __init__(self, settings: ServerSettings | None = None) -> None:
+        settings = settings if settings is not None else ServerSettings()
+        self.said: list[str] = []
+        self.submitted: list[list[NewEntry]] = []
+        self.told: list[Callable[[Appended | ComeBackLater], None]] = []
+        self.fails: Exception | None = None
+        self.closed = trio.Event()
+        self.budget = BodyBudget(settings.bodies_bytes_max)
+        door = Door(
+            cast("Appender", self),
+            Checker(settings, inline),
+            self.budget,
+            settings,
+            Nobody(),
+            RefusalLog(monotonic_s=lambda: 0.0),
+            lambda: NOW_NS,
+            lambda: 0.0,
+            lambda _client_id: None,
+            Pace(lambda: 0.0),
+        )
+        self.session = Session(door, Asked("a", False, None, Destination(), "test"), self, self.send)
+
+    def listen(self, listener: Session) -> None:
+        pass
+
+    def say(self, text: str) -> bool:
+        self.said.append(text)
+        return True
+
+    async def send(self, message: dict[str, object]) -> None:
+        if message["type"] == "websocket.close":
+            self.closed.set()
+        await trio.lowlevel.checkpoint()
+
+    def submit(self, entries: Sequence[NewEntry], told: Callable[[Appended | ComeBackLater], None]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.submitted.append(list(entries))
+        self.told.append(told)
+
+
+async def test_a_frame_that_comes_behind_the_end_is_not_submitted() -> None:
+    peer = Peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.session.run)
+        await wait_all_tasks_blocked()
+        peer.session.end(1012, "a stop")
+        await peer.closed.wait()
+        await peer.session.take([(message(1), True)])
+    assert peer.session.settled.is_set()
+    assert peer.submitted == []
+    assert peer.budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("ends", ["ended", "replaced"])
+async def test_a_reader_that_cannot_be_cancelled_just_then_submits_nothing_behind_the_end(ends: str) -> None:
+    peer, go = Peer(), trio.Event()
+
+    async def more() -> list[tuple[bytes, bool]]:
+        with trio.CancelScope(shield=True):
+            await go.wait()
+        return [(message(1), True)]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.session.run)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(peer.session.read, more)
+        await wait_all_tasks_blocked()
+        if ends == "ended":
+            peer.session.ended()
+        else:
+            peer.session.end(4001, "another came", drop=True)
+        go.set()
+    assert peer.submitted == []
+    assert peer.budget.held_bytes == 0
+
+
+async def test_a_stream_is_not_settled_while_an_append_is_under_way_whatever_broke() -> None:
+    peer = Peer()
+
+    async def more() -> list[tuple[bytes, bool]]:
+        raise OSError("a bug")
+
+    async def run() -> None:
+        with pytest.raises(OSError, match="a bug"):
+            await peer.session.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        await peer.session.take([(message(1), True)])
+        await peer.session.read(more)
+        await wait_all_tasks_blocked()
+        assert not peer.session.settled.is_set()
+        peer.told[0](Receipt(1, 1))
+    assert peer.session.settled.is_set()
+    assert peer.said == ['{"type":"ack","number":1,"points":1,"seq":1}']
+
+
+async def test_what_a_failure_of_ours_held_is_given_back() -> None:
+    peer = Peer()
+
+    def fail(text: str) -> bool:
+        raise OSError(f"a bug: {text}")
+
+    async def run() -> None:
+        with pytest.raises(OSError, match="a bug"):
+            await peer.session.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        await peer.session.take([(message(1), True), (message(2), True)])
+        peer.say = fail  # type: ignore[method-assign]
+        peer.told[0](Receipt(1, 1))
+    assert peer.budget.held_bytes == 0
+    assert len(peer.submitted) == 1

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.http.rig import LINE, Peer, post, until, within
 from tests.http.stream.rig import (
@@ -28,6 +29,7 @@ from tests.http.stream.rig import (
     ws,
 )
 from tests.http.stream.test_session import ack
+from wal_ingest.http.hypercorn_mends.websocket import WebSocket
 from wal_ingest.settings import ServerSettings
 
 
@@ -325,3 +327,43 @@ async def test_a_connection_that_has_ended_leaves_nothing_for_the_collector() ->
             await until(lambda: whole.is_empty and not any(each() for each in left))
         finally:
             gc.enable()
+
+
+async def test_a_peer_that_says_no_more_is_told_what_it_waits_for_and_no_failure() -> None:
+    async with node() as whole:
+        client = await whole.stream()
+        gate = whole.wal.shut()
+        await client.send(1, 2)
+        await whole.wal.waiting.wait()
+        await client.peer.stream.send_eof()
+        await wait_all_tasks_blocked(0.02)
+        gate.set()
+        assert (await client.acked(2))[-1]["number"] == 2
+        assert await client.peer.end() == b""
+
+
+async def test_one_that_cannot_be_asked_does_not_end_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: WebSocket, _now_s: float, _every_s: float) -> None:
+        looked.set()
+        raise AttributeError("gone")
+
+    looked = trio.Event()
+    monkeypatch.setattr(WebSocket, "look", fail)
+    async with node(ServerSettings(stream_ping_s=0.05, stop_s_max=2.0)) as whole:
+        await whole.stream()
+        await looked.wait()
+        await whole.answers_others()
+
+
+async def test_one_that_waited_to_send_behind_the_close_changes_nothing_about_it() -> None:
+    async with node() as whole:
+        client = await whole.stream()
+        (session,) = whole.streams._open
+        wire = session._speaker._wire  # type: ignore[attr-defined]
+        # As if the socket had taken all but the last byte, in the very turn in which the stream is ended.
+        wire.unsent = b"\x81\x02{}"
+        wire._owner.send_unsent()
+        session.end(1012, "a stop")
+        assert await client.ws_frame() == (TEXT, b"{}")
+        assert (await client.closed()).code == 1012
+        await until(lambda: whole.is_empty)

@@ -127,7 +127,9 @@ class Connection(TCPServer):
                         self.send_lock.acquire_nowait()
                     try:
                         data, self._wire.unsent = self._wire.unsent + event.data, b""
-                        await self.stream.send_all(data)
+                        # One that waited for the lock behind the end has nothing to say any more.
+                        if data and not self._closing:
+                            await self.stream.send_all(data)
                     finally:
                         self.send_lock.release()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import structlog
 import trio
 
 # A peer that is silent is asked, and one that does not answer is dropped, a quarter of the time later at the most.
@@ -11,6 +12,9 @@ _LOOKS = 4
 
 # So many are looked at before the other tasks have their turn.
 _LOOKED_AT_IN_A_TURN = 500
+
+
+_log = structlog.get_logger("wal_ingest.http")
 
 
 class Pinged(Protocol):
@@ -39,6 +43,9 @@ class Pings:
         while True:
             await trio.sleep(self._every_s / _LOOKS)
             for count, websocket in enumerate(list(self._open), 1):
-                websocket.look(trio.current_time(), self._every_s)
+                try:
+                    websocket.look(trio.current_time(), self._every_s)
+                except Exception:  # one of them must not end the server
+                    _log.exception("a peer could not be asked")
                 if count % _LOOKED_AT_IN_A_TURN == 0:
                     await trio.lowlevel.checkpoint()

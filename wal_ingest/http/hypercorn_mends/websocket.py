@@ -81,6 +81,7 @@ class WebSocket(WSStream):
         self._heard_s = 0.0
         self._asked_s = 0.0
         self._handing_on = False
+        self._peer_ended = False
         self._skimmer = Skimmer()
         # The close that came behind what was read last.
         self._close: CloseConnection | None = None
@@ -172,6 +173,7 @@ class WebSocket(WSStream):
             data = await self._wire.read()
             self._handing_on = True
             if not data:
+                self._peer_ended = True
                 return None
             pieces = await self._pieces(data)
             if pieces:
@@ -199,6 +201,8 @@ class WebSocket(WSStream):
         """What the application says; None when it has ended."""
         if message is None:
             self._hang_up()
+            # A peer that said no more than FIN was told what it may have waited for; now there is nobody to close with.
+            self.closed = self.closed or self._peer_ended
         await super().app_send(message)
         if message is None:
             # These hold on to each other; see `Connection._forget`.
@@ -262,7 +266,7 @@ class WebSocket(WSStream):
 
     def look(self, now_s: float, every_s: float) -> None:
         """See `Pinged`. One whose frames we do not read at this time is not silent."""
-        if self._handing_on or self.closed:
+        if self._handing_on or self.closed or self._hung_up.is_set():
             return
         if self._heard_s < self._asked_s:
             if now_s - self._asked_s >= every_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, Protocol
 
@@ -64,8 +65,10 @@ class Wire:
             count = os.write(self._owner.stream.socket.fileno(), data)
         except BlockingIOError:
             return False
-        except OSError:
-            return True
+        except OSError as exc:
+            if isinstance(exc, ConnectionError) or exc.errno == errno.EBADF:
+                return True
+            count = 0  # the kernel has no memory for it, say: then it waits, or the connection ends
         if count < len(data):
             self.unsent = data[count:]
             self._owner.send_unsent()

@@ -65,5 +65,5 @@ class Share:
         if self._debt_s <= _CALM_BURST_S:
             self._pace.calm(self, now_s)
         elif self._pace.has_calm_others(self, now_s):
-            return cost_s * _REST
+            return min(cost_s, _DEBT_S_MAX) * _REST
         return 0.0

@@ -157,10 +157,12 @@ class Session:
             item.hold.release()
 
     def _is_done(self) -> bool:
+        if self._is_reading or self._appending:
+            return False
         if self._bug is not None:
             return True
-        is_read = self._reader_done or (self._end is not None and not self._is_reading)
-        return is_read and not self._appending and not self._unsaid and (self._drop or not self._line)
+        is_read = self._reader_done or self._end is not None
+        return is_read and not self._unsaid and (self._drop or not self._line)
 
     def end(self, code: int, reason: str, *, drop: bool = False) -> None:
         """Ends the stream: what stands in line is still stored and answered, or with `drop` let go of."""
@@ -230,7 +232,7 @@ class Session:
     def _guarded(self) -> Iterator[None]:
         """Around all that is read: it ends with the stream, and what it raises ends the stream."""
         self._reading = trio.CancelScope()
-        if self._end is not None or self._over or self._gone:
+        if self._end is not None or self._gone or self._is_shut:
             self._reading.cancel()
         self._is_reading = True
         try:
@@ -275,6 +277,8 @@ class Session:
         return None
 
     async def _take_pieces(self, pieces: Pieces) -> None:
+        # A stream that is over takes nothing more, also of what was read already.
+        await trio.lowlevel.checkpoint_if_cancelled()
         for data, is_last in pieces:
             if self._turn_bytes > _TURN_BYTES:
                 self._turn_bytes = 0
@@ -316,6 +320,7 @@ class Session:
         while self._open_frames >= frames_max or self._open_bytes >= settings.stream_window_bytes_max:
             self._room = trio.Event()
             await self._room.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
         if rest_s:
             await trio.sleep(rest_s)
 
@@ -323,27 +328,36 @@ class Session:
 
     def _pump(self) -> None:
         """Submits what stands in line, unless an append or an answer of this stream is under way."""
-        while self._line and not (self._appending or self._unsaid or self._queue_is_full or self._drop):
+        while self._line and not (self._appending or self._unsaid or self._queue_is_full or self._is_shut):
             batch = self._batch()
-            entries = [entry for item in batch for entry in item.entries]
-            if not entries:
-                self._answer(batch, 0)
-                continue
             try:
-                self._door.appender.submit(entries, partial(self._told, batch))
-            except AppendQueueFull:
-                # Nothing was stored, and it passes.
-                self._line.extendleft(reversed(batch))
-                self._queue_is_full = True
-                self._wake.set()
-            except ComeBackLater as exc:
-                self._not_stored(batch, exc)
+                self._submit(batch)
             except BaseException:
                 self._let_go(batch)
                 raise
-            else:
-                self._append_began_s = self._door.monotonic_s()
-                self._appending = True
+
+    @property
+    def _is_shut(self) -> bool:
+        """Whether nothing more of this stream may reach the WAL."""
+        return self._drop or self._over or self._bug is not None
+
+    def _submit(self, batch: list[Item]) -> None:
+        entries = [entry for item in batch for entry in item.entries]
+        if not entries:
+            self._answer(batch, 0)
+            return
+        try:
+            self._door.appender.submit(entries, partial(self._told, batch))
+        except AppendQueueFull:
+            # Nothing was stored, and it passes.
+            self._line.extendleft(reversed(batch))
+            self._queue_is_full = True
+            self._wake.set()
+        except ComeBackLater as exc:
+            self._not_stored(batch, exc)
+        else:
+            self._append_began_s = self._door.monotonic_s()
+            self._appending = True
 
     def _told(self, batch: list[Item], outcome: Appended | ComeBackLater) -> None:
         """What became of the append under way."""
@@ -361,6 +375,7 @@ class Session:
         except Exception as exc:  # told in the application's task; here it would be the end of the whole node
             self._let_go(batch)
             self._bug = exc
+            self._reading.cancel()
         if self._reader_done or self._end is not None or self._bug is not None:
             if self._drop and not self._appending:
                 # Whoever waits for this stream to let go need not wait for its answers to be read.
@@ -368,8 +383,8 @@ class Session:
             self._wake.set()
 
     def _not_stored(self, batch: list[Item], exc: ComeBackLater) -> None:
-        self._come_back(exc)
         self._let_go(batch)
+        self._come_back(exc)
         first = next(item.number for item in batch if item.entries)
         self._say(protocol.error(first, answers.problem_of(exc)))
 
