@@ -20,6 +20,9 @@ TEST_READY := $(VENV)/.ready-to-test
 BINARY_READY := $(VENV)/.ready-for-binary
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# The tests start hundreds of processes; each would compile all of its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help run test check proof coverage bench chaos mutations binary screenshots clean
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wal_ingest.control import ask
 from wal_ingest.errors import ConfigError, OperatorNeeded
 from wal_ingest.settings import Settings
 from wal_ingest.wal.cursor import Cursor
@@ -53,6 +52,9 @@ def operate(settings: Settings, command: str, **arguments: Any) -> Any:
     data_dir = Path(settings.server.data_dir)
     cursor_of(read_node_state(settings), arguments["sink"])
     if is_running(settings):
+        # Here, because it brings Trio with it, which takes as long to import as all else that a command needs.
+        from wal_ingest.control import ask
+
         return ask(data_dir, command, **arguments)
     must_not_be_root(data_dir)
     store = Store(data_dir, settings.wal, now_ns=time.time_ns)
