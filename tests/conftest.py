@@ -17,7 +17,6 @@ LONGEST_FILES = (
     "tests/proofs/test_power_cut.py",
     "tests/test_commands_page.py",
     "tests/cli/test_sink.py",
-    "tests/ops/test_binary.py",
     "tests/model/test_model.py",
     "tests/faults/test_faults.py",
     "tests/proofs/test_kill.py",

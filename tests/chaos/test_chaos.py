@@ -29,6 +29,7 @@ def test_a_few_faults_under_load_lose_nothing_and_leave_a_report(tmp_path: Path)
     assert (tmp_path / "report.txt").read_text() == report.text()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("victoria-metrics", "loop")
 def test_a_build_that_reuses_seqs_is_caught(tmp_path: Path) -> None:
     verdict = judge("reused_seq", tmp_path, control=False)

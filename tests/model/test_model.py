@@ -114,7 +114,21 @@ MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
 }
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
+# Those that the machine takes longest to find.
+_LONG = (
+    "damage is passed over",
+    "frames in a damaged segment are claimed",
+    "truncation does not look at the cursors",
+)
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, id=name, marks=[pytest.mark.slow] if name in _LONG else [])
+        for name, mutation in MUTATIONS.items()
+    ],
+)
 def test_a_store_that_breaks_the_promise_is_found_out(
     mutation: tuple[type, str, Callable[..., Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.rigs.service import Service
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
 
-pytestmark = [pytest.mark.needs("package-index"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.needs("package-index"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
