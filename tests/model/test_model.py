@@ -29,7 +29,7 @@ from wal_ingest.wal.streams import Positions
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 _FEW = settings(
-    max_examples=120,
+    max_examples=80,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -14,7 +14,7 @@ PAGE = (OPS / "README.md").read_text()
 def test_every_folder_of_ops_is_in_the_readme_and_every_link_leads_somewhere() -> None:
     linked = re.findall(r"\]\(([^)#]+)\)", PAGE)
     assert all(target.startswith("https://") or (OPS / target).exists() for target in linked)
-    folders = {f"{path.name}/" for path in OPS.iterdir() if path.is_dir() and any(path.glob("[!_.]*"))}
+    folders = {f"{path.name}/" for path in OPS.glob("[!_.]*") if path.is_dir() and any(path.glob("[!_.]*"))}
     assert folders <= set(linked)
 
 

@@ -66,9 +66,9 @@ def _kills_lose_nothing(database: VictoriaMetrics, tmp_path: Path, rounds: int) 
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("victoria-metrics")
-def test_10_kills_under_load_lose_no_point_that_was_answered_2xx(tmp_path: Path) -> None:
+def test_6_kills_under_load_lose_no_point_that_was_answered_2xx(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
-        _kills_lose_nothing(database, tmp_path, rounds=10)
+        _kills_lose_nothing(database, tmp_path, rounds=6)
 
 
 @pytest.mark.slow

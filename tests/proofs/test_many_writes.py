@@ -30,6 +30,7 @@ def threads_take_turns_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("victoria-metrics")
 @pytest.mark.usefixtures("threads_take_turns_often")
 async def test_thousands_of_writes_at_once_over_shared_connections_are_all_confirmed(

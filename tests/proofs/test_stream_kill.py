@@ -250,9 +250,9 @@ def _writes_are_stored_once(database: VictoriaMetrics, tmp_path: Path, rounds: i
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("victoria-metrics")
-def test_10_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
+def test_7_kills_and_cuts_lose_no_acknowledged_frame_and_store_none_twice(tmp_path: Path) -> None:
     with VictoriaMetrics(tmp_path) as database:
-        _frames_are_stored_once(database, tmp_path, rounds=10)
+        _frames_are_stored_once(database, tmp_path, rounds=7)
 
 
 @pytest.mark.timeout(300)
