@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -51,7 +52,9 @@ def send(port: int, data: bytes) -> bool:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             return connection.recv(1) == b""
-        except (ConnectionResetError, BrokenPipeError):
+        except OSError as exc:
+            # The last one is what a hanging up meets whose connection was cut just before.
+            assert exc.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN), exc
             return False
 
 
