@@ -5,7 +5,8 @@ Invariants:
 * An append returns only after the commit that holds its entries has returned: an acknowledgement is a value.
 * No timer gathers appends. While one sync is under way the next ones queue, and all of them share the next
   commit, up to `commit_bytes_max`: the sync in progress is the gathering window. A lone append waits for nothing.
-* No append waits for ever: after `commit_wait_s_max` its sender is told to come back, and what became of it is unknown.
+* No append waits for ever: after `commit_wait_s_max`, or an eighth later at the most, its sender is told to come back,
+  and what became of it is unknown.
 * A failed commit is final. Everyone who waits gets `WalBroken`, so does everyone who comes after; `failed` is set,
   and the service ends the process. Nothing is tried again, least of all a sync.
 

@@ -53,13 +53,15 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.shields import Shields
-from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, WebSocket
+from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
 
 __all__ = [
     "EXTENSION",
     "LINGER_S_MAX",
     "AsgiApp",
     "Connection",
+    "More",
+    "Pieces",
     "ServerConfig",
     "Shields",
     "check_seam",

@@ -51,6 +51,9 @@ _MEDIUM_BYTES_MAX = (1 << 16) - 1
 Pieces = list[tuple[bytes, bool]]
 """What one read brought: bytes (also of a text message), and whether a message ends with them."""
 
+More = Callable[[], Awaitable[Pieces | None]]
+"""Waits for what the next read brings; None at the end of the connection."""
+
 
 class Listener(Protocol):
     """Who is given what is read.
@@ -62,7 +65,7 @@ class Listener(Protocol):
         """What the first read brought."""
         ...
 
-    async def read(self, more: Callable[[], Awaitable[Pieces | None]]) -> None:
+    async def read(self, more: More) -> None:
         """Reads until `more` gives None, which is the end of the connection, or for as long as it likes."""
         ...
 

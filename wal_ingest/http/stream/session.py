@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -46,6 +46,7 @@ from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
 from wal_ingest.http.body import Hold
+from wal_ingest.http.hypercorn_mends import More, Pieces
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
 from wal_ingest.http.stream.pace import Share
@@ -61,9 +62,6 @@ _PIECE_BYTES = 128
 
 # The append queue empties within milliseconds, so a stream waits rather than sending its client away.
 _QUEUE_FULL_WAIT_S = 0.02
-
-Pieces = list[tuple[bytes, bool]]
-More = Callable[[], Awaitable[Pieces | None]]
 
 
 class Speaker(Protocol):
