@@ -42,6 +42,7 @@ IMPORTERS = {
     "httpx": {"client/"},
     "psutil": {"agent/"},
     "wsproto": {"http/hypercorn_mends/"},
+    "websockets": {"http/hypercorn_mends/frames.py"},
 }
 
 

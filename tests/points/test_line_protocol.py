@@ -13,7 +13,7 @@ from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES
 from wal_ingest.points.grammar import Shape
 from wal_ingest.points.line_protocol import LineProtocol, accept_line_protocol
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import Lines, Precision, count_lines
 from wal_ingest.points.tag_keys import MISSES_BEFORE_FORGETTING, key_lists_of
 
 NOW = 1_763_800_000_123_456_789
@@ -368,3 +368,11 @@ def test_the_module_function_uses_the_best_engine() -> None:
 def test_a_clock_that_gives_what_no_database_takes_is_a_programming_error(accept: Accept) -> None:
     with pytest.raises(ValueError, match="now_ns"):
         accept_line_protocol(b"m f=1", precision=Precision.NS, now_ns=2**63, line_bytes_max=LINE_BYTES_MAX)
+
+
+@pytest.mark.parametrize("line_bytes", [1, 2, 31, 32, 33, 80])
+@pytest.mark.parametrize("lines", [0, 1, 2, 1000])
+def test_lines_are_counted_whether_short_or_long(line_bytes: int, lines: int) -> None:
+    text = (b"m" * (line_bytes - 1) + b"\n") * lines
+    assert count_lines(text) == lines
+    assert count_lines(text + b"m") == lines

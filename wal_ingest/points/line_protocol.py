@@ -24,7 +24,7 @@ from wal_ingest.points.exact import (
     position_of,
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import Lines, Precision, count_lines
 from wal_ingest.points.tag_keys import TagKeys, key_lists_of
 from wal_ingest.points.utf8 import first_invalid_byte
 
@@ -184,7 +184,7 @@ def _stamped(text: bytes, shape: Shape, precision: Precision, now_ns: int) -> Li
             text = _with_zeros(text, shape, zeros)
         if shape is Shape.MIXED:
             text = _UNTIMED_END.sub(rb"\g<1> %d\n" % (now_units * precision.value), text)
-    return Lines(text, text.count(b"\n"))
+    return Lines(text, count_lines(text))
 
 
 def _with_zeros(text: bytes, shape: Shape, zeros: bytes) -> bytes:

@@ -13,6 +13,7 @@ from wal_ingest.service.numbers import TROUBLED
 from wal_ingest.service.sinks import SinkRunner
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.cursor import Trouble
+from wal_ingest.wal.leftover import Leftover
 from wal_ingest.wal.retention import droppable_seq
 from wal_ingest.wal.space import is_no_descriptors
 from wal_ingest.wal.store import Store
@@ -24,6 +25,11 @@ CARETAKER_S = 1.0
 # How often the positions of streams are written down: so many seconds of the log a start reads after a kill -9. Seldom
 # enough to cost little, often enough that there are never so many of them that appends feel it.
 SAVE_POSITIONS_S = 2.0
+
+# Space of dropped segments is given back at `leftover.STEP_BYTES` in this time, 100 MiB/s: faster than a node fills it,
+# slowly enough for the syncs between. Their files stay open until then, so there are few at a time.
+GIVE_BACK_PAUSE_S = 0.02
+DROPPED_AT_ONCE_MAX = 8
 
 _log = structlog.get_logger("wal_ingest.service")
 
@@ -99,7 +105,8 @@ class Caretakers:
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
             try:
-                await trio.to_thread.run_sync(self._drop_confirmed, min(holding))
+                while await self._drop_confirmed(min(holding)):
+                    pass
             except StorageFailed as exc:
                 if not is_no_descriptors(exc.number):
                     raise
@@ -108,14 +115,30 @@ class Caretakers:
             await trio.to_thread.run_sync(wal.rest_segments, [seq for _, seq in cursors])
             await self._writer.seal_if_due()  # which also measures: a full WAL may take points again
 
-    def _drop_confirmed(self, confirmed_seq: int) -> None:
-        self._store.wal.truncate(
-            droppable_seq(
-                self._store.wal.segments(),
-                confirmed_seq,
-                now_ns=self._now_ns(),
-                keep_s=self._settings.keep_confirmed_s,
-                keep_bytes_max=self._settings.keep_confirmed_bytes_max,
-                space_is_short=self._writer.space_is_short(),
-            )
+    async def _drop_confirmed(self, confirmed_seq: int) -> bool:
+        """Drops a few segments, gives their space back gently, and says whether there may be more of them.
+
+        Cancellation: they are gone, and their space comes back at once.
+        """
+        leftovers = await trio.to_thread.run_sync(self._truncate, confirmed_seq)
+        try:
+            for leftover in leftovers:
+                while await trio.to_thread.run_sync(leftover.give_back):
+                    if not self._writer.space_is_short():
+                        await trio.sleep(GIVE_BACK_PAUSE_S)
+        finally:
+            for leftover in leftovers:
+                leftover.close()
+        return len(leftovers) == DROPPED_AT_ONCE_MAX
+
+    def _truncate(self, confirmed_seq: int) -> list[Leftover]:
+        wal = self._store.wal
+        droppable = droppable_seq(
+            wal.segments(),
+            confirmed_seq,
+            now_ns=self._now_ns(),
+            keep_s=self._settings.keep_confirmed_s,
+            keep_bytes_max=self._settings.keep_confirmed_bytes_max,
+            space_is_short=self._writer.space_is_short(),
         )
+        return wal.truncate_gently(droppable, segments_max=DROPPED_AT_ONCE_MAX)

@@ -68,6 +68,7 @@ class LmdbFile:
                 mode=0o640,
                 lib_version=_LIB_VERSION,
             )
+            self._page_bytes = self._env.stat()["psize"]
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
         except OSError as exc:
@@ -136,7 +137,7 @@ class LmdbFile:
     def used_bytes(self) -> int:
         """Bytes of the file that hold pages in use or once used: what it takes on disk."""
         try:
-            return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            return (self._env.info()["last_pgno"] + 1) * self._page_bytes
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
 

@@ -26,7 +26,7 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from wal_ingest.errors import DiskFull, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.directory import make_directory, sync_directory
 from wal_ingest.wal.entry import Entry, Mark, NewEntry, encode
+from wal_ingest.wal.leftover import Leftover
 from wal_ingest.wal.lmdb_file import Item, MapFull
 from wal_ingest.wal.recovery import (
     DAMAGED_DIR,
@@ -323,16 +324,38 @@ class Wal:
         The caller's cursors up to `confirmed_seq` are durable. A crash half-way leaves fewer segments or more,
         each whole; the next truncation goes on. Raises `StorageFailed`.
         """
+        with self._dropping(confirmed_seq) as going:
+            for segment in going:
+                segment.drop()
+                self._forget(segment)
+        return len(going)
+
+    def truncate_gently(self, confirmed_seq: int, *, segments_max: int) -> list[Leftover]:
+        """`truncate` of a few segments at the most, whose space is left to the caller to give back, or to close."""
+        leftovers: list[Leftover] = []
+        try:
+            with self._dropping(confirmed_seq, segments_max) as going:
+                for segment in going:
+                    leftovers.append(segment.drop_but_for_its_space())
+                    self._forget(segment)
+        except BaseException:
+            for leftover in leftovers:
+                leftover.close()
+            raise
+        return leftovers
+
+    @contextlib.contextmanager
+    def _dropping(self, confirmed_seq: int, segments_max: int | None = None) -> Iterator[list[Segment]]:
+        """Around the dropping of what may go: it is known before, and durable after."""
         with self._removal_mutex:
             sealed = self.segments()[:-1]
             going = list(itertools.takewhile(lambda segment: segment.last_seq <= confirmed_seq, sealed))
+            going = going[:segments_max]
             if going:
                 self.before_drop(going[-1].last_seq)
-                for segment in going:
-                    segment.drop()
-                    self._forget(segment)
+            yield going
+            if going:
                 sync_directory(self.directory)
-        return len(going)
 
     def _forget(self, segment: Segment, *, damaged: bool = False) -> None:
         with self._segments_mutex:

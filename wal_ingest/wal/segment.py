@@ -24,6 +24,7 @@ from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, Wal
 from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
 from wal_ingest.wal.gzip_codec import crc32
+from wal_ingest.wal.leftover import Leftover
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, lock_path, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.space import Reserve, give_back, is_no_descriptors, is_no_space
@@ -274,6 +275,16 @@ class Segment:
             self.close()
             remove(lock_path(self.path))
             remove(self.path)
+
+    def drop_but_for_its_space(self) -> Leftover:
+        """`drop`, but the file keeps its space, which the caller gives back. Raises `StorageFailed`."""
+        leftover = Leftover(self.path)
+        try:
+            self.drop()
+        except BaseException:
+            leftover.close()
+            raise
+        return leftover
 
     def set_aside(self, directory: Path) -> Path:
         """Moves the file, whole and unchanged, to a directory for damaged ones; the caller syncs both."""

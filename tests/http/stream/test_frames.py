@@ -11,7 +11,7 @@ from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event, Message, Ping, Pong
 
 from tests.http.stream.rig import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked, ws
-from wal_ingest.http.hypercorn_mends.frames import Skimmer
+from wal_ingest.http.hypercorn_mends.frames import Skimmer, apply_mask, masked_by_wsproto
 
 Told = list[tuple[str, object]]
 
@@ -166,3 +166,9 @@ def test_whatever_comes_and_however_it_is_cut_the_same_is_told(
 
 def test_masks_of_the_tests_are_those_of_the_protocol() -> None:
     assert masked(masked(b"hello")) == b"hello"
+
+
+@given(st.binary(max_size=100), st.binary(min_size=4, max_size=4))
+def test_both_ways_to_take_a_mask_off_agree(data: bytes, mask: bytes) -> None:
+    assert apply_mask(data, mask) == masked_by_wsproto(data, mask)
+    assert apply_mask(apply_mask(data, mask), mask) == data

@@ -13,6 +13,17 @@ from dataclasses import dataclass
 
 from wsproto.frame_protocol import XorMaskerSimple
 
+
+def masked_by_wsproto(data: bytes, mask: bytes) -> bytes:
+    """`data` with the four bytes of `mask` laid over it, again and again: 40 µs for 16 KiB."""
+    return bytes(XorMaskerSimple(mask).process(data))  # type: ignore[arg-type]  # any buffer does
+
+
+try:  # takes one
+    from websockets.speedups import apply_mask as apply_mask
+except ImportError:  # pragma: no cover - a platform without a wheel
+    apply_mask = masked_by_wsproto  # type: ignore[assignment]
+
 _FIN, _MASKED = 0x80, 0x80
 _OPCODE, _LENGTH = 0x0F, 0x7F
 _CONTINUATION, _TEXT, _BINARY = 0, 1, 2
@@ -65,7 +76,7 @@ def _payload(data: bytes, frame: _Frame) -> bytes | None:
     mask = data[frame.start - 4 : frame.start]
     payload = data[frame.start : frame.start + frame.length]
     if mask != _NO_MASK:
-        payload = bytes(XorMaskerSimple(mask).process(payload))  # type: ignore[arg-type]  # any buffer does
+        payload = apply_mask(payload, mask)
     if frame.first & _OPCODE == _TEXT and not _is_utf8(payload):
         return None
     return payload
