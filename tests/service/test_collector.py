@@ -30,14 +30,14 @@ async def test_what_is_new_is_looked_through_ten_times_a_second(
     assert interpreter.collected == [2] + [0] * 30
 
 
-async def test_everything_is_looked_through_when_memory_has_doubled(
+async def test_everything_is_looked_through_when_memory_has_more_than_doubled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     interpreter = Interpreter()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(interpreter.collector().run)
         await trio.sleep(2.05)
-        interpreter.blocks = 2_400_000
+        interpreter.blocks = 4_000_000
         await trio.sleep(2)
         assert interpreter.collected.count(2) == 1
         interpreter.blocks += 1
@@ -46,13 +46,22 @@ async def test_everything_is_looked_through_when_memory_has_doubled(
         nursery.cancel_scope.cancel()
 
 
-async def test_the_younger_half_is_looked_through_every_ten_minutes(
+async def test_what_came_since_the_last_look_is_looked_through_when_it_is_a_good_deal(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     interpreter = Interpreter()
-    with trio.move_on_after(1_250):
-        await interpreter.collector().run()
-    assert interpreter.collected.count(1) == 2
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interpreter.collector().run)
+        await trio.sleep(2.05)
+        for _ in range(3):
+            interpreter.blocks += 400_000
+            await trio.sleep(2)
+            assert 1 not in interpreter.collected
+            interpreter.blocks += 1
+            await trio.sleep(2)
+            assert interpreter.collected.count(1) == 1
+            interpreter.collected.clear()
+        nursery.cancel_scope.cancel()
 
 
 async def test_behind_it_the_interpreter_is_left_to_itself_again() -> None:

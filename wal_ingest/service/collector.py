@@ -5,9 +5,11 @@ while what lives changes all the time: the count stays low, the youngest generat
 and then one collection of it stops the node for a third of a second. Collected ten times a second it holds what a tenth
 of a second made, and takes a millisecond or two.
 
-What lives longer is looked through seldom, for with five thousand streams that takes a second. Nearly all garbage here
-is freed without the collector (a connection that ends leaves none to it); what it is for are cycles that lived longer
-than a tick. They are found when memory has doubled, and the younger half of them every ten minutes.
+What lives longer is looked through seldom, for with five thousand streams a look at everything stops the node for a
+second. Nearly all garbage here is freed without the collector (a connection that ends leaves none to it); what it is
+for are cycles that lived longer than a tick. What came since the last look is looked through when there is a good deal
+of it, and then no more: so the opening of a fleet is gone through once, in pieces. Everything is looked through only
+when there is more than twice the memory that there was, and that of a fleet besides.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ import trio
 _EVERY_S = 0.1
 # Counting what there is takes as long as collecting what is new, so it is done once a second.
 _TICKS_OF_A_COUNT = 10
-_TICKS_OF_A_MIDDLE_LOOK = 6_000
 
-# Blocks are what the interpreter allocates for small objects. So many, some 40 MiB, may come to be without a look.
-_BLOCKS_SPARE = 400_000
+# Blocks are what the interpreter allocates for small objects; a stream is some 300 of them, and 4,000 are 400 KiB.
+_BLOCKS_OF_A_LOOK = 400_000
+_BLOCKS_SPARE = 2_000_000
 _GROWTH = 2
 
 # For a burst within one tick: so many objects more than were freed. The other two generations are the clock's.
@@ -43,7 +45,7 @@ class Collector:
         self._collect = collect
         self._blocks = blocks
         self._ticks = 0
-        self._blocks_limit = 0
+        self._limit_of_new = self._limit_of_all = 0
 
     async def run(self) -> None:
         """Collects until cancelled; then the interpreter is left to itself again.
@@ -65,11 +67,20 @@ class Collector:
     def tick(self) -> None:
         """A tenth of a second has passed."""
         self._ticks += 1
-        if self._ticks % _TICKS_OF_A_COUNT == 0 and self._blocks() > self._blocks_limit:
-            self._look_at_all()
-        else:
-            self._collect(1 if self._ticks % _TICKS_OF_A_MIDDLE_LOOK == 0 else 0)
+        if self._ticks % _TICKS_OF_A_COUNT == 0:
+            blocks = self._blocks()
+            if blocks > self._limit_of_all:
+                self._look_at_all()
+                return
+            if blocks > self._limit_of_new:
+                self._look(1)
+                return
+        self._collect(0)
 
     def _look_at_all(self) -> None:
-        self._collect(2)
-        self._blocks_limit = self._blocks() * _GROWTH + _BLOCKS_SPARE
+        self._look(2)
+        self._limit_of_all = self._blocks() * _GROWTH + _BLOCKS_SPARE
+
+    def _look(self, generation: int) -> None:
+        self._collect(generation)
+        self._limit_of_new = self._blocks() + _BLOCKS_OF_A_LOOK
