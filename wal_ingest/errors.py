@@ -13,6 +13,7 @@ A sink's refusals are no exceptions but values: see `wal_ingest.flusher.outcome`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -126,8 +127,15 @@ class Stopping(ComeBackLater):
 class CommitTooSlow(ComeBackLater):
     """A commit takes longer than `wal.commit_wait_s_max`: the disk hangs, or nearly so.
 
-    The outcome is *unknown*, as with `WalBroken`, but nothing has failed yet: the commit may still return.
+    The outcome is *unknown*, as with `WalBroken`, but nothing has failed yet: the commit may still return. `is_open`
+    tells whether that is so still; an append that was refused at once was never open.
     """
+
+    def __init__(
+        self, message: str, *, retry_after_s: int = 1, is_open: Callable[[], bool] = lambda: False
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.is_open = is_open
 
 
 class WalBroken(ComeBackLater):

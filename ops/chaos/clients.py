@@ -1,7 +1,8 @@
 """Clients that go on whatever happens to the server, each a thread, and keep what became of every request.
 
 A request with times of its own is sent again until it is answered, as clients do. One without is not: each try would
-get a time of its own, so after a try without a clear answer its fate stays open, and the next one is sent.
+get a time of its own, so after a try without a clear answer its fate stays open, and the next one is sent. A frame of a
+stream is sent again whatever is in it, for it has a number, and counts as sent once: it must not be there twice.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass, field
 from random import Random
 from types import TracebackType
 
+from ops.chaos.stream_line import StreamLine
 from ops.chaos.traffic import Kind, Sent, kind_of, make_request, shape_of
-from tests.rigs.fleet import Plan
+from tests.rigs.fleet import Plan, Request
 
 _ANSWER_S_MAX = 30.0
 # After a failure: the server may be on its way up again.
@@ -34,6 +36,8 @@ class Stream:
     plan: Plan
     client: int
     idle_s: float
+    is_stream: bool = False
+    """Whether its requests are frames of a named stream, rather than requests over HTTP."""
 
 
 @dataclass(slots=True)
@@ -110,7 +114,10 @@ class Clients:
 
     def _live(self, stream: Stream, tally: _Tally) -> None:
         dice = Random(f"pace/{stream.plan.seed}/{stream.plan.run}/{stream.client}")
-        line = _Line(self._port)
+        line: _Line | StreamLine = _Line(self._port)
+        if stream.is_stream:
+            client_id = f"{stream.plan.run}-{stream.plan.seed}-{stream.client}"
+            line = StreamLine(self._port, client_id, answer_s_max=_ANSWER_S_MAX)
         try:
             number = 0
             while not self._stop.is_set():
@@ -125,20 +132,22 @@ class Clients:
         finally:
             line.drop()
 
-    def _see_through(self, stream: Stream, number: int, kind: Kind, line: _Line, tally: _Tally) -> Sent:
+    def _see_through(
+        self, stream: Stream, number: int, kind: Kind, line: _Line | StreamLine, tally: _Tally
+    ) -> Sent:
         """Sends one request as often as its kind allows and until it is answered for good."""
         request = make_request(stream.plan, stream.client, number, kind)
-        timed = shape_of(stream.plan, number).timed
+        again = stream.is_stream or shape_of(stream.plan, number).timed
         began_s, sent_ns = time.monotonic(), time.time_ns()
         tries = 0
         while True:
             tries += 1
-            status, reply = line.send(request.path, request.body, request.headers)
+            status, reply = line.send(number + 1, request)
             tally.answers[status] += 1
             if status not in _EXPECTED:
                 tally.unexpected.append(f"{status} to {request.path}: {reply[:200]!r}")
             final = status != 0 and status not in (408, 429) and status < 500
-            if final or not timed or self._stop.is_set():
+            if final or not again or self._stop.is_set():
                 break
             self._stop.wait(_AGAIN_S)
         heard_ns = time.time_ns()
@@ -154,7 +163,7 @@ class Clients:
             status,
             sent_ns + lowest_ns,
             heard_ns + highest_ns,
-            tries,
+            1 if stream.is_stream else tries,
             points=told.get("points"),
             seq=told.get("seq"),
         )
@@ -167,13 +176,13 @@ class _Line:
         self._port = port
         self._connection: http.client.HTTPConnection | None = None
 
-    def send(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    def send(self, _number: int, request: Request) -> tuple[int, bytes]:
         """The status, 0 when there was none, and the answer's body as far as it came."""
         if self._connection is None:
             self._connection = http.client.HTTPConnection("127.0.0.1", self._port(), timeout=_ANSWER_S_MAX)
         status, reply = 0, b""
         try:
-            self._connection.request("POST", path, body, headers)
+            self._connection.request("POST", request.path, request.body, request.headers)
             answer = self._connection.getresponse()
             # The status line alone is the promise: what breaks behind it does not take it back.
             status = answer.status

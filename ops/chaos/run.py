@@ -20,6 +20,7 @@ from ops.chaos.node import Node, wait_tending
 from ops.chaos.proxy import Proxy
 from ops.chaos.report import Hit, Report
 from ops.chaos.schedule import Strike, schedule
+from ops.chaos.stream_line import FORMS
 from ops.chaos.traffic import SHAPES, Kind, Sent, points_of
 from tests.rigs.fleet import MS, Plan
 from tests.rigs.needs import missing
@@ -36,6 +37,8 @@ _MIB = 1024 * 1024
 _RECOVERED_S_MAX = 20.0
 _DRAINED_S_MAX = 90.0
 _VISIBLE_S_MAX = 8.0
+# Clients that send frames over a named stream, beside those that send requests.
+_STREAMS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,12 @@ def _plans(order: Order) -> list[Plan]:
     small = Plan("chaos", base_ns, points=24, shapes=SHAPES, seed=order.seed, vary=True)
     timed = tuple(shape for shape in SHAPES if shape.timed)
     # Above 1,000 points a request becomes several entries.
-    return [small, replace(small, run="chaosbig", points=2_500, shapes=timed)]
+    framed = tuple(shape for shape in SHAPES if shape.form in FORMS)
+    return [
+        small,
+        replace(small, run="chaosbig", points=2_500, shapes=timed),
+        replace(small, run="chaosstream", shapes=framed),
+    ]
 
 
 @contextmanager
@@ -137,10 +145,11 @@ def _world(order: Order, below: Path, logs: Path, proxy: Proxy, plans: list[Plan
         stack.callback(node.end)
         wait_tending(node, 0)
         assert node.up, f"the server does not come up: {node.ends}"
-        small, big = plans
+        small, big, framed = plans
         streams = [Stream(small, number, order.idle_s) for number in range(order.clients)]
+        framing = [Stream(framed, number, order.idle_s, is_stream=True) for number in range(_STREAMS)]
         clients = Clients(
-            [*streams, Stream(big, 0, 2.0)],
+            [*streams, Stream(big, 0, 2.0), *framing],
             port=lambda: node.port,
             offsets_ns=clock.range_ns if clock else lambda _since_s: (0, 0),
         )

@@ -75,15 +75,21 @@ Told = Callable[["Appended | ComeBackLater"], None]
 class _Ticket:
     """One append that waits: its entries, and what it will be told."""
 
-    __slots__ = ("appended", "begun_s", "bytes", "entries", "error", "told")
+    __slots__ = ("appended", "begun_s", "bytes", "entries", "error", "settled", "told")
 
     def __init__(self, entries: Sequence[NewEntry], size_bytes: int, told: Told) -> None:
-        self.entries = entries
+        self.entries: Sequence[NewEntry] = entries
         self.bytes = size_bytes
         self.told: Told | None = told
         self.begun_s = trio.current_time()
         self.appended: Appended | None = None
         self.error: ComeBackLater | None = None
+        # The thread is done with it; whoever appended may have been told before.
+        self.settled = False
+
+    def is_open(self) -> bool:
+        """Whether it may still become durable."""
+        return not self.settled
 
     def tell(self, outcome: Appended | ComeBackLater) -> None:
         """Tells whoever appended, unless that was done before."""
@@ -95,6 +101,8 @@ class _Ticket:
         """Tells what the thread made of it."""
         outcome = self.error if self.error is not None else self.appended
         assert outcome is not None
+        self.settled = True
+        self.entries = ()
         self.tell(outcome)
 
 
@@ -205,10 +213,12 @@ class Writer:
             await trio.sleep(wait_s / _LOOKS_IN_A_WAIT)
             too_old_s = trio.current_time() - wait_s
             while self._waiting and self._waiting[0].begun_s <= too_old_s:
-                self._waiting.popleft().tell(
+                ticket = self._waiting.popleft()
+                ticket.tell(
                     CommitTooSlow(
                         f"not committed within {wait_s:g} s (wal.commit_wait_s_max)",
                         retry_after_s=_FULL_RETRY_AFTER_S,
+                        is_open=ticket.is_open,
                     )
                 )
 

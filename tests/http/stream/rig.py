@@ -30,7 +30,7 @@ from tests.http.rig import (
     running,
     within,
 )
-from wal_ingest.errors import ComeBackLater
+from wal_ingest.errors import ComeBackLater, CommitTooSlow
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.body import BodyBudget
 from wal_ingest.http.checking import Checker
@@ -57,6 +57,8 @@ class MarkingWal(FakeWal):
         self.tries = 0
         self.under_way = 0
         self.under_way_max = 0
+        # While the disk hangs every append is given up at once; it lands when this is set.
+        self.disk_goes_on: trio.Event | None = None
 
     async def append(self, entries: Sequence[NewEntry]) -> Receipt:
         self.tries += 1
@@ -74,6 +76,9 @@ class MarkingWal(FakeWal):
 
     def submit(self, entries: Sequence[NewEntry], told: Callable[[Appended | ComeBackLater], None]) -> None:
         """Refuses at once what it would refuse, as the real one does; else `append`, in a task of its own."""
+        if self.disk_goes_on is not None:
+            trio.lowlevel.spawn_system_task(self._give_up_and_land, self.disk_goes_on, entries, told)
+            return
         if self.error is not None and self.gate is None:
             self.tries += 1
             raise self.error
@@ -87,6 +92,18 @@ class MarkingWal(FakeWal):
             told(outcome)
 
         trio.lowlevel.spawn_system_task(append)
+
+    async def _give_up_and_land(
+        self,
+        disk_goes_on: trio.Event,
+        entries: Sequence[NewEntry],
+        told: Callable[[Appended | ComeBackLater], None],
+    ) -> None:
+        has_landed = False
+        told(CommitTooSlow("not committed within 10 s", retry_after_s=10, is_open=lambda: not has_landed))
+        await disk_goes_on.wait()
+        await self.append(entries)
+        has_landed = True
 
     def shut(self) -> trio.Event:
         """Lets every append wait from now on, until the event is set."""

@@ -407,6 +407,53 @@ async def test_a_stop_while_a_second_connection_waits_for_the_first() -> None:
         assert (await second.closed()).code == 1012
 
 
+async def test_whoever_was_sent_away_by_a_hanging_disk_is_welcomed_when_it_is_known_what_became_of_the_frame() -> (
+    None
+):
+    async with node() as whole:
+        whole.wal.disk_goes_on = disk_goes_on = trio.Event()
+        first = await whole.stream("client_id=a")
+        await first.send(1)
+        assert (await first.next())["status"] == 503
+        assert (await first.closed()).code == 1013
+        for _ in range(2):
+            early = await whole.open("client_id=a")
+            closed = await early.closed()
+            assert (closed.code, closed.reason) == (
+                1013,
+                "retry after 10 s: the disk has not finished with a frame of before",
+            )
+        assert (await whole.welcomed("client_id=b"))[1]["durable"] == 0
+        disk_goes_on.set()
+        await until(lambda: len(whole.wal.appends) == 1)
+        whole.wal.disk_goes_on = None
+        again, welcome = await whole.welcomed("client_id=a")
+        assert welcome["durable"] == 1
+        await again.send(1, 2)
+        assert [told["number"] for told in await again.acked(2)] in ([2], [1, 2])
+        assert len(whole.wal.appends) == 2
+
+
+async def test_the_frames_of_clients_that_never_come_back_are_forgotten_when_they_have_landed() -> None:
+    async with node(ServerSettings(streams_max=2, stop_s_max=2.0)) as whole:
+        whole.wal.disk_goes_on = disk_goes_on = trio.Event()
+        for number in range(5):
+            client = await whole.stream(f"client_id={number}")
+            await client.send(1)
+            assert (await client.next())["status"] == 503
+            assert (await client.closed()).code == 1013
+        disk_goes_on.set()
+        await until(lambda: len(whole.wal.appends) == 5)
+        whole.wal.disk_goes_on = trio.Event()
+        client = await whole.stream("client_id=last")
+        await client.send(1)
+        assert (await client.next())["status"] == 503
+        assert (await client.closed()).code == 1013
+        assert list(whole.streams._may_still_land) == ["last"]
+        whole.wal.disk_goes_on.set()
+        await until(lambda: len(whole.wal.appends) == 6)
+
+
 async def test_a_wal_that_stops_closes_as_a_stop_does() -> None:
     async with node() as whole:
         client = await whole.stream()

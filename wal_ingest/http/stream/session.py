@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -40,6 +40,7 @@ from wal_ingest.errors import (
     AppendQueueFull,
     BodyTooLarge,
     ComeBackLater,
+    CommitTooSlow,
     Stopping,
 )
 from wal_ingest.http import answers
@@ -62,6 +63,10 @@ _PIECE_BYTES = 128
 
 # The append queue empties within milliseconds, so a stream waits rather than sending its client away.
 _QUEUE_FULL_WAIT_S = 0.02
+
+
+def _never() -> bool:
+    return False
 
 
 class Speaker(Protocol):
@@ -110,8 +115,9 @@ class Session:
         self._end: tuple[int, str] | None = None
         # Something has to be done in the application's task.
         self._wake = trio.Event()
-        # Nothing of this stream can reach the WAL any more.
+        # Nothing of this stream can reach the WAL any more, but for an append that `may_still_land`.
         self.settled = trio.Event()
+        self.may_still_land: Callable[[], bool] = _never
 
     async def run(self) -> None:
         """Serves the stream until its peer goes or `end` is called, and closes it then.
@@ -365,6 +371,8 @@ class Session:
             return
         try:
             if isinstance(outcome, ComeBackLater):
+                if isinstance(outcome, CommitTooSlow):
+                    self.may_still_land = outcome.is_open
                 self._not_stored(batch, outcome)
             else:
                 self._door.observer.appended(self._door.monotonic_s() - self._append_began_s)

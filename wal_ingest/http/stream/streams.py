@@ -32,6 +32,7 @@ from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.streams import Position
 
 _FULL_RETRY_AFTER_S = 10
+_HANGS_RETRY_AFTER_S = 10
 
 
 class Streams:
@@ -69,6 +70,8 @@ class Streams:
         )
         self._open: set[Session] = set()
         self._by_client: dict[str, Session] = {}
+        # Clients whose last append was given up waiting for: whether it may still become durable.
+        self._may_still_land: dict[str, Callable[[], bool]] = {}
         self._stopping = False
 
     @property
@@ -116,8 +119,10 @@ class Streams:
         finally:
             self._open.discard(session)
             session.settled.set()
-            if asked.client_id is not None and self._by_client.get(asked.client_id) is session:
-                del self._by_client[asked.client_id]
+            if asked.client_id is not None:
+                self._remember(asked.client_id, session)
+                if self._by_client.get(asked.client_id) is session:
+                    del self._by_client[asked.client_id]
 
     def _asked(self, scope: Scope, *, plain: bool) -> Asked:
         query = read_query(Dialect.NATIVE, scope["query_string"])
@@ -130,14 +135,34 @@ class Streams:
         )
 
     async def _take_over(self, client_id: str, session: Session) -> None:
-        """Ends the stream that is open under this id, and waits until nothing of it can reach the WAL any more."""
+        """Ends the stream that is open under this id, and waits until nothing of it can reach the WAL any more.
+
+        Where that is not known within a usual time the new stream is ended too.
+        """
         before = self._by_client.get(client_id)
         self._by_client[client_id] = session
         if before is not None:
             before.end(protocol.REPLACED, "another connection came with the same client_id", drop=True)
             await before.settled.wait()
+            self._remember(client_id, before)
         else:
             await trio.lowlevel.checkpoint()
+        may_still_land = self._may_still_land.get(client_id)
+        if may_still_land is not None:
+            if may_still_land():
+                reason = (
+                    f"retry after {_HANGS_RETRY_AFTER_S} s: the disk has not finished with a frame of before"
+                )
+                session.end(protocol.TRY_AGAIN_LATER, reason)
+            else:
+                del self._may_still_land[client_id]
+
+    def _remember(self, client_id: str, session: Session) -> None:
+        if not session.may_still_land():
+            return
+        if len(self._may_still_land) > 2 * self._settings.streams_max:  # of clients that never came back
+            self._may_still_land = {name: may for name, may in self._may_still_land.items() if may()}
+        self._may_still_land[client_id] = session.may_still_land
 
 
 async def _turn_away(scope: Scope, send: Send, code: int, reason: str) -> None:
