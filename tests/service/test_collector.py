@@ -64,6 +64,34 @@ async def test_what_came_since_the_last_look_is_looked_through_when_it_is_a_good
         nursery.cancel_scope.cancel()
 
 
+async def test_what_has_gone_makes_no_room_for_more_than_it_was(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    interpreter = Interpreter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interpreter.collector().run)
+        for blocks in (4_000_001, 1_000_000):
+            interpreter.blocks = blocks
+            await trio.sleep(2.05)
+        interpreter.collected.clear()
+        interpreter.blocks = 1_400_001
+        await trio.sleep(2)
+        assert interpreter.collected.count(1) == 1
+        interpreter.blocks = 4_000_001
+        await trio.sleep(2)
+        assert interpreter.collected.count(2) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_new_is_looked_through_every_ten_minutes_however_little_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    interpreter = Interpreter()
+    with trio.move_on_after(1_250):
+        await interpreter.collector().run()
+    assert interpreter.collected.count(1) == 2
+
+
 async def test_behind_it_the_interpreter_is_left_to_itself_again() -> None:
     before = gc.get_threshold()
     async with trio.open_nursery() as nursery:

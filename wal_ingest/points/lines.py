@@ -25,7 +25,7 @@ class Lines:
     points: int
 
 
-# Lines that are longer than this on the average are counted faster by `replace`, which leaps from one to the next.
+# Lines longer than this are counted faster by `replace`, which leaps from one to the next; the first speaks for all.
 _LEAP_BYTES = 32
 
 

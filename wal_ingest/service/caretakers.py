@@ -104,6 +104,7 @@ class Caretakers:
             cursors = [(runner.required, self._store.cursor(runner.name).seq) for runner in self._runners]
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
+            await trio.to_thread.run_sync(wal.rest_segments, [seq for _, seq in cursors])
             try:
                 while await self._drop_confirmed(min(holding)):
                     pass
@@ -112,7 +113,6 @@ class Caretakers:
                     raise
                 # Nothing depends on it: what should be gone goes next time.
                 _log.warning("confirmed segments could not be dropped", reason=str(exc))
-            await trio.to_thread.run_sync(wal.rest_segments, [seq for _, seq in cursors])
             await self._writer.seal_if_due()  # which also measures: a full WAL may take points again
 
     async def _drop_confirmed(self, confirmed_seq: int) -> bool:
@@ -123,13 +123,20 @@ class Caretakers:
         leftovers = await trio.to_thread.run_sync(self._truncate, confirmed_seq)
         try:
             for leftover in leftovers:
-                while await trio.to_thread.run_sync(leftover.give_back):
-                    if not self._writer.space_is_short():
-                        await trio.sleep(GIVE_BACK_PAUSE_S)
+                pause_s = await trio.to_thread.run_sync(self._give_back, leftover)
+                while pause_s is not None:
+                    await trio.sleep(pause_s)
+                    pause_s = await trio.to_thread.run_sync(self._give_back, leftover)
         finally:
             for leftover in leftovers:
                 leftover.close()
         return len(leftovers) == DROPPED_AT_ONCE_MAX
+
+    def _give_back(self, leftover: Leftover) -> float | None:
+        """Frees a step of it, and says how long to wait with the next; None when there is none."""
+        if not leftover.give_back():
+            return None
+        return 0.0 if self._writer.space_is_short() else GIVE_BACK_PAUSE_S
 
     def _truncate(self, confirmed_seq: int) -> list[Leftover]:
         wal = self._store.wal

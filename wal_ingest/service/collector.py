@@ -8,13 +8,14 @@ of a second made, and takes a millisecond or two.
 What lives longer is looked through seldom, for with five thousand streams a look at everything stops the node for a
 second. Nearly all garbage here is freed without the collector (a connection that ends leaves none to it); what it is
 for are cycles that lived longer than a tick. What came since the last look is looked through when there is a good deal
-of it, and then no more: so the opening of a fleet is gone through once, in pieces. Everything is looked through only
-when there is more than twice the memory that there was, and that of a fleet besides.
+of it, or after ten minutes, and then no more: so the opening of a fleet is gone through once, in pieces. Everything is
+looked through only when there is more than twice the memory that there was, and that of a fleet besides.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ import trio
 _EVERY_S = 0.1
 # Counting what there is takes as long as collecting what is new, so it is done once a second.
 _TICKS_OF_A_COUNT = 10
+# However little it is: garbage in large pieces is few blocks.
+_TICKS_OF_A_LOOK = 6_000
 
 # Blocks are what the interpreter allocates for small objects; a stream is some 300 of them, and 4,000 are 400 KiB.
 _BLOCKS_OF_A_LOOK = 400_000
@@ -45,7 +48,7 @@ class Collector:
         self._collect = collect
         self._blocks = blocks
         self._ticks = 0
-        self._limit_of_new = self._limit_of_all = 0
+        self._limit_of_new = self._limit_of_all = math.inf
 
     async def run(self) -> None:
         """Collects until cancelled; then the interpreter is left to itself again.
@@ -54,7 +57,7 @@ class Collector:
         walked all of it.
         """
         thresholds = gc.get_threshold()
-        self._look_at_all()
+        self._look(2)
         gc.freeze()
         gc.set_threshold(*_THRESHOLDS)
         try:
@@ -70,17 +73,23 @@ class Collector:
         if self._ticks % _TICKS_OF_A_COUNT == 0:
             blocks = self._blocks()
             if blocks > self._limit_of_all:
-                self._look_at_all()
+                self._look(2)
                 return
-            if blocks > self._limit_of_new:
+            if blocks > self._limit_of_new or self._ticks % _TICKS_OF_A_LOOK == 0:
                 self._look(1)
                 return
+            self._set_limits(blocks)
         self._collect(0)
-
-    def _look_at_all(self) -> None:
-        self._look(2)
-        self._limit_of_all = self._blocks() * _GROWTH + _BLOCKS_SPARE
 
     def _look(self, generation: int) -> None:
         self._collect(generation)
-        self._limit_of_new = self._blocks() + _BLOCKS_OF_A_LOOK
+        blocks = self._blocks()
+        self._limit_of_new = math.inf
+        if generation == 2:
+            self._limit_of_all = math.inf
+        self._set_limits(blocks)
+
+    def _set_limits(self, blocks: int) -> None:
+        """What has gone since the last look makes room for as much that is new, but not for more."""
+        self._limit_of_new = min(self._limit_of_new, blocks + _BLOCKS_OF_A_LOOK)
+        self._limit_of_all = min(self._limit_of_all, blocks * _GROWTH + _BLOCKS_SPARE)

@@ -277,7 +277,7 @@ class Segment:
             remove(self.path)
 
     def drop_but_for_its_space(self) -> Leftover:
-        """`drop`, but the file keeps its space, which the caller gives back. Raises `StorageFailed`."""
+        """`drop`, but the file keeps its space where that can be done; the caller gives it back."""
         leftover = Leftover(self.path)
         try:
             self.drop()
