@@ -32,13 +32,22 @@ help: ## Say what there is
 run: $(RUN_READY) ## Serve on the defaults: http://127.0.0.1:8400, data in ./data
 	@exec $(BIN)/wal-ingest serve
 
-test: check ## Check style and types, and run every test that is not slow
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# The types are checked beside the tests: it is the one thing here that does not use all cores.
+test: style ## Check style and types, and run every test that is not slow
+	@$(MAKE) --no-print-directory -j 2 types not-slow
 
-check: $(TEST_READY) ## Check style and types only
+check: style types ## Check style and types only
+
+.PHONY: style types not-slow
+style: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(TEST_READY)
 	$(BIN)/mypy
+
+not-slow: $(TEST_READY)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 proof: $(TEST_READY) ## Run the slow proofs: the minute-long outage, more rounds
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ IMPORTERS = {
 }
 
 
+@functools.cache
 def imports() -> list[tuple[str, str]]:
     """Every import in the package: the file, relative to it, and the module's full name."""
     found = []

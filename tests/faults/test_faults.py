@@ -28,7 +28,7 @@ pytestmark = pytest.mark.needs("cc")
 _ROOT = Path(__file__).parents[2]
 _SOURCE = Path(__file__).with_name("faults.c")
 # Two numbers without a common factor: a sampled run and the next mode's do not strike the same places only.
-_STEP = 18
+_STEP = 24
 
 
 @pytest.fixture(scope="session")
