@@ -569,16 +569,17 @@ def test_whatever_is_damaged_no_frame_is_claimed_that_is_not_there(
     store.close()
 
 
+@pytest.mark.parametrize("at", [1000, -16], ids=["in the entry", "in its page"])
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "unsaved"])
 def test_damage_within_a_segment_is_left_to_its_readers_and_forgotten_with_it(
-    tmp_path: Path, directories: dict[bool, Path], saved: bool
+    tmp_path: Path, directories: dict[bool, Path], saved: bool, at: int
 ) -> None:
     data_dir = tmp_path / "data"
     paths = three_segments(data_dir, directories[saved])
     reader = PageReader(paths[1])
     [twelfth] = [item for item in reader.whatever_from(b"") if isinstance(item, Found) and item.key[-1] == 12]
     reader.close()
-    flip(paths[1], twelfth.offset + 1000)
+    flip(paths[1], twelfth.offset + at)
     store = open_store(data_dir, clock())
     assert store.wal.damaged == []
     whole = {*range(1, 9), *range(17, 26)}

@@ -439,3 +439,29 @@ async def test_entries_of_a_commit_that_returned_are_let_go_of(tmp_path: Path) -
             assert nobody_waits(writer)
         nursery.cancel_scope.cancel()
     store.close()
+
+
+async def test_what_a_commit_made_durable_is_told_though_the_sealing_behind_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise StorageFailed(store.wal.directory, "Input/output error")
+
+    store = open_store(tmp_path)
+    commits = HeldCommits(store, monkeypatch)
+    writer = Writer(store.wal, settings())
+    told: list[Appended | ComeBackLater] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(writer.run)
+        writer.submit([new_entry(1)], told.append)
+        await commits.began()
+        monkeypatch.setattr(store.wal, "seal", fails)
+        writer.submit([new_entry(2)], told.append)
+        nursery.start_soon(writer.seal)
+        await trio.testing.wait_all_tasks_blocked()
+        commits.let_go(2)
+        await writer.failed.wait()
+        nursery.cancel_scope.cancel()
+    assert told == [Appended(1, 1), Appended(2, 2)]
+    assert "Input/output error" in str(writer.failure)
+    store.close()

@@ -68,13 +68,13 @@ class Through(msgspec.Struct, frozen=True):
 
 def read_through(state: State) -> Through | None:
     """What the state file says of its checkpoint; None where there is none, as in a directory of an earlier version."""
-    for key, value in state.records(KEY_STREAMS):
-        if key == KEY_STREAMS:
-            try:
-                return msgspec.json.decode(value, type=Through)
-            except msgspec.MsgspecError:
-                return None
-    return None
+    value = dict(state.records(KEY_STREAMS)).get(KEY_STREAMS)
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=Through)
+    except msgspec.MsgspecError:
+        return None
 
 
 class Checkpoint:
