@@ -26,7 +26,7 @@ CARETAKER_S = 1.0
 # enough to cost little, often enough that there are never so many of them that appends feel it.
 SAVE_POSITIONS_S = 2.0
 
-# Space of dropped segments is given back at `leftover.STEP_BYTES` in this time, 100 MiB/s: faster than a node fills it,
+# Space of dropped segments is given back at `leftover.STEP_BYTES` in this time, 50 MiB/s: faster than a node fills it,
 # slowly enough for the syncs between. Their files stay open until then, so there are few at a time.
 GIVE_BACK_PAUSE_S = 0.02
 DROPPED_AT_ONCE_MAX = 8

@@ -1,8 +1,8 @@
 """The space of a segment that was dropped, given back a piece at a time.
 
 A file system that tells the disk of every freed block (`discard`) does so while it commits its journal, and whoever
-syncs then waits: for 25 to 100 ms after 32 MiB, for about as long as usual after 2 MiB. So the file is opened, loses
-its name, and is then shortened step by step, between the commits of those who wait for an ack.
+syncs then waits: for 25 to 100 ms after 32 MiB, for about as long as usual after one or two. So the file is opened,
+loses its name, and is then shortened step by step, between the commits of those who wait for an ack.
 
 Nothing durable depends on it. The name is gone before the first byte is, and after a crash the kernel frees the rest by
 itself. Whatever stands in the way of the steps (no descriptor left, a file of another user's, a file system without
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # What an idle disk takes in between two syncs.
-STEP_BYTES = 2 << 20
+STEP_BYTES = 1 << 20
 
 
 class Leftover:
