@@ -126,7 +126,8 @@ def test_a_segment_that_cannot_be_opened_goes_all_the_same(
 
     monkeypatch.setattr(os, "open", fails)
     leftovers = store.wal.truncate_gently(last.last_seq, segments_max=8)
-    assert [leftover.give_back() for leftover in leftovers] == [False, False]
+    assert not leftovers[0].give_back()
+    leftovers[1].close()
     assert store.wal.segments() == [last]
     assert not first.path.exists()
     assert not second.path.exists()
@@ -139,7 +140,8 @@ def test_a_segment_that_somebody_removed_is_gone_too(tmp_path: Path) -> None:
     first, _, last = store.wal.segments()
     first.path.unlink()
     leftovers = store.wal.truncate_gently(last.last_seq, segments_max=8)
-    assert [leftover.give_back() for leftover in leftovers] == [False, False]
+    assert not leftovers[0].give_back()
+    leftovers[1].close()
     assert store.wal.segments() == [last]
     store.close()
 
