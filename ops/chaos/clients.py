@@ -117,7 +117,8 @@ class Clients:
         line: _Line | StreamLine = _Line(self._port)
         if stream.is_stream:
             client_id = f"{stream.plan.run}-{stream.plan.seed}-{stream.client}"
-            line = StreamLine(self._port, client_id, answer_s_max=_ANSWER_S_MAX)
+            line = StreamLine(self._port, client_id, answer_s_max=_ANSWER_S_MAX / 3)
+            tally.unexpected = line.complaints
         try:
             number = 0
             while not self._stop.is_set():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
@@ -22,28 +21,34 @@ FORMS = tuple(_FORMATS)
 
 
 class StreamLine:
-    """A connection to `/stream` that is made again when it has broken. `port` is asked for each time."""
+    """A connection to `/stream` that is made again when it has broken. `port` is asked for each time.
+
+    `complaints` are what no client should ever be told by this server.
+    """
 
     def __init__(self, port: Callable[[], int], client_id: str, *, answer_s_max: float) -> None:
+        self.complaints: list[str] = []
         self._port = port
         self._client_id = client_id
         self._answer_s_max = answer_s_max
         self._connection: ClientConnection | None = None
-        self._welcome: dict[str, Any] = {}
+        self._acked = 0
 
     def send(self, number: int, request: Request) -> tuple[int, bytes]:
         """What became of a frame: 202 with its ack, the status of its refusal, or 0 while that is not known."""
         try:
-            if self._connection is None:
-                self._connect()
-                if number <= self._welcome["durable"]:
-                    return 202, self._stored(number)
-            return self._exchange(number, request)
+            if self._connection is None and (stored := self._connect(number)):
+                return 202, stored
+            status, reply = self._exchange(number, request)
         except (OSError, WebSocketException):
             self.drop()
             return 0, b""
+        if status == 202:
+            self._acked = number
+        return status, reply
 
-    def _connect(self) -> None:
+    def _connect(self, number: int) -> bytes:
+        """Opens the stream; returns what it says of the frame if that is stored already, and only its ack was lost."""
         url = f"ws://127.0.0.1:{self._port()}/stream?client_id={self._client_id}"
         self._connection = connect(
             url,
@@ -53,14 +58,20 @@ class StreamLine:
             ping_interval=None,
             open_timeout=self._answer_s_max,
             close_timeout=1,
-        )
-        self._welcome = json.loads(self._connection.recv(self._answer_s_max))
-
-    def _stored(self, number: int) -> bytes:
-        """What the welcome says of a frame: the ack for it was lost on the way."""
-        for known, seq, points, _crc in self._welcome["stored"]:
+        ).__enter__()
+        welcome = json.loads(self._connection.recv(self._answer_s_max))
+        durable = welcome["durable"]
+        if not self._acked <= durable <= number:
+            self._complain(
+                f"frame {number} is sent, {self._acked} was acked, and {durable} is said to be durable"
+            )
+        if durable != number:
+            return b""
+        self._acked = number
+        for known, seq, points, _crc in welcome["stored"]:
             if known == number:
                 return json.dumps({"seq": seq, "points": points}).encode()
+        self._complain(f"frame {number} is durable, but not among those that are stored: {welcome['stored']}")
         return b"{}"
 
     def _exchange(self, number: int, request: Request) -> tuple[int, bytes]:
@@ -71,13 +82,14 @@ class StreamLine:
             "encoding": request.headers.get("Content-Encoding", ""),
         }
         self._connection.send(json.dumps(header).encode() + b"\n" + request.body)
-        while True:
-            answer = json.loads(self._connection.recv(self._answer_s_max))
-            if answer["number"] is not None and answer["number"] < number:
-                continue  # of a frame that was given up
-            if answer["type"] == "ack":
-                return 202, json.dumps(answer).encode()
-            return answer["status"], json.dumps(answer).encode()
+        answer = json.loads(self._connection.recv(self._answer_s_max))
+        if answer["number"] != number:
+            self._complain(f"frame {number} is the only one without an answer, and it is {answer}")
+        status = 202 if answer["type"] == "ack" else answer["status"]
+        return status, json.dumps(answer).encode()
+
+    def _complain(self, what: str) -> None:
+        self.complaints.append(f"stream {self._client_id}: {what}")
 
     def drop(self) -> None:
         """Ends the connection."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+from typing import Any
 
 import pytest
 import structlog
@@ -13,6 +15,7 @@ from tests.http.rig import LINE, get, post, until, within
 from tests.http.stream.rig import (
     BINARY,
     NO_MASK,
+    SUBPROTOCOL,
     TEXT,
     Client,
     Node,
@@ -26,6 +29,9 @@ from tests.http.stream.rig import (
 from tests.http.stream.test_session import ack
 from tests.http.test_hostile import reset
 from wal_ingest.errors import AppendQueueFull, Stopping, WalBroken, WalFull
+from wal_ingest.http.hypercorn_mends import EXTENSION
+from wal_ingest.http.stream.session import Session
+from wal_ingest.http.stream.streams import Streams
 from wal_ingest.settings import KIB, MIB, ServerSettings
 
 # -- handshakes -------------------------------------------------------------------------------------------
@@ -449,9 +455,93 @@ async def test_the_frames_of_clients_that_never_come_back_are_forgotten_when_the
         await client.send(1)
         assert (await client.next())["status"] == 503
         assert (await client.closed()).code == 1013
-        assert list(whole.streams._may_still_land) == ["last"]
+        assert list(whole.streams._undecided) == ["last"]
         whole.wal.disk_goes_on.set()
         await until(lambda: len(whole.wal.appends) == 6)
+
+
+class Spoken:
+    """A WebSocket without a connection: what is said on it is kept, and nothing is read."""
+
+    def __init__(self) -> None:
+        self.said: list[dict[str, Any]] = []
+        self.listener: Session | None = None
+
+    def listen(self, listener: Session) -> None:
+        self.listener = listener
+
+    def say(self, text: str) -> bool:
+        self.said.append({"type": "websocket.send", "text": text})
+        return True
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.said.append(message)
+
+    @property
+    def welcome(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.said[1]["text"])
+        assert told["type"] == "welcome"
+        return told
+
+    @property
+    def close_code(self) -> int:
+        code: int = self.said[-1]["code"]
+        return code
+
+    async def live(self, streams: Streams) -> None:
+        """One stream of client a, from its handshake to its end."""
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "websocket.connect"}
+
+        scope = {
+            "type": "websocket",
+            "headers": [],
+            "query_string": b"client_id=a",
+            "subprotocols": [SUBPROTOCOL],
+            "client": ("127.0.0.1", 1),
+            "extensions": {EXTENSION: self},
+        }
+        await streams(scope, receive, self.send)
+
+
+@pytest.mark.parametrize("second_comes", ["behind", "before and is cancelled too"])
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_stream_that_was_cancelled_alone_keeps_the_next_away_until_its_append_is_decided(
+    second_comes: str, hangs: bool
+) -> None:
+    async with node() as whole, trio.open_nursery() as nursery:
+        gate = whole.wal.disk_goes_on = trio.Event()
+        if not hangs:
+            whole.wal.disk_goes_on, gate = None, whole.wal.shut()
+        first, second, early, late = Spoken(), Spoken(), Spoken(), Spoken()
+        scopes: list[trio.CancelScope] = []
+
+        async def cancelled(spoken: Spoken) -> None:
+            with trio.CancelScope() as scope:
+                scopes.append(scope)
+                await spoken.live(whole.streams)
+
+        nursery.start_soon(cancelled, first)
+        await wait_all_tasks_blocked()
+        assert first.listener is not None
+        await first.listener.take([(message(1), True)])
+        if second_comes != "behind":
+            await wait_all_tasks_blocked()
+            nursery.start_soon(cancelled, second)
+        await wait_all_tasks_blocked()
+        for scope in scopes:
+            scope.cancel()
+        await wait_all_tasks_blocked()
+        await early.live(whole.streams)
+        assert early.close_code == 1013
+        gate.set()
+        await until(lambda: len(whole.wal.appends) == 1)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(late.live, whole.streams)
+        await wait_all_tasks_blocked()
+        assert late.welcome["durable"] == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_wal_that_stops_closes_as_a_stop_does() -> None:

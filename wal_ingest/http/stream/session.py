@@ -115,9 +115,9 @@ class Session:
         self._end: tuple[int, str] | None = None
         # Something has to be done in the application's task.
         self._wake = trio.Event()
-        # Nothing of this stream can reach the WAL any more, but for an append that `may_still_land`.
+        # Nothing of this stream can reach the WAL any more, or nobody waits for that.
         self.settled = trio.Event()
-        self.may_still_land: Callable[[], bool] = _never
+        self._may_still_land: Callable[[], bool] = _never
 
     async def run(self) -> None:
         """Serves the stream until its peer goes or `end` is called, and closes it then.
@@ -143,12 +143,18 @@ class Session:
             self._over = True
             self._reading.cancel()
             self._let_go_of_all()
+            if self._appending:  # cancelled
+                self._may_still_land = lambda: self._appending
             self.settled.set()
         if not self._gone:
             code, reason = self._end or (protocol.NORMAL, "")
             await self._send(
                 {"type": "websocket.close", "code": code, "reason": protocol.close_reason(reason)}
             )
+
+    def may_still_store(self) -> bool:
+        """Whether something of this stream may become durable that is not yet."""
+        return not self.settled.is_set() or self._may_still_land()
 
     def _let_go_of_all(self) -> None:
         """Gives back the memory of what came, but will not be stored."""
@@ -366,13 +372,13 @@ class Session:
     def _told(self, batch: list[Item], outcome: Appended | ComeBackLater) -> None:
         """What became of the append under way."""
         self._appending = False
+        if isinstance(outcome, CommitTooSlow):
+            self._may_still_land = outcome.is_open
         if self._over:  # cancelled meanwhile: there is nobody to tell
             self._let_go(batch)
             return
         try:
             if isinstance(outcome, ComeBackLater):
-                if isinstance(outcome, CommitTooSlow):
-                    self.may_still_land = outcome.is_open
                 self._not_stored(batch, outcome)
             else:
                 self._door.observer.appended(self._door.monotonic_s() - self._append_began_s)

@@ -70,8 +70,8 @@ class Streams:
         )
         self._open: set[Session] = set()
         self._by_client: dict[str, Session] = {}
-        # Clients whose last append was given up waiting for: whether it may still become durable.
-        self._may_still_land: dict[str, Callable[[], bool]] = {}
+        # Streams that ended before it was known what becomes of their last append.
+        self._undecided: dict[str, Session] = {}
         self._stopping = False
 
     @property
@@ -143,26 +143,29 @@ class Streams:
         self._by_client[client_id] = session
         if before is not None:
             before.end(protocol.REPLACED, "another connection came with the same client_id", drop=True)
-            await before.settled.wait()
-            self._remember(client_id, before)
+            try:
+                await before.settled.wait()
+            finally:
+                self._remember(client_id, before)
         else:
             await trio.lowlevel.checkpoint()
-        may_still_land = self._may_still_land.get(client_id)
-        if may_still_land is not None:
-            if may_still_land():
-                reason = (
-                    f"retry after {_HANGS_RETRY_AFTER_S} s: the disk has not finished with a frame of before"
-                )
-                session.end(protocol.TRY_AGAIN_LATER, reason)
-            else:
-                del self._may_still_land[client_id]
+        undecided = self._undecided.get(client_id)
+        if undecided is None:
+            return
+        if undecided.may_still_store():
+            self._door.observer.answered(ROUTE, "unavailable", 0, 0)
+            reason = f"retry after {_HANGS_RETRY_AFTER_S} s: the disk has not finished with a frame of before"
+            session.end(protocol.TRY_AGAIN_LATER, reason)
+        else:
+            del self._undecided[client_id]
 
     def _remember(self, client_id: str, session: Session) -> None:
-        if not session.may_still_land():
+        """Keeps a stream in mind that ends before it is decided."""
+        if not session.may_still_store():
             return
-        if len(self._may_still_land) > 2 * self._settings.streams_max:  # of clients that never came back
-            self._may_still_land = {name: may for name, may in self._may_still_land.items() if may()}
-        self._may_still_land[client_id] = session.may_still_land
+        if len(self._undecided) > 2 * self._settings.streams_max:  # of clients that never came back
+            self._undecided = {name: each for name, each in self._undecided.items() if each.may_still_store()}
+        self._undecided[client_id] = session
 
 
 async def _turn_away(scope: Scope, send: Send, code: int, reason: str) -> None:
