@@ -219,6 +219,19 @@ def test_streams_that_are_too_many_or_too_old_go_from_the_file_too(tmp_path: Pat
     store.close()
 
 
+def test_a_stream_that_had_to_go_stays_forgotten_when_the_one_that_drove_it_out_is_lost(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path, clock(), streams_max=1)
+    store.wal.commit([marked("web-1", 1)])
+    store.wal.seal()
+    store.wal.commit([marked("web-2", 2)])
+    store.wal.seal()
+    store.wal.set_aside(store.wal.segments()[1].path, "a byte was changed")
+    assert (numbers(store, "web-1"), numbers(store, "web-2")) == ([], [])
+    store.close()
+
+
 def test_a_save_is_due_when_a_stream_has_moved_or_a_segment_was_sealed(tmp_path: Path) -> None:
     store = open_store(tmp_path, clock())
     assert not store.positions_are_due
