@@ -54,7 +54,7 @@ async def test_what_came_since_the_last_look_is_looked_through_when_it_is_a_good
         nursery.start_soon(interpreter.collector().run)
         await trio.sleep(2.05)
         for _ in range(3):
-            interpreter.blocks += 400_000
+            interpreter.blocks += 100_000
             await trio.sleep(2)
             assert 1 not in interpreter.collected
             interpreter.blocks += 1
@@ -74,7 +74,7 @@ async def test_what_has_gone_makes_no_room_for_more_than_it_was(
             interpreter.blocks = blocks
             await trio.sleep(2.05)
         interpreter.collected.clear()
-        interpreter.blocks = 1_400_001
+        interpreter.blocks = 1_100_001
         await trio.sleep(2)
         assert interpreter.collected.count(1) == 1
         interpreter.blocks = 4_000_001

@@ -28,7 +28,7 @@ _TICKS_OF_A_COUNT = 10
 _TICKS_OF_A_LOOK = 6_000
 
 # Blocks are what the interpreter allocates for small objects; a stream is some 300 of them, and 4,000 are 400 KiB.
-_BLOCKS_OF_A_LOOK = 400_000
+_BLOCKS_OF_A_LOOK = 100_000
 _BLOCKS_SPARE = 2_000_000
 _GROWTH = 2
 
