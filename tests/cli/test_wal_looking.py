@@ -77,12 +77,12 @@ def as_somebody_else(arguments: list[str], data: Path) -> subprocess.CompletedPr
     # Once for nothing as this user, so that everything is imported: nobody else may be able to read the installation.
     code = """
 import contextlib, os, sys
-from wal_ingest.cli import main
+from wal_ingest.cli import app, main
 sys.argv = ["wal-ingest", *sys.argv[1:]]
 shown = os.dup(1)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 with contextlib.suppress(SystemExit):
-    main()
+    app()
 sys.stdout.flush()
 os.dup2(shown, 1)
 os.setgid(65534)
@@ -103,6 +103,18 @@ def test_a_look_changes_no_byte_and_no_time(data: Path, arguments: list[str]) ->
     before = tree(data)
     assert wal(*arguments, data=data).returncode == 0
     assert tree(data) == before
+
+
+def test_output_that_cannot_be_written_is_an_error(data: Path) -> None:
+    for arguments in (["wal", "verify", "--data-dir", data], ["config", "sample"], ["--version"]):
+        with Path("/dev/full").open("wb") as full:
+            ran = subprocess.run(
+                [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment({})
+            )
+        assert (ran.returncode, ran.stderr) == (
+            1,
+            b"error: the output could not be written: No space left on device\n",
+        )
 
 
 @pytest.mark.parametrize("arguments", LOOKS[1:5], ids=" ".join)

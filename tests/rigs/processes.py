@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 T = TypeVar("T")
 
@@ -74,13 +74,14 @@ class Process:
         stdout: Path | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        stdin: IO[bytes] | None = None,
     ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as err, (stdout or log).open("ab") as out:
             self._child = subprocess.Popen(
                 [str(part) for part in argv],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin if stdin is not None else subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 env=dict(env) if env is not None else None,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 import wal_ingest
 from wal_ingest.cli import agent, config, dead_letters, replay, send, serve, sink, wal
-from wal_ingest.cli.output import FAILED, print_error
+from wal_ingest.cli.output import DONE, FAILED, print_error
 from wal_ingest.errors import WalIngestError
 
 app = typer.Typer(
@@ -49,14 +50,43 @@ def _root(
     """A metrics ingest node that makes every point durable before it says yes."""
 
 
-def main() -> None:
-    """The console script's entry point: runs a command and turns our own errors into exit codes."""
+def main() -> NoReturn:
+    """The console script's entry point: runs a command, turns our own errors into exit codes, and ends the process.
+
+    It does so without taking the interpreter down. Threads that nobody waits for may still read standard input or
+    check points; Python would stop them at the next line that it can, and aborts the process (134, a core dump)
+    where that is in RE2 or where one holds standard input's lock. Nothing here is left to be done at exit.
+    """
+    try:
+        code = _run()
+        _flush()
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`), as a reader may.
+        code = FAILED
+    except OSError as exc:
+        # Full, and it is no file that a command has opened: the output.
+        if exc.errno != errno.ENOSPC or exc.filename is not None:
+            raise
+        sys.stderr.write(f"error: the output could not be written: {exc.strerror}\n")
+        code = FAILED
+    os._exit(code)
+
+
+def _run() -> int:
+    """Runs the command that was typed; its exit code."""
     try:
         app()
     except WalIngestError as exc:
-        sys.exit(print_error(exc))
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`). Python would complain once more while it flushes
-        # at exit, so standard output is pointed away first.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        return print_error(exc)
+    except SystemExit as exc:
+        if not isinstance(exc.code, int):
+            raise
+        return exc.code
+    return DONE
+
+
+def _flush() -> None:
+    for stream in (sys.stderr, sys.stdout):
+        # None where it was closed before we began.
+        if stream is not None:
+            stream.flush()

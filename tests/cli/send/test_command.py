@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
 import random
 import signal
 import subprocess
@@ -266,6 +268,45 @@ def test_without_progress_a_signal_names_the_lines_to_skip(tmp_path: Path, node:
     assert f"go on behind that with --skip-lines {taken}\n" in err.read_text()
     assert send(*command[2:], "--skip-lines", str(taken)).returncode == 0
     assert len(of(node, "cut,")) == 40_000
+
+
+def test_a_signal_ends_it_while_it_waits_for_standard_input(tmp_path: Path, node: Service) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stdin, os.fdopen(write, "wb") as producer:
+        err = tmp_path / "err"
+        command: list[str | Path] = [COMMAND, "send", "-", "--to", node.url.replace("http", "ws")]
+        child = Process("send", command, log=err, env=environment({}), stdin=stdin)
+        producer.write(b"held,n=1 v=1\nheld,n=2 ")
+        producer.flush()
+        wait_until(lambda: len(of(node, "held,")) == 1, "what came is sent")
+        child.signal(signal.SIGINT)
+        wait_until(lambda: not child.running, "it ends")
+    assert (child.exit_code, "error: interrupted" in err.read_text()) == (1, True), err.read_text()
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["in a read", "in the parser"])
+def test_it_ends_in_order_whatever_its_reader_is_at(waits: bool) -> None:
+    """The interpreter must not be taken down under a thread that holds standard input's lock, or runs in RE2."""
+    lines = b"".join(b'busy,n=%d v="a b",w=%d\n' % (n, n) for n in range(100_000))
+    command = [COMMAND, "send", "-", "--to", "ws://", "--batch-points", "10000"]
+    child = subprocess.Popen(
+        command,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment({}),
+    )
+    with child:
+        assert child.stdin is not None
+        assert child.stderr is not None
+        with contextlib.suppress(BrokenPipeError):
+            # Standard input stays open behind what is written.
+            child.stdin.write(gzip.compress(lines)[:1000] if waits else lines)
+        said = child.stderr.read()
+    assert (child.returncode, said) == (
+        2,
+        b"error: the URL names no host\ntry: such as ws://127.0.0.1:8400\n",
+    )
 
 
 def test_progress_belongs_to_its_files_its_node_and_its_options(tmp_path: Path, node: Service) -> None:
