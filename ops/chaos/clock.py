@@ -33,10 +33,12 @@ class Clock:
 
     def set(self, offset_ns: int) -> None:
         """Sets the server's clock so many nanoseconds off the system's."""
-        with self._mutex, self._file.open("r+b") as file:
-            # Noted on both sides of the change: a reading in between is covered by either.
+        with self._mutex:
+            with self._file.open("r+b") as file:
+                file.write(struct.pack("=q", offset_ns))
+            # Noted behind the change: until here a reading may be of either, and whoever began before gets both.
+            # Nobody gets an answer in between.
             self._offsets.append((time.monotonic(), offset_ns))
-            file.write(struct.pack("=q", offset_ns))
 
     def range_ns(self, since_s: float) -> tuple[int, int]:
         """The lowest and the highest offset since a moment of `time.monotonic`."""

@@ -288,7 +288,7 @@ def test_a_signal_ends_it_while_it_waits_for_standard_input(tmp_path: Path, node
 def test_it_ends_in_order_whatever_its_reader_is_at(waits: bool) -> None:
     """The interpreter must not be taken down under a thread that holds standard input's lock, or runs in RE2."""
     lines = b"".join(b'busy,n=%d v="a b",w=%d\n' % (n, n) for n in range(100_000))
-    command = [COMMAND, "send", "-", "--to", "ws://", "--batch-points", "10000"]
+    command = [str(COMMAND), "send", "-", "--to", "ws://", "--batch-points", "10000"]
     child = subprocess.Popen(
         command,
         bufsize=0,
