@@ -15,10 +15,11 @@ class Interpreter:
 
     def __init__(self, blocks: int = 1_000_000) -> None:
         self.blocks = blocks
+        self.made = 999
         self.collected: list[int] = []
 
     def collector(self) -> Collector:
-        return Collector(collect=self.collected.append, blocks=lambda: self.blocks)
+        return Collector(collect=self.collected.append, made=lambda: self.made, blocks=lambda: self.blocks)
 
 
 async def test_what_is_new_is_looked_through_ten_times_a_second(
@@ -54,13 +55,30 @@ async def test_what_came_since_the_last_look_is_looked_through_when_it_is_a_good
         nursery.start_soon(interpreter.collector().run)
         await trio.sleep(2.05)
         for _ in range(3):
-            interpreter.blocks += 100_000
+            interpreter.blocks += 500_000
             await trio.sleep(2)
             assert 1 not in interpreter.collected
             interpreter.blocks += 1
             await trio.sleep(2)
             assert interpreter.collected.count(1) == 1
             interpreter.collected.clear()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_burst_makes_is_looked_through_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    interpreter = Interpreter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interpreter.collector().run)
+        await trio.sleep(0.55)
+        interpreter.made = 1_000
+        interpreter.blocks += 400_000
+        await trio.sleep(0.3)
+        interpreter.made = 0
+        interpreter.collected.clear()
+        # Its looks count: from the last of them on memory may grow by as much again.
+        interpreter.blocks += 499_999
+        await trio.sleep(2)
+        assert interpreter.collected == [0] * 20
         nursery.cancel_scope.cancel()
 
 
@@ -74,7 +92,7 @@ async def test_what_has_gone_makes_no_room_for_more_than_it_was(
             interpreter.blocks = blocks
             await trio.sleep(2.05)
         interpreter.collected.clear()
-        interpreter.blocks = 1_100_001
+        interpreter.blocks = 1_500_001
         await trio.sleep(2)
         assert interpreter.collected.count(1) == 1
         interpreter.blocks = 4_000_001
@@ -113,3 +131,14 @@ async def test_garbage_of_real_life_is_found() -> None:
     collector.tick()
     gc.collect()
     assert not [each for each in gc.get_objects() if isinstance(each, Knot)]
+
+
+async def test_what_lives_after_a_burst_of_real_life_is_out_of_the_way() -> None:
+    gc.collect(1)
+    gc.disable()
+    try:
+        kept: list[list[int]] = [[] for _ in range(2_000)]
+        Collector().tick()
+        assert any(each is kept for each in gc.get_objects(generation=2))
+    finally:
+        gc.enable()
