@@ -26,7 +26,7 @@ import trio
 _EVERY_S = 0.1
 # Counting all that there is takes as long as collecting what is new, so it is done once a second.
 _TICKS_OF_A_COUNT = 10
-# However little it is: garbage in large pieces is few objects.
+# However little it is: garbage in large pieces is few blocks.
 _TICKS_OF_A_LOOK = 6_000
 
 # A fleet that sends, at 500,000 points a second, makes up to 400 more than it frees in a tick; one that opens its
