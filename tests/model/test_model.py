@@ -55,6 +55,19 @@ def test_whatever_happens_in_many_more_stories_nothing_accepted_is_lost() -> Non
     run_state_machine_as_test(StoreMachine, settings=_MANY)
 
 
+def test_a_stream_that_had_to_go_and_came_back_is_known_from_there_on() -> None:
+    """A story that was found once in many, and the model did not know."""
+    machine = StoreMachine()
+    machine.begin(first=False, second=False)
+    for client_id in ("web-4", "web-3", "web-1", "web-2", "web-4"):
+        machine.append(groups=[(client_id, [(1, 0, 0)])])
+        machine.check()
+    position = machine.alive.wal.positions.of("web-4")
+    assert position is not None
+    assert [frame.number for frame in position.stored] == [5]
+    machine.teardown()
+
+
 # -- the harness can fail ----------------------------------------------------------------------------------
 
 _commit, _truncate, _open = Wal.commit, Wal.truncate, Wal.open

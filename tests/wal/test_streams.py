@@ -86,6 +86,13 @@ def test_beyond_the_limit_the_stream_that_was_silent_longest_is_forgotten() -> N
     assert (numbers(table, "a"), numbers(table, "c"), len(table)) == ([1, 3], [4], 2)
 
 
+def test_a_stream_that_had_to_go_and_comes_back_is_known_from_there_on() -> None:
+    table = positions(clients_max=2)
+    for seq, client_id in enumerate(["a", "b", "c", "a"], 1):
+        table.apply(Mark(client_id, seq, 0), seq, 1, 100)
+    assert (numbers(table, "a"), table.of("b")) == ([4], None)
+
+
 def test_a_stream_that_was_silent_for_too_long_is_forgotten_by_a_clock_that_may_have_been_wrong() -> None:
     table = positions()
     for seq, (client_id, ns) in enumerate([("ahead", 90), ("old", 1), ("edge", 10), ("new", 19)], 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -55,7 +56,8 @@ def main() -> NoReturn:
 
     It does so without taking the interpreter down. Threads that nobody waits for may still read standard input or
     check points; Python would stop them at the next line that it can, and aborts the process (134, a core dump)
-    where that is in RE2 or where one holds standard input's lock. Nothing here is left to be done at exit.
+    where that is in RE2 or where one holds standard input's lock. What is registered to be done at exit is done: the
+    one-file build removes what it unpacked.
     """
     try:
         code = _run()
@@ -69,6 +71,8 @@ def main() -> NoReturn:
             raise
         sys.stderr.write(f"error: the output could not be written: {exc.strerror}\n")
         code = FAILED
+    # Not public, but there is no other way to this half of an exit alone.
+    atexit._run_exitfuncs()
     os._exit(code)
 
 
