@@ -5,6 +5,6 @@ its own time in nanoseconds, every line ended by one `\\n`, no blank lines, no c
 number of lines is the number of points, and any `\\n` is a place where the body may be cut.
 """
 
-from wal_ingest.points.lines import Lines, Precision, split_lines
+from wal_ingest.points.lines import Lines, Precision, split_lines, split_points
 
-__all__ = ["Lines", "Precision", "split_lines"]
+__all__ = ["Lines", "Precision", "split_lines", "split_points"]

@@ -12,6 +12,7 @@ Plain functions of their arguments, but for the learned tag keys, which only eve
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES, Engine
@@ -59,6 +60,43 @@ def accept_line_protocol_fast(
     """
     check_lines(body, line_bytes_max)
     return _ACCEPTOR.accept_fast(body, precision=precision, now_ns=now_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class GoodLines:
+    """What could be taken of a body: the good lines, how many were refused, and the first of their reasons.
+
+    `refusals` holds a PointError with line and column for each of the first refused lines, in order.
+    """
+
+    lines: Lines
+    dropped: int
+    refusals: tuple[PointError, ...]
+
+
+def accept_good_lines(
+    body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int = 5
+) -> GoodLines:
+    """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised."""
+    try:
+        lines = accept_line_protocol(body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
+        return GoodLines(lines, 0, ())
+    except PointError:
+        pass
+    good: list[Lines] = []
+    refusals: list[PointError] = []
+    dropped = 0
+    for number, line in enumerate(body.split(b"\n"), 1):
+        try:
+            good.append(
+                accept_line_protocol(line, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
+            )
+        except PointError as exc:
+            dropped += 1
+            if len(refusals) < refusals_max:
+                refusals.append(PointError(exc.reason, line=number, column=exc.column))
+    lines = Lines(b"".join(each.data for each in good), sum(each.points for each in good))
+    return GoodLines(lines, dropped, tuple(refusals))
 
 
 class LineProtocol:

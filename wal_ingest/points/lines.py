@@ -40,6 +40,18 @@ def count_lines(text: bytes) -> int:
     return len(text) - len(text.replace(b"\n", b""))
 
 
+def split_points(lines: bytes, points: int) -> list[bytes]:
+    """Canonical lines cut into their points, each with its `\\n`. Every reader that needs single points calls this.
+
+    Raises ValueError when there are not `points` of them.
+    """
+    every = lines.split(b"\n")
+    every.pop()  # what follows the last line feed: nothing
+    if len(every) != points:
+        raise ValueError(f"{len(every)} points, {points} expected")
+    return [point + b"\n" for point in every]
+
+
 def split_lines(lines: Lines, points_max: int) -> list[Lines]:
     """Cuts lines into pieces of at most `points_max` points, in order; one piece is returned as it is.
 
