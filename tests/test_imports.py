@@ -21,10 +21,10 @@ MAY_IMPORT = {
     "flusher": {"wal"},
     "http": {"points", "wal"},
     "client": {"points", "wal"},
-    "agent": {"points", "wal", "client"},
-    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control"},
+    "agent": {"points", "wal", "client", "signals"},
+    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals"},
 }
-SHARED = {"errors", "settings"}
+SHARED = {"errors", "settings", "addresses"}
 
 # The one module, or the one folder, that may import a foreign library.
 IMPORTERS = {

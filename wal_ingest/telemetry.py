@@ -7,7 +7,10 @@ before it is written.
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
+import os
 import sys
 from collections.abc import Collection, Mapping
 from urllib.parse import quote
@@ -15,6 +18,7 @@ from urllib.parse import quote
 import structlog
 
 from wal_ingest.config import FIELDS, MASK
+from wal_ingest.log_stream import LogStream
 from wal_ingest.settings import LogSettings, Settings
 
 
@@ -26,10 +30,43 @@ def secrets_in(settings: Settings) -> list[str]:
     return [str(value) for value in values if value]
 
 
-def configure_logging(settings: LogSettings, *, secrets: Collection[str] = ()) -> None:
+# The stream of a process that must never wait for the reader of its log lines.
+_stream: LogStream | None = None
+# At an orderly exit the last lines are worth waiting for, unless nothing reads them.
+_EXIT_FLUSH_S_MAX = 2.0
+
+
+def flush_logs(s_max: float) -> None:
+    """Waits until the log lines so far are written, at most `s_max` seconds."""
+    if _stream is not None:
+        _stream.drain(s_max)
+
+
+def _background_stream(*, as_text: bool) -> LogStream:
+    fd = sys.stderr.fileno()
+
+    def write_all(data: bytes) -> None:
+        while data:
+            data = data[os.write(fd, data) :]
+
+    def dropped_line(count: int) -> str:
+        event = "log lines dropped: standard error was not read fast enough"
+        if as_text:
+            return f"[warning] {event} dropped_lines={count}\n"
+        return json.dumps({"event": event, "level": "warning", "dropped_lines": count}) + "\n"
+
+    stream = LogStream(write_all, dropped_line=dropped_line)
+    atexit.register(stream.drain, _EXIT_FLUSH_S_MAX)
+    return stream
+
+
+def configure_logging(
+    settings: LogSettings, *, secrets: Collection[str] = (), in_background: bool = False
+) -> None:
     """Sends every log line, our own and the libraries', to standard error in one format, with `secrets` masked.
 
-    The format is for people on a terminal and JSON elsewhere, unless the settings say which.
+    The format is for people on a terminal and JSON elsewhere, unless the settings say which. With `in_background` a
+    thread writes the lines, so that no caller ever waits for standard error; see `log_stream`.
     """
     as_text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     renderer: structlog.types.Processor = (
@@ -47,7 +84,9 @@ def configure_logging(settings: LogSettings, *, secrets: Collection[str] = ()) -
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    global _stream
+    _stream = _background_stream(as_text=as_text) if in_background else None
+    handler = logging.StreamHandler(_stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=before,

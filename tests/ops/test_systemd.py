@@ -100,8 +100,8 @@ def test_systemd_waits_longer_for_the_end_than_the_program_takes() -> None:
 
 
 @UNITS
-def test_a_wal_that_failed_is_started_again_and_wrong_settings_are_not(unit: Path) -> None:
-    assert options(unit)["Restart"] == ["on-failure"]
+def test_any_end_is_followed_by_a_start_but_for_wrong_settings(unit: Path) -> None:
+    assert options(unit)["Restart"] == ["always"]
     never = [int(code) for code in options(unit)["RestartPreventExitStatus"][0].split()]
     assert USAGE in never
     assert OPERATOR_NEEDED not in never

@@ -7,8 +7,6 @@ Leaving at once is safe at any point.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -20,8 +18,11 @@ from wal_ingest.agent.readings import Reading
 from wal_ingest.agent.rounds import next_round_ns, phase_ns, round_time_ns
 from wal_ingest.agent.spool import Spool
 from wal_ingest.errors import ComeBackLater, WalIngestError
+from wal_ingest.signals import Watchdog, report_ignored_signals, stop_on_signals
 
 STOP_S_MAX = 2.0
+# From the signal to the exit, whatever hangs.
+WATCHDOG_S = 12.0
 ONCE_S_MAX = 30.0
 
 _log = structlog.get_logger("wal_ingest.agent")
@@ -99,16 +100,20 @@ class Agent:
         for trouble in self._spool.trouble:
             _log.error("spool", trouble=trouble)
         code = 1
+        watchdog = Watchdog(WATCHDOG_S, message="not stopped in time: ending at once; the spool is on disk")
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._spool.run)
                 nursery.start_soon(self._courier)
-                nursery.start_soon(self._watch_signals)
-                self._ready()
-                code = await main()
+                await nursery.start(report_ignored_signals)
+                with stop_on_signals(self.stop, watchdog):
+                    self._ready()
+                    code = await main()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise _our_own(group) from group
+        finally:
+            watchdog.cancel()
         _log.info("stopped", waiting_points=self._spool.waiting_points)
         return code
 
@@ -158,14 +163,6 @@ class Agent:
             self._full = False
             _log.warning("rounds are kept again", missed_since_start=self._tally.missed)
         return True
-
-    async def _watch_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._stop.is_set():
-                    _log.warning("second signal: leaving at once")
-                    os._exit(1)
-                self.stop(signal.Signals(number).name)
 
 
 def _our_own(error: BaseException) -> BaseException:

@@ -100,6 +100,9 @@ def agent(
     Every round is on this disk before it is sent, and stays until the node says that it is on the node's. So a node
     that is away costs nothing but the spool's space. SIGTERM or Ctrl-C stops it: what is measured is kept.
     """
+    from wal_ingest.signals import ignore_reload_signals
+
+    ignore_reload_signals()
     if not _INTERVAL_S_MIN <= interval_s <= _INTERVAL_S_MAX:
         raise ConfigError(
             f"--interval {interval_s:g}: from {_INTERVAL_S_MIN:g} to {_INTERVAL_S_MAX:g} seconds"
@@ -113,7 +116,7 @@ def agent(
     from wal_ingest.agent.probes import host_probes, psutil_figures
     from wal_ingest.telemetry import configure_logging
 
-    configure_logging(_log_settings(), secrets=[token])
+    configure_logging(_log_settings(), secrets=[token], in_background=True)
     every = host_probes(psutil_figures())
     names = _names(only, [*every, "agent"])
     probes = {name: probe for name, probe in every.items() if name in names}

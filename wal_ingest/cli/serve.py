@@ -27,7 +27,12 @@ def serve(
     """Run the node: take points over HTTP and streams, make them durable, deliver them.
 
     Prints one line when it is ready. SIGTERM or Ctrl-C stops it: requests under way are answered first.
+    SIGHUP and SIGUSR1 change nothing: settings are read only at start.
     """
+    from wal_ingest.signals import ignore_reload_signals
+
+    # Before anything that takes time: until then the default action of these signals ends the process.
+    ignore_reload_signals()
     settings = load_config(config, data_dir=data_dir, server__bind=bind).settings
 
     import trio
@@ -35,7 +40,7 @@ def serve(
     from wal_ingest.service import Service
     from wal_ingest.telemetry import configure_logging, secrets_in
 
-    configure_logging(settings.log, secrets=secrets_in(settings))
+    configure_logging(settings.log, secrets=secrets_in(settings), in_background=True)
 
     def ready(address: str) -> None:
         print(

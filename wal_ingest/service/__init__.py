@@ -16,12 +16,9 @@ keep a process alive that was told to stop. Leaving at once is safe at any point
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -53,8 +50,10 @@ from wal_ingest.service.numbers import Numbers
 from wal_ingest.service.sinks import SinkRunner, sink_makers
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
+from wal_ingest.signals import Watchdog, report_ignored_signals, stop_on_signals
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.directory import allow_many_files
+from wal_ingest.wal.file_system import concern_about, file_system_of
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -82,6 +81,10 @@ class Service:
         self._metrics = Metrics()
         self._failure: Exception | None = None
         self._streams: Streams | None = None
+        self._watchdog = Watchdog(
+            settings.server.stop_s_max,
+            message="not stopped within server.stop_s_max: ending at once; nothing accepted is lost by that",
+        )
 
     async def run(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit code.
@@ -100,10 +103,12 @@ class Service:
                 sock.close()
             raise
         try:
+            _warn_about_file_system(data_dir)
             self._report_recovery(store)
             writer = Writer(store.wal, self._settings.wal, observer=self._metrics.commits)
             runners = self._runners(store, writer, data_dir)
-            await self._run_parts(store, writer, runners, sockets)
+            with stop_on_signals(self._stop, self._watchdog):
+                await self._run_parts(store, writer, runners, sockets)
         except BaseExceptionGroup as group:
             raise _our_own(group) from group
         finally:
@@ -198,7 +203,7 @@ class Service:
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_end)
-            background.start_soon(self._watch_signals)
+            await background.start(report_ignored_signals)
             background.start_soon(self._watch_failure, writer)
             async with trio.open_nursery() as sinks:
                 for runner in runners:
@@ -279,22 +284,12 @@ class Service:
             return [str(refusal)]
         return ["the server is shutting down"] if self._shutdown.is_set() else []
 
-    async def _watch_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._shutdown.is_set():
-                    _log.warning("second signal: leaving at once")
-                    os._exit(1)
-                self._stop(signal.Signals(number).name)
-
     async def _watch_end(self) -> None:
         """Starts the watchdog when the end begins, whatever begins it: a stop, or a part that raised."""
         try:
             await self._shutdown.wait()
         finally:
-            watchdog = threading.Timer(self._settings.server.stop_s_max, _leave_at_once)
-            watchdog.daemon = True
-            watchdog.start()
+            self._watchdog.start()
 
     async def _watch_failure(self, writer: Writer) -> None:
         await writer.failed.wait()
@@ -308,16 +303,23 @@ class Service:
             self._streams.stop()
 
 
+def _warn_about_file_system(data_dir: Path) -> None:
+    kind = file_system_of(data_dir)
+    concern = concern_about(kind)
+    if concern:
+        _log.warning(
+            "the data directory is on an unsuitable file system",
+            data_dir=str(data_dir),
+            file_system=kind,
+            reason=concern,
+        )
+
+
 async def _say_left_out(refusals: RefusalLog) -> None:
     """Has the log of refusals say now and then what it was spared."""
     while True:
         await trio.sleep(CARETAKER_S)
         refusals.say_left_out()
-
-
-def _leave_at_once() -> None:
-    _log.error("not stopped within server.stop_s_max: leaving at once; nothing accepted is lost by that")
-    os._exit(1)
 
 
 def _our_own(error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ file does not do it. Every step here that creates or removes a name ends with th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -16,6 +17,8 @@ from pathlib import Path
 from wal_ingest.errors import ConfigError, DataDirLocked, StorageFailed
 
 LOCK_NAME = "LOCK"
+# The kernel remounts a failing disk read-only, and it may be repaired or mounted again while we are down.
+_STORAGE_ERRORS = frozenset({errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO})
 _FLOCK_TRIES = 5
 _FLOCK_PAUSE_S = 0.04
 
@@ -60,11 +63,18 @@ def make_directory(path: Path) -> None:
         try:
             directory.mkdir(mode=0o750, exist_ok=True)
         except OSError as exc:
+            _raise_if_storage(directory, exc)
             raise ConfigError(
                 f"{directory} cannot be made: {exc.strerror}",
                 hint="choose a directory that this user may write to, with --data-dir",
             ) from exc
         sync_directory(directory.parent)
+
+
+def _raise_if_storage(path: Path, exc: OSError) -> None:
+    """Raises `StorageFailed` when the disk is to blame, and not the settings: a later start may succeed then."""
+    if exc.errno in _STORAGE_ERRORS:
+        raise StorageFailed(path, f"the disk failed: {exc.strerror}", number=exc.errno or 0) from exc
 
 
 class DirectoryLock:
@@ -80,6 +90,7 @@ class DirectoryLock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as exc:
+            _raise_if_storage(path, exc)
             raise ConfigError(f"{path} cannot be opened: {exc.strerror}") from exc
         try:
             _flock_patiently(self._fd)

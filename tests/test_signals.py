@@ -1,0 +1,147 @@
+"""Signals and the standard error of a running node: what ends it, what does not, and what must never hold it up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.processes import Process, http_status, wait_until
+from tests.rigs.service import COMMAND, Service, environment
+from wal_ingest.log_stream import LogStream
+from wal_ingest.signals import IGNORED_SIGNALS
+
+POINT = b"m f=1 1\n"
+PLAIN = {"Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize("number", IGNORED_SIGNALS, ids=lambda number: number.name)
+def test_a_signal_for_reload_is_logged_and_ends_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with Service(tmp_path / "data", logs=tmp_path) as service:
+        os.kill(service.process.pid, number)
+        log = tmp_path / "serve-1.err"
+        wait_until(lambda: "signal ignored" in log.read_text(), "the signal is logged")
+        assert number.name in log.read_text()
+        assert service.post("/metrics", POINT, PLAIN) == 202
+        assert service.stop() == 0
+
+
+def test_a_reload_signal_during_the_start_ends_nothing(tmp_path: Path) -> None:
+    """As early as the command can: while Python still imports."""
+    script = (
+        "import os, signal, sys\n"
+        "from wal_ingest.cli import serve\n"
+        "import wal_ingest.cli.options as options\n"
+        "def load(*_a, **_k):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print('alive', flush=True)\n"
+        "    sys.exit(0)\n"
+        "serve.load_config = load\n"
+        "serve.serve()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+def test_the_agent_ignores_a_signal_for_reload_too(tmp_path: Path) -> None:
+    log, out = tmp_path / "agent.err", tmp_path / "agent.out"
+    agent = Process(
+        "agent",
+        [COMMAND, "agent", "--to", "ws://127.0.0.1:9", "--spool-dir", tmp_path / "spool"],
+        log=log,
+        stdout=out,
+        env=environment({}),
+    )
+    try:
+        wait_until(lambda: "agent measures" in out.read_text(), "the ready line is printed")
+        agent.signal(signal.SIGHUP)
+        wait_until(lambda: "signal ignored" in log.read_text(), "the signal is logged")
+        assert agent.running
+        assert agent.stop() == 0
+    finally:
+        agent.end()
+
+
+def test_a_node_whose_standard_error_nobody_reads_answers_and_stops(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    out = tmp_path / "out"
+    with out.open("wb") as stdout:
+        node = subprocess.Popen(
+            [COMMAND, "serve", "--bind", "127.0.0.1:0", "--data-dir", tmp_path / "data"],
+            stdout=stdout,
+            stderr=write,
+            env=environment({"server.stop_s_max": 5}),
+        )
+    os.close(write)
+    try:
+        wait_until(lambda: out.read_text().endswith("\n"), "the ready line is printed")
+        url = out.read_text().split(" on ")[1].split(",")[0]
+        os.set_blocking(read, True)
+        # More than a pipe holds, one ignored signal a line: those that arrive together may share one.
+        for _ in range(700):
+            os.kill(node.pid, signal.SIGHUP)
+            assert http_status(f"{url}/healthz") == 200
+        os.kill(node.pid, signal.SIGTERM)
+        assert node.wait(10) == 0
+    finally:
+        node.kill()
+        node.wait()
+        os.close(read)
+
+
+def test_a_loop_that_is_blocked_does_not_keep_a_process_from_ending() -> None:
+    script = (
+        "import os, signal, time, trio\n"
+        "from wal_ingest.signals import Watchdog, stop_on_signals\n"
+        "async def main():\n"
+        "    with stop_on_signals(print, Watchdog(0.2, message='too slow')):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "trio.run(main)\n"
+    )
+    began_s = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert ran.returncode == 1
+    assert "too slow" in ran.stdout + ran.stderr
+    assert time.monotonic() - began_s < 30
+
+
+def test_log_lines_beyond_the_limit_are_dropped_counted_and_reported() -> None:
+    read, write = os.pipe()
+    stream = LogStream(
+        lambda data: os.write(write, data), dropped_line=lambda n: f"dropped {n}\n", lines_max=3
+    )
+    # The writer is stuck in the first line, which is larger than the pipe.
+    stream.write("x" * 200_000)
+    wait_until(lambda: stream._queue.qsize() == 0, "the first line is being written", every_s=0.001)
+    for number in range(10):
+        stream.write(f"line {number}\n")
+    assert stream.dropped == 7
+    assert not stream.drain(0.01)
+    seen = b""
+    while b"line 2\n" not in seen:
+        seen += os.read(read, 65_536)
+    assert b"dropped 7\nline 0\nline 1\nline 2\n" in seen
+    assert stream.drain(10)
+    os.close(read)
+    os.close(write)
+
+
+def test_log_lines_that_cannot_be_written_raise_nothing() -> None:
+    def fail(_data: bytes) -> None:
+        raise OSError(5, "Input/output error")
+
+    stream = LogStream(fail, dropped_line=str)
+    stream.write("a line\n")
+    assert stream.drain(10)
+    assert stream.dropped == 1
+    assert stream.writable()
