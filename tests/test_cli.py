@@ -75,7 +75,7 @@ def test_a_settings_file_is_checked_without_starting_anything(tmp_path: Path) ->
     assert refused.returncode == 2
     assert (
         refused.stderr
-        == f"error: {bad}: unknown setting wal.segmnt_s_max\ntry: did you mean wal.segment_s_max?\n"
+        == f"error: {bad}, line 2: unknown setting wal.segmnt_s_max\ntry: did you mean wal.segment_s_max?\n"
     )
 
 

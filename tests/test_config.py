@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from wal_ingest.addresses import without_password
 from wal_ingest.config import FIELDS, FROM_DEFAULT, MASK, load, sample
 from wal_ingest.errors import ConfigError
 from wal_ingest.settings import Settings
@@ -85,6 +86,71 @@ def test_what_is_wrong_in_a_file_is_named_with_its_mend(
     with pytest.raises(ConfigError, match=message) as caught:
         load(write(tmp_path, text), environ={})
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[server]\nbind = "8400"\n', "'8400' is not HOST:PORT"),
+        ('[server]\nbind = "127.0.0.1:99999"\n', "is not HOST:PORT"),
+        ('[influxdb]\nurl = "http://me:pw@db:8086"\nbucket = "b"\n', "holds a user and password"),
+        ('[influxdb]\nurl = "http://"\nbucket = "b"\n', "names no host"),
+        ('[influxdb]\nurl = "http://db:99999"\nbucket = "b"\n', "out of range"),
+        ('[influxdb]\nurl = "http://db"\nbucket = "b"\ntoken = "t\\u00e9"\n', "no HTTP header may carry"),
+    ],
+)
+def test_what_serve_would_refuse_is_refused_by_the_check(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(tmp_path, text), environ={})
+    assert "pw" not in str(caught.value)
+
+
+def test_all_mistakes_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
+    text = '[server]\nbind = "8400"\n\n[wal]\nsegmnt = 1\nsegment_bytes_max = "many"\n[loog]\nx = 1\n'
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(file, environ={"WAL_INGEST_FLUSHER__RETRY_S_MIN": "soon", "WAL_INGEST_NONE": "1"})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "6 mistakes in the settings:"
+    assert f"{file}, line 5: unknown setting wal.segmnt" in str(caught.value)
+    assert f"wal.segment_bytes_max = 'many' ({file}, line 6)" in str(caught.value)
+    assert f"{file}, line 7: unknown section [loog] (try: did you mean log?)" in str(caught.value)
+    assert "flusher.retry_s_min = 'soon' (WAL_INGEST_FLUSHER__RETRY_S_MIN)" in str(caught.value)
+    assert "unknown setting WAL_INGEST_NONE" in str(caught.value)
+    assert "'8400' is not HOST:PORT" in str(caught.value)
+
+
+def test_sizes_and_durations_take_units(tmp_path: Path) -> None:
+    text = '[wal]\nwal_bytes_max = "50GiB"\nkeep_confirmed_s = "1h30m"\n[flusher]\nretry_s_min = "500ms"\n'
+    settings = load(
+        write(tmp_path, text),
+        environ={"WAL_INGEST_SERVER__BODY_BYTES_MAX": "16 MiB"},
+        flags={"server.body_s_max": "1m"},
+    ).settings
+    assert settings.wal.wal_bytes_max == 50 << 30
+    assert settings.wal.keep_confirmed_s == 5400.0
+    assert settings.flusher.retry_s_min == 0.5
+    assert settings.server.body_bytes_max == 16 << 20
+    assert settings.server.body_s_max == 60.0
+
+
+@pytest.mark.parametrize("text", ["1 parsec", "GiB", "-1GiB", "1h 2x", "1KB2KB", ""])
+def test_what_is_no_size_or_duration_is_refused(tmp_path: Path, text: str) -> None:
+    for name in ("wal_bytes_max", "keep_confirmed_s"):
+        with pytest.raises(ConfigError, match=f"wal.{name}"):
+            load(write(tmp_path, f'[wal]\n{name} = "{text}"\n'), environ={})
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = write(tmp_path, '\ufeff[log]\nlevel = "debug"\n')
+    assert load(file, environ={}).settings.log.level == "debug"
+
+
+def test_a_password_in_an_address_is_masked_wherever_it_is_shown() -> None:
+    assert without_password("to http://me:pw@db:8086/x and https://u:p2@h") == (
+        "to http://me:********@db:8086/x and https://u:********@h"
+    )
+    assert without_password("http://db:8086/a:b@c http://me@db") == "http://db:8086/a:b@c http://me@db"
 
 
 def test_an_unknown_variable_names_the_nearest() -> None:

@@ -4,13 +4,16 @@
 * The environment: `WAL_INGEST_<SECTION>__<KEY>`, and, weaker than those, the names that InfluxDB's own tools use
   (`INFLUXDB_URL`, `INFLUXDB_TOKEN`, `INFLUXDB_ORG`, `INFLUXDB_BUCKET`).
 * An unknown key is an error that names the nearest known one: a typo must not turn a limit off silently.
+* Sizes and durations may have units, `"50GiB"` and `"1h"`; a bare number is in the unit at the end of the name.
+* All mistakes are reported at once, those in a file with their lines.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,8 +21,10 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec.structs import fields
 
+from wal_ingest.addresses import check_database_url, parse_bind, without_password
 from wal_ingest.errors import ConfigError
 from wal_ingest.settings import Settings
+from wal_ingest.units import parse_bytes, parse_seconds
 
 ENV_PREFIX = "WAL_INGEST_"
 ENV_CONFIG = "WAL_INGEST_CONFIG"
@@ -56,12 +61,19 @@ class Field:
 class Value:
     """A value and where it came from: a file's path, a variable's name, or the command line.
 
-    `typed` says that the value had a type of its own where it was written (a file), as text has not.
+    `typed` says that the value had a type of its own where it was written (a file), as text has not. `line` is its
+    line in the file, 0 where it has none.
     """
 
     value: Any
     origin: str
     typed: bool = False
+    line: int = 0
+
+    @property
+    def place(self) -> str:
+        """The origin, and the line where there is one."""
+        return f"{self.origin}, line {self.line}" if self.line else self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,8 @@ class Config:
         """Each field with its effective value (a secret masked) and its origin."""
         for field in FIELDS.values():
             value = getattr(getattr(self.settings, field.section), field.key)
+            if isinstance(value, str):
+                value = without_password(value)
             yield field, MASK if field.secret and value else value, self.origins[field.name]
 
 
@@ -110,27 +124,60 @@ def load(
 ) -> Config:
     """The effective settings. `flags` are by name (`section.key`); a None among them was not given.
 
-    Raises `ConfigError` naming the value, where it came from, and what is wrong with it.
+    Everything that `serve` would refuse is refused here, but for what only the machine can tell (an address in use).
+    Raises `ConfigError` naming each value that is wrong, where it came from, and what is wrong with it.
     """
+    mistakes = _Mistakes()
     values: dict[str, Value] = {}
     if file is None and environ.get(ENV_CONFIG):
         file = Path(environ[ENV_CONFIG])
     if file is not None:
-        values.update(_from_file(file))
-    values.update(_from_environment(environ))
+        values.update(_from_file(file, mistakes))
+    values.update(_from_environment(environ, mistakes))
     for name, value in (flags or {}).items():
         if value is not None:
             values[name] = Value(value, "command line")
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for name, given in values.items():
         field = FIELDS[name]
-        sections[field.section][field.key] = _converted(field, given)
+        with mistakes:
+            sections[field.section][field.key] = _converted(field, given)
     settings = Settings(
         **{section.name: section.type(**sections[section.name]) for section in fields(Settings)}
     )
-    _check_together(settings)
+    for rule in _RULES:
+        with mistakes:
+            rule(settings)
+    mistakes.raise_any()
     origins = {name: values[name].origin if name in values else FROM_DEFAULT for name in FIELDS}
     return Config(settings, origins)
+
+
+class _Mistakes:
+    """Collects the `ConfigError`s of its `with` blocks, so that all of them are reported at once."""
+
+    def __init__(self) -> None:
+        self._found: list[ConfigError] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> bool:
+        if isinstance(exc, ConfigError):
+            self._found.append(exc)
+            return True
+        return False
+
+    def raise_any(self) -> None:
+        """Raises the one mistake as it is, and several as one error with a line for each."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            lines = [f"{exc} (try: {exc.hint})" if exc.hint else str(exc) for exc in self._found]
+            raise ConfigError(
+                f"{len(lines)} mistakes in the settings:" + "".join(f"\n  {line}" for line in lines),
+                hint="`wal-ingest config sample` prints a correct file",
+            )
 
 
 def sample() -> str:
@@ -145,28 +192,62 @@ def sample() -> str:
     return "\n".join(lines)
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Value]]:
+def _from_file(path: Path, mistakes: _Mistakes) -> Iterator[tuple[str, Value]]:
     try:
-        tables = tomllib.loads(path.read_text())
+        # Some editors begin a file with a byte order mark, which is no TOML.
+        text = path.read_text("utf-8-sig")
+        tables = tomllib.loads(text)
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}", hint="name a readable file with --config") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}", hint="`wal-ingest config sample` prints a correct file") from exc
+    lines = _lines_of(text)
     for section, table in tables.items():
+        place = _place(path, lines.get(section, 0))
         if section not in SECTIONS:
-            raise ConfigError(f"{path}: unknown section [{section}]", hint=_nearest(section, SECTIONS))
+            with mistakes:
+                raise ConfigError(f"{place}: unknown section [{section}]", hint=_nearest(section, SECTIONS))
+            continue
         if not isinstance(table, dict):
-            raise ConfigError(
-                f"{path}: [{section}] must be a table", hint=f"write [{section}] on a line of its own"
-            )
+            with mistakes:
+                raise ConfigError(
+                    f"{place}: [{section}] must be a table", hint=f"write [{section}] on a line of its own"
+                )
+            continue
         for key, value in table.items():
             name = f"{section}.{key}"
-            if name not in FIELDS:
-                raise ConfigError(f"{path}: unknown setting {name}", hint=_nearest(name, FIELDS))
-            yield name, Value(value, str(path), typed=True)
+            line = lines.get(name, 0)
+            if name in FIELDS:
+                yield name, Value(value, str(path), typed=True, line=line)
+                continue
+            with mistakes:
+                raise ConfigError(
+                    f"{_place(path, line)}: unknown setting {name}", hint=_nearest(name, FIELDS)
+                )
 
 
-def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Value]]:
+_TABLE_LINE = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
+_KEY_LINE = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*=")
+
+
+def _lines_of(text: str) -> dict[str, int]:
+    """The lines, from 1, of the sections and settings in a file as people write it; the parser does not tell them."""
+    lines: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if table := _TABLE_LINE.match(line):
+            section = table[1]
+            lines.setdefault(section, number)
+        elif key := _KEY_LINE.match(line):
+            lines.setdefault(f"{section}.{key[1]}" if section else key[1], number)
+    return lines
+
+
+def _place(path: Path, line: int) -> str:
+    return f"{path}, line {line}" if line else str(path)
+
+
+def _from_environment(environ: Mapping[str, str], mistakes: _Mistakes) -> Iterator[tuple[str, Value]]:
     for variable, name in ENV_ALIASES.items():
         if environ.get(variable):
             yield name, Value(environ[variable], variable)
@@ -175,9 +256,11 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Value]]
         if variable in (ENV_CONFIG, ENV_TOKEN) or not variable.startswith(ENV_PREFIX):
             continue
         if variable not in names:
-            raise ConfigError(
-                f"unknown setting {variable} in the environment", hint=_nearest(variable, names)
-            )
+            with mistakes:
+                raise ConfigError(
+                    f"unknown setting {variable} in the environment", hint=_nearest(variable, names)
+                )
+            continue
         yield names[variable], Value(environ[variable], variable)
 
 
@@ -187,36 +270,72 @@ def env_name(field: Field) -> str:
 
 
 def _converted(field: Field, given: Value) -> Any:
+    value = given.value
+    if isinstance(value, str):
+        value = _with_unit(field, value)
     try:
         # A variable and a flag are text; in a file, "8" for 8 is a mistake to be told of.
-        return msgspec.convert(given.value, field.type, strict=given.typed)
+        return msgspec.convert(value, field.type, strict=given.typed)
     except msgspec.ValidationError as exc:
         shown = MASK if field.secret else repr(given.value)
-        raise ConfigError(f"{field.name} = {shown} ({given.origin}): {exc}", hint=field.why) from exc
+        raise ConfigError(f"{field.name} = {shown} ({given.place}): {exc}", hint=field.why) from exc
 
 
-def _check_together(settings: Settings) -> None:
-    """What no single value can tell."""
+def _with_unit(field: Field, text: str) -> Any:
+    """The number that a text with a unit stands for, where the setting is a size or a duration; else the text."""
+    words = field.key.split("_")
+    number: float | None = None
+    if "bytes" in words:
+        number = parse_bytes(text)
+    elif "s" in words:
+        number = parse_seconds(text)
+    return text if number is None else number
+
+
+def _check_bind(settings: Settings) -> None:
+    parse_bind(settings.server.bind)
+
+
+def _check_influxdb_url(settings: Settings) -> None:
     influxdb = settings.influxdb
-    if influxdb.url and not influxdb.url.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"influxdb.url = {influxdb.url!r}: it must begin with http:// or https://",
-            hint="for instance http://localhost:8086",
-        )
+    if influxdb.url:
+        check_database_url("influxdb.url", influxdb.url)
     if influxdb.url and not influxdb.bucket and influxdb.destination == "settings":
         raise ConfigError(
             "influxdb.url is set but influxdb.bucket is not",
             hint="set influxdb.bucket (INFLUXDB_BUCKET), the bucket that points are written to",
         )
+
+
+def _check_influxdb_token(settings: Settings) -> None:
+    token = settings.influxdb.token
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError("influxdb.token holds characters that no HTTP header may carry")
+
+
+def _check_waits(settings: Settings) -> None:
     if settings.flusher.retry_s_min > settings.flusher.retry_s_max:
         raise ConfigError(
             "flusher.retry_s_min is larger than flusher.retry_s_max", hint="the first wait is the shortest"
         )
-    if not influxdb.url and settings.archive.enabled == "off":
+
+
+def _check_sinks(settings: Settings) -> None:
+    if not settings.influxdb.url and settings.archive.enabled == "off":
         raise ConfigError(
             "no sink is on: influxdb.url is empty and archive.enabled is off",
             hint="set influxdb.url, or leave the archive on",
         )
+
+
+# What no single value's type can tell.
+_RULES: tuple[Callable[[Settings], None], ...] = (
+    _check_bind,
+    _check_influxdb_url,
+    _check_influxdb_token,
+    _check_waits,
+    _check_sinks,
+)
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

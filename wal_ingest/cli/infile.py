@@ -1,10 +1,12 @@
-"""Files that commands read: plain or gzip, whichever it is, and standard input as `-`."""
+"""What commands read: files, pipes and standard input (`-`), plain or gzip, whichever it is."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import os
 import select
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -33,13 +35,14 @@ class InFile:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.is_stdin = name == STDIN
         self._seen = 0
         self._is_begun = False
         try:
             # Closed by `__exit__`.
-            opened = sys.stdin.buffer if self.is_stdin else Path(name).open("rb")  # noqa: SIM115
+            opened = sys.stdin.buffer if name == STDIN else Path(name).open("rb")  # noqa: SIM115
             self._raw = cast(io.BufferedReader, opened)
+            # A pipe has no position and no length, and may keep its reader waiting; whatever its name is.
+            self.is_pipe = name == STDIN or not stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode)
             packed = self._raw.peek(2)[:2] == _GZIP_MAGIC
             self._file = cast(IO[bytes], gzip.GzipFile(fileobj=self._raw)) if packed else self._raw
             self.is_gzip = packed
@@ -56,7 +59,7 @@ class InFile:
 
     def read_soon(self, size: int, wait_s: float) -> bytes | None:
         """What there is of the next bytes; None when nothing came for so long. A file on a disk is always there."""
-        if not self.is_stdin or self.is_gzip:
+        if not self.is_pipe or self.is_gzip:
             return self.read(size)
         # What was read ahead for `begin` is there, and taken whole by the first call; nothing else is read ahead.
         if self._is_begun and not self._poll(wait_s):
@@ -80,8 +83,8 @@ class InFile:
             raise self._unreadable(exc) from exc
 
     def advanced(self) -> int:
-        """How many bytes of the file itself were read since this was asked last; 0 for standard input."""
-        if self.is_stdin:
+        """How many bytes of the file itself were read since the last call; 0 for a pipe."""
+        if self.is_pipe:
             return 0
         before, self._seen = self._seen, self._raw.tell()
         return self._seen - before
@@ -96,14 +99,14 @@ class InFile:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.is_stdin:
+        if self.name != STDIN:
             self._raw.close()
 
 
 def whole_lines(file: InFile, *, idle_s: float | None = None) -> Iterator[bytes]:
     """Whole lines, about a mebibyte at a time, each ended by a line feed (the last one gets it where it has none).
 
-    With `idle_s` an empty piece comes whenever standard input gave nothing for so long. Raises `UnreadableFile`.
+    With `idle_s` an empty piece comes whenever a pipe gave nothing for so long. Raises `UnreadableFile`.
     """
     rest: list[bytes] = []
     held = 0

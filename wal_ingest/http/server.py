@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import trio
 
+from wal_ingest.addresses import parse_bind
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends import AsgiApp, ServerConfig, Shields, run_hypercorn
 from wal_ingest.settings import ServerSettings
@@ -54,23 +55,6 @@ def open_sockets(bind: str, *, reuse_port: bool = False) -> list[socket.socket]:
             sock.close()
         raise ConfigError(f"server.bind: cannot listen on {bind}: {exc.strerror}", hint=_hint(exc)) from exc
     return sockets
-
-
-def parse_bind(bind: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). Raises ConfigError."""
-    host, colon, port = bind.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if (
-        not colon
-        or not (port.isascii() and port.isdigit())
-        or int(port) > 65535
-        or (":" in host) != bracketed
-    ):
-        raise ConfigError(
-            f"server.bind: {bind!r} is not HOST:PORT",
-            hint="such as 127.0.0.1:8400, [::1]:8400 or 0.0.0.0:8400",
-        )
-    return (host[1:-1] if bracketed else host), int(port)
 
 
 def _listen(family: int, address: tuple[object, ...], *, reuse_port: bool) -> socket.socket:

@@ -90,7 +90,7 @@ def test_csv_is_cut_alike_whatever_is_quoted(cells: list[str]) -> None:
 
     class Text:
         name = "t"
-        is_stdin = False
+        is_pipe = False
 
         def __init__(self) -> None:
             self.rest = text
