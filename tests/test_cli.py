@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from tests.rigs.service import COMMAND, environment
 from tests.wal.factories import new_entry, open_store
 from wal_ingest import __version__
+from wal_ingest.cli import app
 from wal_ingest.cli.output import age_text, bytes_text
 from wal_ingest.wal.cursor import Cursor, Trouble
 
@@ -166,3 +173,41 @@ def test_sizes_and_ages_read_well() -> None:
         "2.5 h",
         "2.3 d",
     ]
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with the words that are typed for it."""
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from leaves(inner, (*path, name))
+
+
+LEAVES = dict(leaves(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_help_has_an_example_that_the_command_line_takes(words: tuple[str, ...]) -> None:
+    """It is parsed, not run."""
+    command = LEAVES[words]
+    shown = command.epilog or ""
+    examples = re.findall(rf"wal-ingest ({' '.join(words)}\b[^|\n]*)", shown)
+    assert examples, f"no example in the help of {' '.join(words)}"
+    for example in examples:
+        typed = shlex.split(example.partition(" > ")[0].partition(" || ")[0])[len(words) :]
+        command.make_context(words[-1], typed)
+
+
+def test_a_shell_can_complete_commands(tmp_path: Path) -> None:
+    completion = {"_WAL_INGEST_COMPLETE": "complete_bash", "COMP_WORDS": "wal-ingest s", "COMP_CWORD": "1"}
+    ran = subprocess.run(
+        [COMMAND],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env=environment({}) | completion,
+        cwd=tmp_path,
+    )
+    assert ran.stdout.split() == ["serve", "send", "sink"]

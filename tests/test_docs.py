@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,3 +171,9 @@ def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
 
 def test_the_changelog_speaks_of_this_version() -> None:
     assert f"## {wal_ingest.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_source_distribution_has_every_document() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {path.name for path in ROOT.glob("*.md")} <= set(included)

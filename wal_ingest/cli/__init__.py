@@ -20,15 +20,16 @@ app = typer.Typer(
     help="A metrics ingest node that makes every point durable before it says yes.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage or settings, 3 the WAL needs an operator.",
     no_args_is_help=True,
-    add_completion=False,
+    # --install-completion: subcommands and options by the Tab key.
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve")(serve.serve)
-app.command("agent")(agent.agent)
+app.command("serve", epilog=serve.EXAMPLE)(serve.serve)
+app.command("agent", epilog=agent.EXAMPLE)(agent.agent)
 app.command("send", epilog=send.EXAMPLE)(send.send)
-app.command("replay")(replay.replay)
+app.command("replay", epilog=replay.EXAMPLE)(replay.replay)
 app.add_typer(wal.app, name="wal")
 app.add_typer(sink.app, name="sink")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -32,6 +32,8 @@ _HTTP = ("http://", "https://")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB)?")
 _UNITS = {None: 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
+EXAMPLE = "Example: wal-ingest agent --to ws://node:8400 --tag dc=fra1 --interval 10"
+
 
 def agent(
     to: Annotated[

@@ -8,10 +8,14 @@ from typing import Annotated
 import typer
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import print_json
+from wal_ingest.cli.output import print_json, wide_console
 from wal_ingest.config import load, sample
 
-app = typer.Typer(help="Show the effective settings, check a file, print a sample.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Show the effective settings, check a file, print a sample.",
+    epilog="Example: wal-ingest config --json | jq -r '.\"server.bind\".value'",
+    rich_markup_mode=None,
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -28,7 +32,6 @@ def show(
     if json:
         print_json({field.name: {"value": value, "from": origin} for field, value, origin in rows})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -36,10 +39,10 @@ def show(
         table.add_column(heading, overflow="fold")
     for field, value, origin in rows:
         table.add_row(field.name, str(value) if value != "" else '""', origin)
-    Console().print(table)
+    wide_console().print(table)
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest config check /etc/wal-ingest/wal-ingest.toml")
 def check(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The settings file to check.", show_default=False)
@@ -50,7 +53,7 @@ def check(
     typer.echo(f"{file}: fine")
 
 
-@app.command("sample")
+@app.command("sample", epilog="Example: wal-ingest config sample > wal-ingest.toml")
 def print_sample() -> None:
     """Print a settings file with every setting, its default and its reason."""
     typer.echo(sample(), nl=False)

@@ -10,6 +10,8 @@ import typer
 import wal_ingest
 from wal_ingest.cli.options import ConfigOption, DataDirOption, load_config
 
+EXAMPLE = "Example: wal-ingest serve --config /etc/wal-ingest/wal-ingest.toml --data-dir /var/lib/wal-ingest"
+
 
 def serve(
     config: ConfigOption = None,

@@ -32,7 +32,7 @@ def _group() -> None:
     """Look at the sinks, check their settings, pause, resume or move them on."""
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest sink status --json | jq .influxdb.state")
 def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
     """How far each sink is, what it is doing, and its last error."""
     from wal_ingest.cli.node import is_running
@@ -101,7 +101,7 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
             console.print(f"{name}: last error{when}: {row['last_error']}", markup=False)
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest sink check")
 def check(
     sink: Annotated[
         str | None, typer.Argument(metavar="[SINK]", help="Only this one.", show_default=False)
@@ -154,7 +154,7 @@ async def _checks(settings: Settings, names: list[str]) -> dict[str, list[Check]
     return found
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest sink pause influxdb")
 def pause(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Deliver nothing to a sink until `resume`, also across restarts. Points go on being taken; the log grows."""
     from wal_ingest.cli.node import operate
@@ -163,7 +163,7 @@ def pause(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOpti
     typer.echo(f"{sink}: paused; `wal-ingest sink resume {sink}` ends it")
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest sink resume influxdb")
 def resume(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Deliver to a sink again: after `pause`, or after an optional sink broke down."""
     from wal_ingest.cli.node import operate
@@ -172,7 +172,7 @@ def resume(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOpt
     typer.echo(f"{sink}: resumed")
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest sink skip influxdb --through-seq 4711")
 def skip(
     sink: NameArgument,
     through_seq: Annotated[

@@ -51,7 +51,7 @@ def _group() -> None:
     """List, show, export, retry and drop the points that a sink refused for good."""
 
 
-@app.command("list")
+@app.command("list", epilog="Example: wal-ingest dead-letters list --sink influxdb")
 def list_letters(
     sink: SinkOption = None,
     reason: ReasonOption = None,
@@ -87,7 +87,7 @@ def list_letters(
         typer.echo(f"{each.points:>12,}  {time_text(each.last_ns)}  {each.sink:{width}}  {each.reason}")
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest dead-letters show --reason type --limit 5")
 def show(
     sink: SinkOption = None,
     reason: ReasonOption = None,
@@ -109,7 +109,7 @@ def show(
         sys.stdout.write(letter.line.decode())
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest dead-letters export refused.lp.gz")
 def export(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Gzip line protocol; - for standard output, plain.")
@@ -140,7 +140,7 @@ def export(
     typer.echo(f"{points_text(count)} exported", err=True)
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest dead-letters retry --reason type")
 def retry(
     sink: SinkOption = None,
     reason: ReasonOption = None,
@@ -171,7 +171,7 @@ def retry(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(epilog="Example: wal-ingest dead-letters drop --reason retention")
 def drop(
     sink: SinkOption = None,
     reason: ReasonOption = None,

@@ -29,6 +29,9 @@ class From(enum.StrEnum):
     ARCHIVE = "archive"
 
 
+EXAMPLE = "Example: wal-ingest replay --since 2h --dry-run"
+
+
 def replay(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
