@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.processes import Process, http_status, wait_until
+from tests.rigs.processes import Process, free_port, http_status, wait_until
 from tests.rigs.service import COMMAND, Service, environment
 from wal_ingest.log_stream import LogStream
 from wal_ingest.signals import IGNORED_SIGNALS
@@ -145,3 +147,32 @@ def test_log_lines_that_cannot_be_written_raise_nothing() -> None:
     assert stream.drain(10)
     assert stream.dropped == 1
     assert stream.writable()
+
+
+def test_a_sender_that_comes_during_the_start_waits_and_is_not_refused(tmp_path: Path) -> None:
+    """The socket listens before the log is recovered: here recovery waits for the directory's lock."""
+    port = free_port()
+    (tmp_path / "data").mkdir()
+    out = tmp_path / "out"
+    with (tmp_path / "data/LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = Process(
+            "node",
+            [COMMAND, "serve", "--bind", f"127.0.0.1:{port}", "--data-dir", tmp_path / "data"],
+            log=tmp_path / "err",
+            stdout=out,
+            env=environment({}),
+        )
+        try:
+            wait_until(lambda: _connects(port), "the port listens", every_s=0.005)
+            assert out.read_text() == ""
+        finally:
+            process.end()
+
+
+def _connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -13,7 +13,8 @@ import trio
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
-from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.http.server import serve
+from wal_ingest.listeners import open_sockets
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import NewEntry
 

@@ -15,7 +15,8 @@ from tests.http.rig import LINE, front, get, lifespan, post, running, within
 from wal_ingest.addresses import parse_bind
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends import Connection, Shields, check_seam
-from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.http.server import serve
+from wal_ingest.listeners import open_sockets
 from wal_ingest.settings import ServerSettings
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import wal_ingest
-from wal_ingest.cli.node import must_not_be_root
 from wal_ingest.config import ENV_TOKEN, load
 from wal_ingest.errors import ConfigError
 from wal_ingest.settings import LogSettings
@@ -137,6 +136,8 @@ def agent(
         measures_itself="agent" in names,
         once=once,
     )
+    from wal_ingest.cli.node import must_not_be_root
+
     must_not_be_root(Path(spool_dir))
     sys.exit(trio.run(_run, wanted, probes))
 

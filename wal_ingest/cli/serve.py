@@ -31,11 +31,16 @@ def serve(
     Prints one line when it is ready. SIGTERM or Ctrl-C stops it: requests under way are answered first.
     SIGHUP and SIGUSR1 change nothing: settings are read only at start.
     """
+    from wal_ingest.listeners import open_sockets
     from wal_ingest.signals import ignore_reload_signals
 
     # Before anything that takes time: until then the default action of these signals ends the process.
     ignore_reload_signals()
     settings = load_config(config, data_dir=data_dir, server__bind=bind).settings
+
+    # The address first: a second server on the same port must not touch a data directory, and senders that come from
+    # here on wait instead of being refused.
+    sockets = open_sockets(settings.server.bind)
 
     import trio
 
@@ -50,4 +55,4 @@ def serve(
             flush=True,
         )
 
-    sys.exit(trio.run(Service(settings, ready=ready).run))
+    sys.exit(trio.run(Service(settings, sockets=sockets, ready=ready).run))

@@ -39,7 +39,7 @@ from wal_ingest.http.body import BodyBudget
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
 from wal_ingest.http.refusals import RefusalLog
-from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.http.server import serve
 from wal_ingest.http.stream.streams import Streams
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
@@ -70,12 +70,16 @@ _log = structlog.get_logger("wal_ingest.service")
 class Service:
     """`wal-ingest serve`, from the settings to the exit code.
 
-    `ready` is called once with the address (`http://127.0.0.1:8400`) when requests are taken.
+    `sockets` listen already (see `listeners`), and are closed when it ends. `ready` is called once with
+    the address (`http://127.0.0.1:8400`) when requests are taken.
     """
 
-    def __init__(self, settings: Settings, *, ready: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, sockets: list[socket.socket], ready: Callable[[str], None]
+    ) -> None:
         self._settings = settings
         self._ready = ready
+        self._sockets = sockets
         self._shutdown = trio.Event()
         self._moved = Moved()
         self._metrics = Metrics()
@@ -94,12 +98,10 @@ class Service:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         allow_many_files()
         data_dir = Path(self._settings.server.data_dir)
-        # The address first: a second server on the same port should not touch a data directory.
-        sockets = open_sockets(self._settings.server.bind)
         try:
             store = Store(data_dir, self._settings.wal, now_ns=time.time_ns)
         except BaseException:
-            for sock in sockets:
+            for sock in self._sockets:
                 sock.close()
             raise
         try:
@@ -108,7 +110,7 @@ class Service:
             writer = Writer(store.wal, self._settings.wal, observer=self._metrics.commits)
             runners = self._runners(store, writer, data_dir)
             with stop_on_signals(self._stop, self._watchdog):
-                await self._run_parts(store, writer, runners, sockets)
+                await self._run_parts(store, writer, runners)
         except BaseExceptionGroup as group:
             raise _our_own(group) from group
         finally:
@@ -162,9 +164,7 @@ class Service:
             runner.progress.wrote = self._metrics.sink_writes(runner.name)
         return runners
 
-    async def _run_parts(
-        self, store: Store, writer: Writer, runners: list[SinkRunner], sockets: list[socket.socket]
-    ) -> None:
+    async def _run_parts(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> None:
         numbers = self._numbers(store, writer, runners)
         caretakers = Caretakers(store, writer, runners, self._settings.wal, self._moved, now_ns=time.time_ns)
         refusals = RefusalLog(monotonic_s=time.monotonic, failed=numbers.watch.failed_request)
@@ -221,7 +221,7 @@ class Service:
                     )
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
-                        addresses = await front.start(self._serve, app, sockets)
+                        addresses = await front.start(self._serve, app)
                         wal.start_soon(Collector().run)
                         self._ready(addresses[0])
                     wal.cancel_scope.cancel()
@@ -267,14 +267,12 @@ class Service:
             self._failure = self._failure or exc
             self._stop(f"a part failed: {_our_own(exc)}")
 
-    async def _serve(
-        self, app: Ingest, sockets: list[socket.socket], task_status: trio.TaskStatus[list[str]]
-    ) -> None:
+    async def _serve(self, app: Ingest, task_status: trio.TaskStatus[list[str]]) -> None:
         await serve(
             app,
             settings=self._settings.server,
             shutdown=self._shutdown,
-            sockets=sockets,
+            sockets=self._sockets,
             task_status=task_status,
         )
 
