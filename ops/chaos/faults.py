@@ -5,7 +5,9 @@ A fault is a context: entering it strikes, leaving it heals. What it yields says
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -120,6 +122,36 @@ def _no_descriptors(world: World, dice: Random) -> Iterator[str]:
         node.no_excuse("fd_exhaustion")
 
 
+@contextmanager
+def _sink_vanishes(world: World, _dice: Random) -> Iterator[str]:
+    """The sink's settings are missing at one start, and there again at the next."""
+    before = world.node.service.settings
+    without = {name: value for name, value in before.items() if not name.startswith("influxdb.")}
+    # Something must be on. It must not hold anything back once it is off again.
+    without |= {"archive.enabled": "on", "archive.required": False}
+    world.node.start_again(without)
+    try:
+        yield ""
+    finally:
+        world.node.start_again(before)
+
+
+@contextmanager
+def _slow_senders(world: World, dice: Random) -> Iterator[str]:
+    """Bodies that are announced and stop short: they must not take the room of everybody else's."""
+    node, body_bytes, senders = world.node, 32 << 20, dice.choice([4, 8, 16])
+    head = (
+        "POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {body_bytes}\r\n\r\n"
+    ).encode()
+    with contextlib.ExitStack() as opened:
+        for _ in range(senders):
+            with contextlib.suppress(OSError):  # the node may be down because of another fault
+                sock = opened.enter_context(socket.create_connection(("127.0.0.1", node.port), timeout=5))
+                sock.sendall(head + b"m f=1 1\n" * dice.choice([1, 100_000]))
+        yield f"{senders} bodies of {body_bytes >> 20} MiB"
+
+
 # -- the database and the way to it ---------------------------------------------------------------------
 
 
@@ -140,6 +172,31 @@ def _bad_lines(world: World, dice: Random) -> Iterator[str]:
         yield f"in {world.clients.poison:.0%} of the requests"
     finally:
         world.clients.poison = before
+
+
+@contextmanager
+def _refusing(world: World, dice: Random) -> Iterator[str]:
+    """Bad lines, refused in ways that name nothing, or say it with a status that usually means something else."""
+    clients, proxy = world.clients, world.proxy
+    before = clients.poison, proxy.refusals
+    clients.poison = dice.choice([0.1, 0.3])
+    proxy.refusals = dice.choice([("partial 500",), ("filter",), ("partial 500", "filter", "whole")])
+    try:
+        yield f"in {clients.poison:.0%} of the requests, {' or '.join(proxy.refusals)}"
+    finally:
+        clients.poison, proxy.refusals = before
+
+
+_PAGES = (
+    ("text/plain", "default backend - 404"),
+    ("text/html", "<html><title>Login</title></html>"),
+    ("application/json", '{"error":"database not found"}'),
+    ("", ""),
+)
+
+
+def _default_backend(dice: Random) -> Weather:
+    return Weather("default backend", _chance(dice), dice.choice([200, 202, 203]), page=dice.choice(_PAGES))
 
 
 def _weather(make: Callable[[Random], Weather]) -> Struck:
@@ -182,6 +239,8 @@ EVERY_FAULT = (
     Fault("disk_full", "server", "the data's disk is full, later free again", _disk_full, "loop"),
     Fault("clock_jump", "server", "the wall clock jumps", _clock_jump, "cc"),
     Fault("fd_exhaustion", "server", "no descriptor left to open", _no_descriptors),
+    Fault("slow_senders", "server", "large bodies that stop short", _slow_senders),
+    Fault("sink_vanishes", "server", "a start without the sink's settings", _sink_vanishes),
     Fault("db_down", "database", "connections broken and refused", _db_down),
     Fault(
         "db_slow",
@@ -193,6 +252,8 @@ EVERY_FAULT = (
     Fault("db_503", "database", "503 with Retry-After", _answering(503, "busy", retry_after=True)),
     Fault("db_429", "database", "429 with Retry-After", _answering(429, "slow down", retry_after=True)),
     Fault("db_400", "database", "400 because of some lines, which clients send more of", _bad_lines),
+    Fault("refusing", "database", "bad lines refused with 500 or by a filter with 403", _refusing),
+    Fault("default_backend", "database", "another server says 200", _weather(_default_backend)),
     Fault("db_401", "database", "401", _answering(401, "unauthorized access")),
     Fault(
         "db_413",

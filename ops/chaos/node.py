@@ -111,6 +111,15 @@ class Node:
             what += ": " + " | ".join(self.service.process.log_tail(lines=2).splitlines())[-600:]
         self.ends.append(End(round(now_s - self.began_s, 1), what, excused_by))
 
+    def start_again(self, settings: Mapping[str, object]) -> None:
+        """An orderly stop, and a start with other settings, as an operator would; `tend` sees to it if it fails."""
+        if self.up:
+            self.service.process.resume()
+            self.service.stop(s_max=20)
+        self._known_dead = True
+        self.service.settings = dict(settings)
+        self.tend()
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         return self.service.stop(s_max=20)

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from types import TracebackType
@@ -32,6 +33,8 @@ class Weather:
     `status` is answered in the database's place, with `headers` and `message`; with `points_max` only to writes that
     have more lines. Otherwise the write is passed on, after `delay_s`. `ending` is how the answer reaches the server:
     "whole", "half" (cut off in the middle), "reset" (never), "early reset" (nor was the write passed on).
+
+    `page` is sent as it is, with its content type, where the answer is no database's: another server has the address.
     """
 
     name: str
@@ -42,9 +45,19 @@ class Weather:
     points_max: int = 0
     delay_s: float = 0.0
     ending: str = "whole"
+    page: tuple[str, str] | None = None
 
 
 FAIR = Weather("fair", chance=0.0)
+
+REFUSALS = {
+    "whole": "400: nothing of the write was written, as InfluxDB 2 does it",
+    "partial": "400: the others were written, as InfluxDB 1 does it",
+    "partial 500": "500: the others were written, as InfluxDB 2.0.0 to 2.0.4 did it",
+    "filter": "403 from a filter on the way, which never saw a database",
+}
+"""The ways in which a write with poison in it may be refused."""
+USUAL_REFUSALS = ("whole", "partial")
 
 
 class _Reset(Exception):
@@ -55,11 +68,12 @@ class Proxy:
     """Runs from entering to leaving, in a thread of its own, on a port that it keeps.
 
     `listen(False)` refuses connections and breaks those that there are. `struck` counts the writes that met each
-    weather, and those with poison ("400").
+    weather, and those with poison ("400"). `refusals` are names in `REFUSALS`: one is drawn for each write with poison.
     """
 
     def __init__(self, database_port: int, *, seed: int) -> None:
         self.weather = FAIR
+        self.refusals: Sequence[str] = USUAL_REFUSALS
         self.port = 0
         self.struck: Counter[str] = Counter()
         self._database_port = database_port
@@ -139,7 +153,7 @@ class Proxy:
                 raise _Reset
             await trio.sleep(weather.delay_s)
             if weather.status and _lines_of(request, body) > weather.points_max:
-                await side.send(_made_up(weather.status, weather.message, weather.headers))
+                await side.send(_answer_of(weather))
                 return side.reusable
         response, answer = await self._judge(request, body)
         if struck and weather.ending == "reset":
@@ -160,16 +174,19 @@ class Proxy:
         good = [line for line in every if _MARK not in line]
         dropped = len(every) - len(good)
         said = 'field type conflict: input field "value" is type float, already exists as type string'
-        if self._dice.random() < 0.5:
-            # As InfluxDB 2: nothing of it was written.
+        way = self._dice.choice(self.refusals)
+        if way == "filter":
+            page = ("text/html", "<html><h1>403 Forbidden</h1>Request blocked</html>")
+            return _answer_of(Weather("filter", status=403, page=page))
+        if way == "whole":
             return _made_up(400, f"unable to write: {said}", ())
         if good:
             plain = h11.Request(method="POST", target=request.target, headers=[(b"host", b"database")])
             response, answer = await self._pass_on(plain, b"".join(good))
             if response.status_code != 204:
                 return response, answer
-        # As InfluxDB 1: the others were written.
-        return _made_up(400, f"partial write: {said} dropped={dropped}", ())
+        status = 500 if way == "partial 500" else 400
+        return _made_up(status, f"partial write: {said} dropped={dropped}", ())
 
     async def _pass_on(self, request: h11.Request, body: bytes) -> _Answer:
         """The database's own answer. Raises `_Reset` when there is none."""
@@ -235,6 +252,15 @@ class _Side:
             data += self.connection.send(h11.Data(data=body)) or b""
         data += self.connection.send(h11.EndOfMessage()) or b""
         await self._stream.send_all(data[: int(len(data) * part)])
+
+
+def _answer_of(weather: Weather) -> _Answer:
+    if weather.page is None:
+        return _made_up(weather.status, weather.message, weather.headers)
+    kind, text = weather.page
+    headers = [("Content-Type", kind)] if kind else []
+    headers.append(("Content-Length", str(len(text))))
+    return h11.Response(status_code=weather.status, headers=headers), text.encode()
 
 
 def _made_up(status: int, message: str, headers: tuple[tuple[str, str], ...]) -> _Answer:
