@@ -86,9 +86,9 @@ def test_a_settings_file_is_checked_without_starting_anything(tmp_path: Path) ->
     )
 
 
-def test_a_status_of_nothing_needs_an_operator(tmp_path: Path) -> None:
+def test_a_status_of_nothing_names_the_directory(tmp_path: Path) -> None:
     ran = run("wal", "status", "--data-dir", tmp_path / "nowhere", cwd=tmp_path)
-    assert ran.returncode == 3
+    assert ran.returncode == 2
     assert ran.stderr.startswith("error: there is no WAL in ")
     assert "try: " in ran.stderr
 

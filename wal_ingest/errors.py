@@ -208,6 +208,15 @@ class ConfigError(WalIngestError):
         self.hint = hint
 
 
+class NoWal(ConfigError):
+    """There is no write-ahead log in a directory: the wrong one was named, or no server ever ran there."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(
+            f"there is no WAL in {data_dir}", hint="name the server's data directory with --data-dir"
+        )
+
+
 class DataDirLocked(ConfigError):
     """Another server has this data directory open. `pid` is its process id, 0 when it cannot be told."""
 

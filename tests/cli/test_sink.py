@@ -120,7 +120,7 @@ def test_mistakes_are_told_with_what_to_do(away: Node) -> None:
     assert "give exactly one of" in away.run("sink", "skip", "influxdb", code=2)
     assert "is no time" in away.run("sink", "skip", "influxdb", "--until", "yesterday", code=2)
     nowhere = run_command("sink", "pause", "influxdb", "--data-dir", "/nonexistent/data")
-    assert nowhere.returncode == 3
+    assert nowhere.returncode == 2
     assert "there is no WAL in /nonexistent/data" in nowhere.stderr
 
 

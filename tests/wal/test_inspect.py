@@ -9,7 +9,7 @@ import trio
 
 from tests.wal.factories import Clock, new_entry, open_store
 from tests.wal.factories import settings as store_settings
-from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
+from wal_ingest.errors import NoWal, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.inspect import status
@@ -80,7 +80,7 @@ def test_a_damaged_segment_is_shown_and_hides_nothing_else(tmp_path: Path) -> No
 
 
 def test_where_there_is_no_wal_the_error_says_so(tmp_path: Path) -> None:
-    with pytest.raises(OperatorNeeded, match="there is no WAL in") as caught:
+    with pytest.raises(NoWal, match="there is no WAL in") as caught:
         status(tmp_path / "nowhere", now_ns=START_NS)
     assert "--data-dir" in caught.value.hint
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.wal.factories import Clock, new_entry, open_store
 from tests.wal.test_damage import DAMAGE, PAGE, flip, three_segments, zero
-from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import NoWal, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import pinned
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.lmdb_file import LmdbFile
@@ -142,7 +142,7 @@ def test_an_empty_log_has_no_entries(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_wal_the_error_says_so(tmp_path: Path) -> None:
-    with pytest.raises(OperatorNeeded, match="there is no WAL") as caught:
+    with pytest.raises(NoWal, match="there is no WAL") as caught:
         WalReader(tmp_path)
     assert "--data-dir" in caught.value.hint
 

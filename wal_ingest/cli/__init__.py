@@ -12,7 +12,7 @@ import typer
 
 import wal_ingest
 from wal_ingest.cli import agent, config, dead_letters, replay, send, serve, sink, wal
-from wal_ingest.cli.output import DONE, FAILED, print_error
+from wal_ingest.cli.output import DONE, FAILED, not_permitted, print_error
 from wal_ingest.errors import WalIngestError
 
 app = typer.Typer(
@@ -83,6 +83,10 @@ def _run() -> int:
         app()
     except WalIngestError as exc:
         return print_error(exc)
+    except PermissionError as exc:
+        if exc.filename is None:
+            raise
+        return print_error(not_permitted(exc.filename, exc.strerror or "permission denied"))
     except SystemExit as exc:
         if not isinstance(exc.code, int):
             raise

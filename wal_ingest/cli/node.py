@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wal_ingest.errors import ConfigError, OperatorNeeded
+from wal_ingest.errors import ConfigError, NoWal
 from wal_ingest.settings import Settings
 from wal_ingest.wal.cursor import Cursor
-from wal_ingest.wal.directory import holder_of
+from wal_ingest.wal.directory import exists, holder_of
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
 from wal_ingest.wal.recovery import SetAside
@@ -22,12 +22,13 @@ from wal_ingest.wal.store import Store
 
 
 def read_node_state(settings: Settings) -> StateView:
-    """The state of the data directory. Raises `OperatorNeeded` when there is none, and as `read_state` does."""
+    """The state of the data directory.
+
+    Raises `NoWal`, PermissionError when this user may not look, and as `read_state` does.
+    """
     data_dir = Path(settings.server.data_dir)
-    if not (data_dir / STATE_NAME).exists():
-        error = OperatorNeeded(f"there is no WAL in {data_dir}")
-        error.hint = "name the server's data directory with --data-dir"
-        raise error
+    if not exists(data_dir / STATE_NAME):
+        raise NoWal(data_dir)
     return read_state(data_dir / STATE_NAME)
 
 

@@ -5,12 +5,15 @@ Exit codes: 0 done, 1 failed, 2 usage or settings, 3 the WAL needs an operator.
 
 from __future__ import annotations
 
+import errno
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
+from wal_ingest.errors import ConfigError, OperatorNeeded, StorageFailed, WalIngestError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +40,8 @@ def wide_console() -> Console:
 
 def print_error(error: WalIngestError) -> int:
     """Says what is wrong and what to try, and returns the exit code that goes with it."""
+    if isinstance(error, StorageFailed) and error.number in (errno.EACCES, errno.EPERM):
+        error = not_permitted(error.path, error.reason)
     sys.stderr.write(f"error: {error}\n")
     if error.hint:
         sys.stderr.write(f"try: {error.hint}\n")
@@ -45,6 +50,27 @@ def print_error(error: WalIngestError) -> int:
     if isinstance(error, OperatorNeeded):
         return OPERATOR_NEEDED
     return FAILED
+
+
+def not_permitted(path: str | Path, reason: str) -> ConfigError:
+    """The error for what this user may not read or write, with the user who may. Nothing is damaged then."""
+    return ConfigError(f"{path}: {reason}", hint=f"sudo -u {shlex.quote(_owner_of(Path(path)))} wal-ingest …")
+
+
+def _owner_of(path: Path) -> str:
+    """The user who owns a path, or the nearest folder above it that can be looked at."""
+    import pwd
+
+    for candidate in (path, *path.absolute().parents):
+        try:
+            owner = candidate.stat().st_uid
+        except OSError:
+            continue
+        try:
+            return pwd.getpwuid(owner).pw_name
+        except KeyError:
+            return f"#{owner}"
+    return "root"
 
 
 def confirm(question: str, *, yes: bool) -> None:

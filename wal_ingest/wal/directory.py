@@ -53,12 +53,24 @@ def remove(path: Path) -> None:
         raise StorageFailed(path, f"cannot be removed: {exc.strerror}", number=exc.errno or 0) from exc
 
 
+def exists(path: Path) -> bool:
+    """Whether a name is there. Raises PermissionError when this user may not look.
+
+    `Path.exists` answers false then on newer Pythons, and a command would say that there is nothing.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def make_directory(path: Path) -> None:
     """Makes a directory and its missing parents, each name durable. Raises `ConfigError` where it cannot."""
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         return
     missing = [path, *path.parents]
-    missing = missing[: next(i for i, parent in enumerate(missing) if parent.exists())]
+    missing = missing[: next(i for i, parent in enumerate(missing) if exists(parent))]
     for directory in reversed(missing):
         try:
             directory.mkdir(mode=0o750, exist_ok=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import OperatorNeeded, StorageFailed, WalDamaged
+from wal_ingest.errors import NoWal, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
-from wal_ingest.wal.directory import holder_of
+from wal_ingest.wal.directory import exists, holder_of
 from wal_ingest.wal.recovery import Gap, find_gaps
 from wal_ingest.wal.salvage import damaged_files
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
@@ -82,13 +82,11 @@ class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
 def status(data_dir: Path, *, now_ns: int) -> WalStatus:
     """Reads the status of a data directory. `now_ns` is Unix time in nanoseconds, for the ages.
 
-    Raises `OperatorNeeded` when there is no WAL, or its state file cannot be read.
+    Raises `NoWal`, PermissionError when this user may not look, `OperatorNeeded` when the state file is damaged.
     """
     wal_dir = data_dir / WAL_DIR
-    if not (data_dir / STATE_NAME).exists() or not wal_dir.is_dir():
-        error = OperatorNeeded(f"there is no WAL in {data_dir}")
-        error.hint = "name the server's data directory with --data-dir"
-        raise error
+    if not exists(data_dir / STATE_NAME) or not exists(wal_dir):
+        raise NoWal(data_dir)
     # The cursors first: what is confirmed while the segments are read then shows as waiting, never the
     # other way round.
     state = read_state(data_dir / STATE_NAME)

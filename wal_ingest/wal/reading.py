@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from wal_ingest.errors import OperatorNeeded, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import NoWal, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.directory import allow_many_files
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.lost import Lost
@@ -38,7 +38,7 @@ class WalReader:
     """The segments of one data directory, oldest first, all held open until `close`.
 
     A file whose tree does not even tell its ends is read page by page; `unreadable` are those that nothing can be read
-    from. Raises `OperatorNeeded` when there is no WAL, `UnknownFormatVersion`, `StorageFailed`.
+    from. Raises `NoWal`, `UnknownFormatVersion`, `StorageFailed`.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -184,15 +184,13 @@ class WalReader:
 def wal_directory(data_dir: Path) -> Path:
     """Where the segments of a data directory are.
 
-    Raises `OperatorNeeded` when there is no WAL, `StorageFailed` when this user may not look.
+    Raises `NoWal`, `StorageFailed` when this user may not look.
     """
     directory = data_dir / WAL_DIR
     try:
         os.scandir(directory).close()
     except (FileNotFoundError, NotADirectoryError) as exc:
-        error = OperatorNeeded(f"there is no WAL in {data_dir}")
-        error.hint = "name the server's data directory with --data-dir"
-        raise error from exc
+        raise NoWal(data_dir) from exc
     except OSError as exc:
         raise StorageFailed(directory, str(exc.strerror), number=exc.errno or 0) from exc
     return directory

@@ -69,7 +69,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int], None]) -> Report:
     """Looks at everything. `total` is told once how many bytes there are to read, `done` how many more were read.
 
-    Raises `OperatorNeeded` when there is no WAL, `UnknownFormatVersion`, `StorageFailed`.
+    Raises `NoWal`, `UnknownFormatVersion`, `StorageFailed`.
     """
     with WalReader(data_dir) as reader:
         total(sum(segment.ends.bytes for segment in reader.segments))

@@ -61,7 +61,7 @@ def ls(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOp
 
 
 def listing(data_dir: Path) -> Listing:
-    """Reads the ends of every segment. Raises `OperatorNeeded` when there is no WAL, `StorageFailed`."""
+    """Reads the ends of every segment. Raises `NoWal`, `StorageFailed`."""
     from wal_ingest.errors import StorageFailed, WalDamaged
     from wal_ingest.wal.reading import wal_directory
     from wal_ingest.wal.salvage import damaged_files
