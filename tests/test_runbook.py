@@ -331,6 +331,19 @@ def test_a_paused_sink_is_resumed_or_given_up(tmp_path: Path, fake: FakeInfluxDB
         on_call.type_block()
 
 
+@rehearses("sink-absent")
+def test_a_sink_that_is_missing_from_the_settings_is_forgotten(tmp_path: Path, fake: FakeInfluxDB) -> None:
+    fake.answer = lambda _request: Answer(503)
+    with fake_node("sink-absent", tmp_path, fake) as on_call:
+        on_call.post(lines_of(300, first_ns=now_ms()))
+        on_call.stop()
+        on_call.configure({"influxdb.url": ""})
+        on_call.start()
+        on_call.service.wait_drained("archive")
+        on_call.type_block()
+        on_call.type_block()
+
+
 @rehearses("sink-falls-behind")
 def test_a_sink_that_falls_behind_is_given_more_at_a_time(tmp_path: Path, fake: FakeInfluxDB) -> None:
     faster = threading.Event()

@@ -124,6 +124,68 @@ def test_mistakes_are_told_with_what_to_do(away: Node) -> None:
     assert "there is no WAL in /nonexistent/data" in nowhere.stderr
 
 
+def without_database(node: Node) -> None:
+    """Starts the node again without the address of its database, as when a file of variables was not read."""
+    assert node.service.stop() == 0
+    for name in ("influxdb.url", "influxdb.bucket"):
+        del node.settings[name]
+        del node.service.settings[name]
+    node.service.start()
+
+
+def test_what_waits_for_a_database_that_is_missing_from_the_settings_stays_until_it_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    settings = {"influxdb.url": "http://127.0.0.1:9", "influxdb.bucket": "b"}
+    quick = {"wal.segment_s_max": 1, "wal.keep_confirmed_bytes_max": 0}
+    with Node(tmp_path, {**settings, **quick}) as node:
+        for _ in range(3):
+            node.service.post("/metrics", b"m f=1 1\nm f=2 2\n", TEXT)
+        assert "is in the node's settings" in node.run("sink", "forget", "influxdb", "--yes", code=2)
+        without_database(node)
+        assert "a required sink is absent from the settings" in node.service.process.log_tail()
+        assert node.service.ready() == 200
+        node.service.wait_drained("archive")
+        node.service.post("/metrics", b"m f=3 3\n", TEXT)
+        # A segment that is sealed and confirmed by all that run would go now.
+        wait_until(lambda: len(list((node.data_dir / "wal").glob("*.lmdb"))) > 2, "the next segment is begun")
+        node.service.wait_drained("archive")
+        assert json.loads(node.run("wal", "status", "--json"))["first_seq"] == 1
+        assert (node.sink()["state"], node.sink()["waiting_points"]) == ("absent", 7)
+        assert 'wal_ingest_sink_state{sink="influxdb",state="absent"} 1.0' in node.service.get("/metrics")
+        refused = node.run("sink", "forget", "influxdb", code=2)
+        assert "influxdb will never get 7 points that wait for it" in refused
+        assert "gave up 7 points" in node.run("sink", "forget", "influxdb", "--yes")
+        wait_until(
+            lambda: json.loads(node.run("wal", "status", "--json"))["first_seq"] > 1,
+            "its segments are dropped",
+        )
+        told = node.sink()
+        assert (told["state"], told["expired_points"], told["waiting_points"]) == ("forgotten", 7, 0)
+        assert 'state="absent"} 1.0' not in node.service.get("/metrics")
+
+
+def test_a_database_that_is_back_in_the_settings_gets_what_waited_for_it(tmp_path: Path) -> None:
+    settings = {"influxdb.url": "http://127.0.0.1:9", "influxdb.bucket": "b"}
+    with Node(tmp_path, dict(settings)) as node:
+        node.service.post("/metrics", b"m f=1 1\n", TEXT)
+        without_database(node)
+        assert node.service.stop() == 0
+        assert node.sink()["state"] == "absent"
+        node.service.settings.update(settings)
+        node.service.start()
+        assert "absent" not in node.service.process.log_tail()
+        assert node.sink()["waiting_points"] == 1
+        assert node.service.stop() == 0
+        assert (
+            "is in the node's settings"
+            in run_command(
+                "sink", "forget", "influxdb", "--data-dir", node.data_dir, "--yes", settings=settings
+            ).stderr
+        )
+        assert "gave up 1 point" in node.run("sink", "forget", "influxdb", "--yes")
+
+
 def test_commands_for_a_node_that_was_killed_need_no_node(away: Node) -> None:
     away.service.post("/metrics", b"m f=1 1\n", TEXT)
     away.service.kill()

@@ -27,7 +27,7 @@ LOOKS = (
 )
 _SYSTEMD = "sudo systemctl "
 _JOURNAL = "sudo journalctl -u wal-ingest -o cat -n "
-_STATES = "idle|delivering|retrying|holding|failed|paused"
+_STATES = "idle|delivering|retrying|holding|failed|paused|absent"
 TEXT = {"Content-Type": "text/plain"}
 
 

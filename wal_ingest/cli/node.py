@@ -112,6 +112,16 @@ def _skip(store: Store, sink: str, through_seq: int | None) -> object:
     return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
 
 
+def _forget(store: Store, sink: str) -> object:
+    before = store.cursor(sink).expired
+
+    def read(after_seq: int) -> list[Entry]:
+        return store.read_past_damage(after_seq, bytes_max=1, seal=store.wal.seal, tell=_tell)
+
+    cursor = store.forget_sink(sink, read=read)
+    return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
+
+
 def _remove_letters(store: Store, sink: str, ids: list[LetterId], written: bool) -> object:
     return {"removed": store.state.remove_letters(sink, ids, written=written)}
 
@@ -120,5 +130,6 @@ _OFFLINE: dict[str, Callable[..., object]] = {
     "sink.pause": _pause,
     "sink.resume": _resume,
     "sink.skip": _skip,
+    "sink.forget": _forget,
     "letters.remove": _remove_letters,
 }

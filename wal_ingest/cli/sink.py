@@ -34,7 +34,7 @@ def _group() -> None:
 
 @app.command(epilog="Example: wal-ingest sink status --json | jq .influxdb.state")
 def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
-    """How far each sink is, what it is doing, and its last error."""
+    """How far each sink is, what it is doing, and its last error. Absent: required, and not in the settings."""
     from wal_ingest.cli.node import is_running
     from wal_ingest.control import NoControl, ask
     from wal_ingest.wal.inspect import status as read_status
@@ -84,9 +84,9 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         table.add_row(
             name,
-            row["state"] if row["running"] else f"{row['state']} (not running)",
-            f"{row['waiting_points']:,}",
-            age_text(row["oldest_waiting_s"]),
+            _state_text(row),
+            "-" if row["state"] == "forgotten" else f"{row['waiting_points']:,}",
+            "-" if row["state"] == "forgotten" else age_text(row["oldest_waiting_s"]),
             f"{row['confirmed_points']:,}",
             f"{row['parked']:,}",
             f"{row['skipped_points']:,}",
@@ -99,6 +99,11 @@ def _print_status(rows: dict[str, dict[str, Any]]) -> None:
         if row["last_error"]:
             when = f" at {row['last_error_at']}" if row["last_error_at"] else ""
             console.print(f"{name}: last error{when}: {row['last_error']}", markup=False)
+
+
+def _state_text(row: dict[str, Any]) -> str:
+    state: str = row["state"]
+    return state if row["running"] or state in ("absent", "forgotten") else f"{state} (not running)"
 
 
 @app.command(epilog="Example: wal-ingest sink check")
@@ -214,6 +219,39 @@ def skip(
     typer.echo(
         f"{sink}: gave up {points_text(told['expired_points'])}; its cursor is at seq {told['cursor_seq']:,}"
     )
+
+
+@app.command(epilog="Example: wal-ingest sink forget influxdb")
+def forget(
+    sink: NameArgument, yes: YesOption = False, config: ConfigOption = None, data_dir: DataDirOption = None
+) -> None:
+    """Give up a sink that is no longer in the settings: nothing is kept for it any more. Asks first.
+
+    What waits for it is counted as expired. Its dead letters stay until they are dropped.
+    """
+    from wal_ingest.cli.node import cursor_of, is_running, operate, read_node_state
+    from wal_ingest.service.commands import check_forgettable
+    from wal_ingest.service.sinks import sink_makers
+    from wal_ingest.wal.inspect import status as read_status
+
+    settings = load_config(config, data_dir=data_dir).settings
+    directory = Path(settings.server.data_dir)
+    state = read_node_state(settings)
+    # A node that runs knows its own settings best; it refuses by itself.
+    present = {} if is_running(settings) else sink_makers(settings, directory)
+    check_forgettable(sink, present, state.cursors)
+    letters = cursor_of(state, sink).parked
+    waiting = read_status(directory, now_ns=time.time_ns()).sinks[sink].waiting_points
+    typer.echo(
+        f"{sink} will never get {points_text(waiting)} that wait for it; the log keeps nothing for it any more."
+    )
+    if letters:
+        typer.echo(
+            f"Its dead letters stay: {points_text(letters)}. To drop them: wal-ingest dead-letters drop {sink}"
+        )
+    confirm("Forget it?", yes=yes)
+    done = operate(settings, "sink.forget", sink=sink)
+    typer.echo(f"{sink}: forgotten; gave up {points_text(done['expired_points'])}")
 
 
 def _given_up(

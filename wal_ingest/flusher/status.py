@@ -18,6 +18,7 @@ class SinkState(enum.Enum):
     HOLDING = "holding"  # the sink is misconfigured; an operator must act
     FAILED = "failed"  # the sink, an optional one, broke down: nothing is delivered to it until it is resumed
     PAUSED = "paused"  # an operator asked for it
+    ABSENT = "absent"  # the settings do not name this required sink; its points wait in the log
 
 
 @dataclass(frozen=True, slots=True)

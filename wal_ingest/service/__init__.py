@@ -47,13 +47,14 @@ from wal_ingest.service.collector import Collector
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.numbers import Numbers
-from wal_ingest.service.sinks import SinkRunner, sink_makers
+from wal_ingest.service.sinks import SinkRunner, absent_statuses, sink_makers, standby_names
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
 from wal_ingest.signals import Watchdog, report_ignored_signals, stop_on_signals
 from wal_ingest.wal.accounts import disagreements
 from wal_ingest.wal.directory import allow_many_files
 from wal_ingest.wal.file_system import concern_about, file_system_of
+from wal_ingest.wal.required import Presence
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
@@ -160,6 +161,18 @@ class Service:
             )
 
         runners = [SinkRunner(make, delivery, store, now_ns=time.time_ns) for make in makers.values()]
+        standby = standby_names(self._settings)
+        store.note_sinks(
+            {runner.name: Presence(runner.required, runner.name in standby) for runner in runners},
+            standby_names=standby,
+        )
+        for absent in absent_statuses(store):
+            _log.error(
+                "a required sink is absent from the settings; the log keeps its points",
+                sink=absent.name,
+                waiting_points=store.wal.points_total - absent.cursor.points,
+                remedy=absent.last_error,
+            )
         for runner in runners:
             runner.progress.wrote = self._metrics.sink_writes(runner.name)
         return runners
@@ -235,7 +248,7 @@ class Service:
 
     def _numbers(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> Numbers:
         def statuses() -> list[SinkStatus]:
-            return [runner.status() for runner in runners]
+            return [*(runner.status() for runner in runners), *absent_statuses(store)]
 
         watch = Watch(
             store,

@@ -104,6 +104,8 @@ class Caretakers:
             cursors = [(runner.required, self._store.cursor(runner.name).seq) for runner in self._runners]
             # Where no sink is required, all are: a point must be somewhere before it may go.
             holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
+            # A required sink that the settings do not name may be missing by mistake.
+            holding += [self._store.cursor(name).seq for name in self._store.absent_sinks()]
             await trio.to_thread.run_sync(wal.rest_segments, [seq for _, seq in cursors])
             try:
                 while await self._drop_confirmed(min(holding)):

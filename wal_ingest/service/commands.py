@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from wal_ingest.control import Command
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.status import SinkStatus
 from wal_ingest.service.log_reader import LogReader
-from wal_ingest.service.sinks import SinkRunner
+from wal_ingest.service.sinks import SinkRunner, absent_statuses
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
 from wal_ingest.wal.store import Store
@@ -35,7 +35,8 @@ def node_commands(
         return log.read(after_seq, bytes_max=1)
 
     async def sinks(_arguments: Mapping[str, Any]) -> object:
-        return {runner.name: live_status(runner.status()) for runner in runners}
+        statuses = [*(runner.status() for runner in runners), *absent_statuses(store)]
+        return {status.name: live_status(status) for status in statuses}
 
     async def pause(arguments: Mapping[str, Any]) -> object:
         await runner_of(arguments).pause()
@@ -49,6 +50,14 @@ def node_commands(
         runner, through_seq = runner_of(arguments), arguments.get("through_seq")
         before = store.cursor(runner.name).expired
         cursor = await runner.amend(lambda: store.expire(runner.name, through_seq, read=read))
+        changed()
+        return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
+
+    async def forget(arguments: Mapping[str, Any]) -> object:
+        name = str(arguments.get("sink", ""))
+        check_forgettable(name, by_name, store.state.cursors())
+        before = store.cursor(name).expired
+        cursor = await trio.to_thread.run_sync(lambda: store.forget_sink(name, read=read))
         changed()
         return {"cursor_seq": cursor.seq, "expired_points": cursor.expired - before}
 
@@ -70,6 +79,7 @@ def node_commands(
         "sink.pause": pause,
         "sink.resume": resume,
         "sink.skip": skip,
+        "sink.forget": forget,
         "letters.remove": remove_letters,
     }
 
@@ -79,6 +89,17 @@ def unknown_sink(name: str, known: Mapping[str, object]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known) or 'none'}"
     return ConfigError(f"no sink is called {name!r}", hint=hint)
+
+
+def check_forgettable(name: str, present: Container[str], cursors: Mapping[str, object]) -> None:
+    """Raises `ConfigError` when a sink cannot be forgotten: the settings name it, or there never was one."""
+    if name in present:
+        raise ConfigError(
+            f"{name} is in the node's settings",
+            hint=f"take it out of them and restart the node; or wal-ingest sink skip {name} --all",
+        )
+    if name not in cursors:
+        raise unknown_sink(name, cursors)
 
 
 def live_status(status: SinkStatus) -> dict[str, object]:

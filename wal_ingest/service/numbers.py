@@ -18,7 +18,7 @@ from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
 # States of a sink that an operator should hear of.
-TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED)
+TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED, SinkState.ABSENT)
 
 _LETTER_GROUPS_MAX = 20
 

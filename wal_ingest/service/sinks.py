@@ -44,6 +44,40 @@ def sink_makers(settings: Settings, data_dir: Path) -> dict[str, SinkMaker]:
     return makers
 
 
+def standby_names(settings: Settings) -> frozenset[str]:
+    """The sinks that are on only where the settings turn on no other."""
+    return frozenset([ArchiveSink.name]) if settings.archive.enabled == "auto" else frozenset()
+
+
+def absent_reason(name: str) -> str:
+    """What to say of a required sink that the settings do not name."""
+    return (
+        f"the settings do not name this required sink; its points wait in the log: configure it again, "
+        f"or give them up with: wal-ingest sink forget {name}"
+    )
+
+
+def absent_statuses(store: Store) -> list[SinkStatus]:
+    """The sinks that hold segments though the settings do not name them, as the node shows them."""
+    return [
+        SinkStatus(
+            name=name,
+            required=True,
+            state=SinkState.ABSENT,
+            since_ns=record.absent_since_ns or 0,
+            last_error=absent_reason(name),
+            last_error_ns=record.absent_since_ns or 0,
+            confirmed_points=0,
+            parked_points=0,
+            retried_writes=0,
+            rejected_writes=0,
+            in_flight=0,
+            cursor=store.cursor(name),
+        )
+        for name, record in store.absent_sinks().items()
+    ]
+
+
 # Makes a delivery to a sink, which keeps its numbers in what it is given.
 DeliveryMaker = Callable[[Sink, Progress], Delivery]
 

@@ -44,7 +44,8 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     where `since_points` were accepted before the sink began, `skipped_points` were in segments that were set
     aside as damaged, and `expired_points` were given up by an operator; `unaccounted_points` is what is missing from
     that sum, and should be 0. `state` is "ok", or "retrying", "holding" or "failed" with the `reason` and `state_s`,
-    for how many seconds: as the server last said; or "paused", by an operator.
+    for how many seconds: as the server last said; or "paused", by an operator; or "absent", a required sink that the
+    server's settings do not name; or "forgotten", given up by an operator.
     """
 
     cursor_seq: int
@@ -105,7 +106,7 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         damaged=_damaged(wal_dir),
         gaps=_gaps(segments),
         sinks={
-            name: _sink(cursor, _trouble(name, state), segments, now_ns)
+            name: _sink(cursor, _trouble(name, state, cursor), segments, now_ns)
             for name, cursor in state.cursors.items()
         },
     )
@@ -152,8 +153,17 @@ def _damaged(wal_dir: Path) -> list[str]:
     return [file.path.name for file in damaged_files(wal_dir)]
 
 
-def _trouble(sink: str, state: StateView) -> Trouble | None:
-    """What keeps a sink from taking points; an operator's pause before anything else."""
+def _trouble(sink: str, state: StateView, cursor: Cursor) -> Trouble | None:
+    """What keeps a sink from taking points: that it is absent, or an operator's pause, before anything else."""
+    record = state.requirements.get(sink)
+    if record is not None and record.absent_since_ns is not None:
+        if record.forgotten:
+            return Trouble(
+                "forgotten", "given up by an operator; nothing is kept for it", record.absent_since_ns
+            )
+        if record.holds(cursor.seq):
+            reason = "the settings of the node's last start do not name this required sink; its points wait"
+            return Trouble("absent", reason, record.absent_since_ns)
     since_ns = state.pauses.get(sink)
     if since_ns is not None:
         return Trouble("paused", "paused by an operator", since_ns)

@@ -14,6 +14,7 @@ Invariants:
 | `letter/<sink>/<20-digit number>` | a DeadLetter |
 | `trouble/<sink>` | a Trouble, while there is one |
 | `pause/<sink>` | `{"since_ns": n}`, while an operator has the sink paused |
+| `required/<sink>` | a Requirement: whether segments wait for the sink (see `required`) |
 | `streams` | `{"seq": n, "first_seq": n}`: of which moment the records below are (see `checkpoint`) |
 | `stream/<client_id>` | no JSON: a Position's bytes |
 
@@ -28,7 +29,7 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from wal_ingest.wal.letters import (
 )
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
+from wal_ingest.wal.required import REQUIRED, Requirement
 from wal_ingest.wal.space import Reserve
 
 STATE_NAME = "state.lmdb"
@@ -82,13 +84,15 @@ class _Pause(msgspec.Struct, frozen=True):
 class StateView:
     """What a state file says: the WAL's identity; each sink's cursor, and its trouble if any, by its name.
 
-    `pauses` has the sinks that are paused, each with since when, in Unix nanoseconds.
+    `pauses` has the sinks that are paused, each with since when, in Unix nanoseconds. `requirements` say
+    whether segments wait for a sink; a sink that only an earlier version knew has none.
     """
 
     wal_id: uuid.UUID
     cursors: dict[str, Cursor]
     troubles: dict[str, Trouble]
     pauses: dict[str, int]
+    requirements: dict[str, Requirement]
 
 
 def read_state(path: Path) -> StateView:
@@ -145,6 +149,10 @@ def _view(reader: PageReader) -> StateView:
                 name: msgspec.json.decode(value, type=_Pause).since_ns
                 for name, value in _records(reader, _PAUSE)
             },
+            {
+                name: msgspec.json.decode(value, type=Requirement)
+                for name, value in _records(reader, REQUIRED)
+            },
         )
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
@@ -190,6 +198,7 @@ class State:
         self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
         self._troubles = view.troubles
         self._pauses = view.pauses
+        self._requirements = view.requirements
         self._groups: LetterGroups | None = None
         self._reserve = Reserve(self.path)
         self._hold_space()
@@ -268,6 +277,20 @@ class State:
             if sink in self._pauses:
                 self._file.write([], [_PAUSE + sink.encode()])
                 del self._pauses[sink]
+
+    def requirements(self) -> dict[str, Requirement]:
+        """Whether segments wait for each sink, by its name; none for a sink that no start has noted yet."""
+        return dict(self._requirements)
+
+    def note_requirements(self, records: Mapping[str, Requirement]) -> None:
+        """Remembers for which sinks segments wait. Raises `StorageFailed`."""
+        with self._mutex:
+            changed = {name: each for name, each in records.items() if self._requirements.get(name) != each}
+            if changed:
+                self._file.write(
+                    [(REQUIRED + name.encode(), msgspec.json.encode(each)) for name, each in changed.items()]
+                )
+                self._requirements = {**self._requirements, **changed}
 
     def remove_letters(self, sink: str, ids: Iterable[LetterId], *, written: bool) -> int:
         """Removes dead letters and moves the account along, together; returns how many there were.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
@@ -21,6 +23,7 @@ from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directo
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.log import Wal
 from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside
+from wal_ingest.wal.required import Presence, Requirement, at_start
 from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
 from wal_ingest.wal.state import STATE_NAME, State, check_state
 
@@ -115,6 +118,48 @@ class Store:
             cursor = cursor.expired_to(seq=seq, points_after=points_after)
             self.commit_cursor(sink, cursor)
         return cursor
+
+    # -- which sinks must have a point before it goes ---------------------------------------------------
+
+    def note_sinks(self, present: Mapping[str, Presence], *, standby_names: Set[str]) -> None:
+        """Remembers durably for which sinks segments wait; `present` are those that today's settings name.
+
+        Called at a start, before anything is delivered or dropped. Raises `StorageFailed`.
+        """
+        records = at_start(
+            self.state.requirements(),
+            self.state.cursors(),
+            present,
+            standby_names=standby_names,
+            first_seq=self.wal.first_seq,
+            last_seq=self.wal.last_seq,
+            now_ns=self._now_ns(),
+        )
+        self.state.note_requirements(records)
+
+    def absent_sinks(self) -> dict[str, Requirement]:
+        """The sinks that today's settings do not name, and for which segments wait all the same."""
+        return {
+            name: record
+            for name, record in self.state.requirements().items()
+            if record.holds(self.cursor(name).seq)
+        }
+
+    def forget_sink(self, sink: str, *, read: Callable[[int], Sequence[Entry]]) -> Cursor:
+        """Gives up an absent sink: what waits for it counts as expired, and nothing is kept for it any more.
+
+        Its dead letters stay. `read` is as for `expire`. A crash between the two steps leaves a sink that still holds
+        what is accepted from then on; it can be forgotten once more. Raises `StorageFailed`.
+        """
+        cursor = self.expire(sink, None, read=read)
+        record = self.state.requirements().get(sink) or Requirement(True)
+        since_ns = record.absent_since_ns if record.absent_since_ns is not None else self._now_ns()
+        self.state.note_requirements(
+            {sink: msgspec.structs.replace(record, absent_since_ns=since_ns, forgotten=True)}
+        )
+        return cursor
+
+    # -- reading ---------------------------------------------------------------------------------------
 
     def read_past_damage(
         self,
