@@ -18,6 +18,8 @@ import lmdb
 import trio
 
 from wal_ingest.flusher.delivery import Delivery
+from wal_ingest.flusher.outcome import Confirmed, Outcome
+from wal_ingest.flusher.sinks import influxdb
 from wal_ingest.flusher.window import Settled, Slot
 from wal_ingest.wal import lmdb_file
 from wal_ingest.wal.cursor import Cursor, DeadLetter
@@ -25,6 +27,7 @@ from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended, Wal
 from wal_ingest.wal.segment import Segment
 from wal_ingest.wal.state import State
+from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Told, Writer, _Ticket
 
 _LATE_S = 1.5
@@ -128,6 +131,20 @@ def _answer_before_commit() -> None:
     _swap(Writer, "submit", submit)
 
 
+def _any_2xx_confirms() -> None:
+    def outcome(status: int, *arguments: Any, **options: Any) -> Outcome:
+        if 200 <= status < 300:
+            return Confirmed()
+        judged: Outcome = classified(status, *arguments, **options)
+        return judged
+
+    classified = _swap(influxdb, "outcome_of", outcome)
+
+
+def _absent_sink_holds_nothing() -> None:
+    _swap(Store, "absent_sinks", lambda _self: {})
+
+
 MUTATIONS = {
     "sync_off": Mutation("nothing is synced", _sync_off, ("db_down+power_cut",)),
     "cursor_before_confirmation": Mutation(
@@ -143,6 +160,14 @@ MUTATIONS = {
     ),
     "answer_before_commit": Mutation(
         "the 202 goes out before the commit", _answer_before_commit, ("disk_full", "kill"), idle_s=0.005
+    ),
+    "any_2xx_confirms": Mutation(
+        "whatever answers with a 2xx confirms a batch", _any_2xx_confirms, ("default_backend",)
+    ),
+    "absent_sink_holds_nothing": Mutation(
+        "a start without a sink's settings gives up what waits for it",
+        _absent_sink_holds_nothing,
+        ("db_down+sink_vanishes",),
     ),
     # The healthy build through the same door: what it says must be nothing.
     "none": Mutation("nothing is broken", lambda: None, ()),
