@@ -53,7 +53,8 @@ def read_everything(store: Store) -> dict[int, bytes]:
 def holding_seq(store: Store, sinks: Sequence[Sink]) -> int:
     """Up to where the WAL may be truncated: the rule of `service._truncate`, by the cursors that are on disk."""
     cursors = [(sink.required, store.cursor(sink.name).seq) for sink in sinks]
-    return min([seq for required, seq in cursors if required] or [seq for _, seq in cursors])
+    holding = [seq for required, seq in cursors if required] or [seq for _, seq in cursors]
+    return min(holding + [store.cursor(name).seq for name in store.absent_sinks()])
 
 
 class InlineLog:

@@ -29,6 +29,7 @@ from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarg
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.entry import Destination, Mark, NewEntry
 from wal_ingest.wal.letters import id_of
+from wal_ingest.wal.required import Presence
 from wal_ingest.wal.state import STATE_NAME, read_state
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.streams import STORED_MAX, Stored
@@ -112,6 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sinks: list[ScriptedSink] = []
         self.lives = 0
         self.number = 0
+        self.absent: set[str] = set()
         self.damaged: dict[str, set[int]] = {}
         self.senders: set[str] = set()
         self.data_dir = self.root / "0"
@@ -152,9 +154,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.store = Store(self.data_dir, SETTINGS, now_ns=self.clock)
-        for sink in self.sinks:  # as the service does
+        # As the service does.
+        present = {sink.name: Presence(sink.required) for sink in self._present()}
+        self.store.note_sinks(present, standby_names=frozenset())
+        for sink in self._present():
             if self.store.state.cursor(sink.name) is None:
                 self.store.commit_cursor(sink.name, self.store.cursor(sink.name))
+
+    def _present(self) -> list[ScriptedSink]:
+        """The sinks that the settings name."""
+        return [sink for sink in self.sinks if sink.name not in self.absent]
 
     def _next_life(self) -> None:
         self._abandon()
@@ -234,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
 
             deliver(
                 store,
-                self.sinks,
+                self._present(),
                 virtual_s=virtual_s,
                 now_ns=self.clock,
                 seed=self.number,
@@ -248,7 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._live(lambda: self._truncate(self.alive))
 
     def _truncate(self, store: Store) -> None:
-        store.wal.truncate(holding_seq(store, self.sinks))
+        store.wal.truncate(holding_seq(store, self._present()))
 
     @rule()
     def seal(self) -> None:
@@ -300,6 +309,18 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def stop_and_start(self) -> None:
         self._live(self._abandon)
+        self._live(lambda: None)
+
+    @rule(which=st.integers(0, 1))
+    def change_settings(self, which: int) -> None:
+        """A start whose settings lack a sink, or name it again."""
+        name = self.sinks[which].name
+        self._live(self._abandon)
+        if name in self.absent:
+            self.absent.discard(name)
+        elif not self.absent:  # one sink at least is always on
+            self.absent.add(name)
+            self.model.left.add(name)
         self._live(lambda: None)
 
     @rule()
@@ -372,7 +393,7 @@ class StoreMachine(RuleBasedStateMachine):
                     parts = list(entries_of_it)
                     points = sum(entry.points for entry in parts)
                     there[mark.client_id].add(Stored(mark.number, parts[-1].seq, points, mark.crc))
-        confirmed_seq = holding_seq(self.alive, self.sinks)
+        confirmed_seq = holding_seq(self.alive, self._present())
         for client_id, frames in there.items():
             position = wal.positions.of(client_id)
             known = set() if position is None else set(position.stored)

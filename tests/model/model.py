@@ -6,6 +6,8 @@
 Segments that were damaged on purpose and are set aside, with their evidence, are one exception: what was in them is
 `given_up`. What an operator decided that a sink need not have is the other: `expired` (by seq) and `dropped` (dead
 letters, by line).
+
+`left` are the sinks that were missing from the settings at some start.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Model:
     given_up: set[int] = field(default_factory=set)
     expired: dict[str, set[int]] = field(default_factory=dict)
     dropped: dict[str, set[bytes]] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
 
     def accept(self, first_seq: int, entries: list[bytes]) -> None:
         """Notes what a sender is told. Raises AssertionError when a seq was given out before."""
@@ -40,8 +43,11 @@ class Model:
         self.accepted |= dict(enumerate(entries, first_seq))
 
     def holding(self) -> list[str]:
-        """The sinks that truncation waits for: the required ones; where none is, all."""
-        return [name for name, required in self.required.items() if required] or list(self.required)
+        """The sinks that truncation waits for: the required ones, in the settings or not; where none is, those
+        that the settings have always named.
+        """
+        required = [name for name, required in self.required.items() if required]
+        return required or [name for name in self.required if name not in self.left]
 
     def broken(self, found: Found) -> list[str]:
         """Everything that is not as it must be; an empty list is what is wanted."""

@@ -24,6 +24,7 @@ from wal_ingest.wal.checkpoint import Checkpoint, Through
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended, Wal
+from wal_ingest.wal.required import Requirement
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.streams import Positions
 
@@ -115,6 +116,10 @@ def _lost_frames_are_still_claimed(_positions: Positions, _ranges: Sequence[tupl
     """What was set aside as damaged is durable nevertheless."""
 
 
+def _nothing_is_kept_for_an_absent_sink(_store: Store) -> dict[str, Requirement]:
+    return {}
+
+
 MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "an entry is acknowledged and not written": (Wal, "commit", _acknowledged_too_much),
     "truncation does not look at the cursors": (Wal, "truncate", _truncated_up_to_the_end),
@@ -123,12 +128,14 @@ MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "seqs begin again after a restart": (Wal, "open", _numbering_from_the_start),
     "damage is passed over": (Wal, "set_aside", _damage_is_passed_over),
     "streams are forgotten at a start": (Checkpoint, "_restore", _nothing_is_read_at_a_start),
+    "an absent sink holds nothing": (Store, "absent_sinks", _nothing_is_kept_for_an_absent_sink),
     "frames in a damaged segment are claimed": (Positions, "forget_entries", _lost_frames_are_still_claimed),
 }
 
 
 # Those that the machine takes longest to find.
 _LONG = (
+    "an absent sink holds nothing",
     "damage is passed over",
     "frames in a damaged segment are claimed",
     "truncation does not look at the cursors",
