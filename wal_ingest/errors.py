@@ -163,6 +163,10 @@ class WalDamaged(OperatorNeeded):
         self.reason = reason
 
 
+class SectorUnreadable(WalDamaged):
+    """The disk cannot read a part of a file (EIO). Where nothing is written to the file any more, that is damage."""
+
+
 class UnknownFormatVersion(WalDamaged):
     """A file was written by a newer wal-ingest. It is refused by name and left exactly as it is."""
 

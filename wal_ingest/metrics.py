@@ -150,7 +150,10 @@ TABLE = (
     ),
     Declared("sink_dead_letters", _GAUGE, "Dead letters that are kept: neither retried nor dropped.", _SINK),
     Declared(
-        "sink_skipped_points", _COUNTER, "Points in segments set aside before the sink came to them.", _SINK
+        "sink_skipped_points",
+        _COUNTER,
+        "Points that could not be read in damaged segments, or are in no file.",
+        _SINK,
     ),
     Declared("sink_expired_points", _COUNTER, "Points that an operator decided to skip for the sink.", _SINK),
     Declared("sink_waiting_points", _GAUGE, "Points that the sink has yet to confirm.", _SINK),

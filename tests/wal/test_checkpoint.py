@@ -572,12 +572,13 @@ def test_whatever_is_damaged_no_frame_is_claimed_that_is_not_there(
     damage(paths[which])
     store = open_store(data_dir, clock())
     survivors = set(read_everything(store))
-    assert len(survivors) in (16, 17)
-    assert claimed(store) == survivors
+    # Of the frames in a damaged segment none is claimed, though most of their entries are delivered.
+    assert len(claimed(store)) in (16, 17)
+    assert claimed(store) <= survivors
     store.wal.commit([marked("web-1", 99)])
     store.close()
     store = open_store(data_dir, clock())
-    assert claimed(store) == set(read_everything(store))
+    assert claimed(store) <= set(read_everything(store))
     assert 99 in numbers(store)
     store.close()
 
@@ -597,7 +598,7 @@ def test_damage_within_a_segment_is_left_to_its_readers_and_forgotten_with_it(
     assert store.wal.damaged == []
     whole = {*range(1, 9), *range(17, 26)}
     assert claimed(store) == (set(range(1, 26)) if saved else whole)
-    assert set(read_everything(store)) == whole
+    assert set(read_everything(store)) >= whole
     assert len(store.wal.damaged) == 1
     assert claimed(store) == whole
     copy = killed(data_dir)

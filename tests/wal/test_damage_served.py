@@ -56,13 +56,15 @@ def older_state(data_dir: Path) -> None:
 # What is done, the lives whose points are gone, and whether it shows as set aside, as missing, or in the log only.
 ROWS: dict[str, tuple[Callable[[Path], object], list[int], str]] = {
     "a segment emptied": (lambda data: segments(data)[1].write_bytes(b""), [1], "damaged"),
-    "a segment's header record flipped": (lambda data: flip_header(segments(data)[0]), [0], "damaged"),
+    "a segment's header record flipped": (lambda data: flip_header(segments(data)[0]), [], "damaged"),
     "a byte of a payload flipped": (lambda data: flip_compressed(segments(data)[1]), [1], "damaged"),
-    "the pages of a tree zeroed": (lambda data: zero_tree(segments(data)[2]), [2], "damaged"),
-    "a meta page lost": (lambda data: forget_latest_transaction(segments(data)[2]), [2], "damaged"),
+    "the pages of a tree zeroed": (lambda data: zero_tree(segments(data)[2]), [], "damaged"),
+    "a meta page lost": (lambda data: forget_latest_transaction(segments(data)[2]), [], "damaged"),
     "the last segment torn": (lambda data: os.truncate(segments(data)[2], 3 * 4096), [2], "damaged"),
     "a foreign file": (lambda data: segments(data)[1].write_bytes(b"not ours" * 9999), [1], "damaged"),
     "a segment missing": (lambda data: segments(data)[1].unlink(), [1], "gaps"),
+    "the first segment missing": (lambda data: segments(data)[0].unlink(), [0], "lost"),
+    "the last segment missing": (lambda data: segments(data)[2].unlink(), [2], "lost"),
     "the state lost": (lambda data: (data / "state.lmdb").unlink(), [], ""),
     "the state zeroed": (lambda data: (data / "state.lmdb").write_bytes(bytes(16384)), [], "damaged"),
     "the state's meta page lost": (older_state, [], "damaged"),
@@ -96,4 +98,8 @@ def test_the_server_comes_up_after_damage_and_delivers_what_survived(
             [],
         )  # gone again once truncation has passed it
         assert "points are missing" in service.process.log_tail()
+    if shown == "lost":
+        assert "points are missing" in service.process.log_tail()
+    if shown in ("gaps", "lost"):
+        assert [each["points"] for each in told["lost"]] == [POINTS]
     assert told["sinks"]["archive"]["unaccounted_points"] == 0

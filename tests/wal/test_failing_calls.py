@@ -19,6 +19,7 @@ from tests.wal.factories import MIB, new_entry, open_store, read_all, settings
 from wal_ingest.errors import (
     ConfigError,
     DiskFull,
+    SectorUnreadable,
     StorageFailed,
     UnknownFormatVersion,
     WalBroken,
@@ -249,12 +250,15 @@ def test_an_empty_tree_has_no_items(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "x.lmdb", lambda reader: list(reader.items_from(b""))) == []
 
 
-def test_a_page_that_cannot_be_read_is_a_failure_and_no_damage(
+def test_a_page_that_the_disk_cannot_read_is_damage_and_any_other_error_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tree(tmp_path / "x.lmdb")
     monkeypatch.setattr(os, "pread", failing(errno.EIO))
-    with pytest.raises(StorageFailed, match="Input/output error"):
+    with pytest.raises(SectorUnreadable, match="byte 16 cannot be read: Input/output error"):
+        PageReader(path)
+    monkeypatch.setattr(os, "pread", failing(errno.ENOMEM))
+    with pytest.raises(StorageFailed, match="Cannot allocate memory"):
         PageReader(path)
 
 

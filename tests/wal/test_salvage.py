@@ -283,11 +283,24 @@ def test_a_file_that_cannot_be_read_is_an_error(large: Path, monkeypatch: pytest
         PageScan(large.with_name("nowhere"))
 
     def broken(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("os.pread", broken)
+    with pytest.raises(StorageFailed, match="Cannot allocate"):
+        PageScan(large)
+
+
+def test_of_a_file_that_the_disk_cannot_read_at_all_nothing_is_found(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int, length: int, offset: int) -> bytes:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("os.pread", broken)
-    with pytest.raises(StorageFailed, match="Input/output"):
-        PageScan(large)
+    scan = PageScan(large)
+    assert scan.seqs == []
+    assert "cannot be read: Input/output error" in scan.trouble
+    scan.close()
 
 
 def test_what_changes_below_a_scan_is_damage_and_no_other_entry(large: Path) -> None:

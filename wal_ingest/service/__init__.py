@@ -46,7 +46,7 @@ from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.collector import Collector
 from wal_ingest.service.commands import node_commands
-from wal_ingest.service.log_reader import LogReader
+from wal_ingest.service.log_reader import LogReader, report_set_aside
 from wal_ingest.service.numbers import Numbers
 from wal_ingest.service.sinks import SinkRunner, absent_statuses, sink_makers, standby_names
 from wal_ingest.service.watch import Watch
@@ -123,11 +123,12 @@ class Service:
 
     def _report_recovery(self, store: Store) -> None:
         for moved in store.wal.damaged:
-            _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
-        for gap in store.wal.gaps():
-            _log.error(
-                "points are missing", points=gap.points, first_seq=gap.first_seq, last_seq=gap.last_seq
-            )
+            report_set_aside(moved)
+        missing: list[tuple[int, int, int | None]] = []
+        missing += [(gap.first_seq, gap.last_seq, gap.points) for gap in store.wal.gaps()]
+        missing += [(lost.first_seq, lost.last_seq, lost.points) for lost in store.missing]
+        for first_seq, last_seq, points in dict.fromkeys(missing):
+            _log.error("points are missing", points=points, first_seq=first_seq, last_seq=last_seq)
         for name in store.overtaken:
             _log.error("the log begins behind the sink's cursor, as with an old state file", sink=name)
         if store.state_trouble:

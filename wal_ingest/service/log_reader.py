@@ -49,7 +49,7 @@ class LogReader:
                     after_seq,
                     bytes_max=bytes_max,
                     seal=lambda: trio.from_thread.run(self.writer.seal),
-                    tell=_tell,
+                    tell=report_set_aside,
                 )
             except StorageFailed as exc:
                 if not is_no_descriptors(exc.number):
@@ -57,5 +57,12 @@ class LogReader:
                 trio.from_thread.run(trio.sleep, _DESCRIPTOR_WAIT_S)
 
 
-def _tell(moved: SetAside) -> None:
-    _log.error("damaged segment set aside", path=str(moved.path), reason=moved.reason)
+def report_set_aside(moved: SetAside) -> None:
+    """Logs a damaged file, and how much of it is delivered all the same."""
+    _log.error(
+        "damaged segment set aside",
+        path=str(moved.path),
+        reason=moved.reason,
+        readable_points=moved.readable_points,
+        lost_points=moved.lost_points,
+    )

@@ -17,7 +17,7 @@ class Cursor:
     * `since`: taken before this sink began;
     * `confirmed`: the sink has it;
     * `parked`: it is a dead letter;
-    * `skipped`: its segment was set aside as damaged before the sink came to it;
+    * `skipped`: it could not be read in a damaged segment, or is in no file;
     * `expired`: an operator decided that the sink need not have it.
 
     `position` is the sink's own (see `outcome.Confirmed`).

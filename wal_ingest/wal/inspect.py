@@ -14,6 +14,7 @@ import msgspec
 from wal_ingest.errors import NoWal, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import exists, holder_of
+from wal_ingest.wal.extent import LostRange
 from wal_ingest.wal.recovery import Gap, find_gaps
 from wal_ingest.wal.salvage import damaged_files
 from wal_ingest.wal.segment import Ends, read_ends, read_entry, segment_paths
@@ -41,11 +42,11 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
         points_accepted = since_points + confirmed_points + parked + skipped_points + expired_points + waiting_points
 
-    where `since_points` were accepted before the sink began, `skipped_points` were in segments that were set
-    aside as damaged, and `expired_points` were given up by an operator; `unaccounted_points` is what is missing from
-    that sum, and should be 0. `state` is "ok", or "retrying", "holding" or "failed" with the `reason` and `state_s`,
-    for how many seconds: as the server last said; or "paused", by an operator; or "absent", a required sink that the
-    server's settings do not name; or "forgotten", given up by an operator.
+    where `since_points` were accepted before the sink began, `skipped_points` could not be read in damaged segments or
+    are in no file, and `expired_points` were given up by an operator; `unaccounted_points` is what is missing from that
+    sum, and should be 0. `state` is "ok", or "retrying", "holding" or "failed" with the `reason` and `state_s`, for how
+    many seconds: as the server last said; or "paused", by an operator; or "absent", a required sink that the server's
+    settings do not name; or "forgotten", given up by an operator.
     """
 
     cursor_seq: int
@@ -64,7 +65,10 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A data directory at one moment. `server_pid` is None when no server has it open, 0 when it cannot be told."""
+    """A data directory at one moment. `server_pid` is None when no server has it open, 0 when it cannot be told.
+
+    `gaps` are between the segments that are there now; `lost` is what starts have ever found missing.
+    """
 
     data_dir: str
     server_pid: int | None
@@ -77,6 +81,7 @@ class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     segments: list[SegmentStatus]
     damaged: list[str]
     gaps: list[Gap]
+    lost: list[LostRange]
     sinks: dict[str, SinkStatus]
 
 
@@ -105,6 +110,7 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
         segments=rows,
         damaged=_damaged(wal_dir),
         gaps=_gaps(segments),
+        lost=state.lost,
         sinks={
             name: _sink(cursor, _trouble(name, state, cursor), segments, now_ns)
             for name, cursor in state.cursors.items()

@@ -10,6 +10,7 @@ whole as long as the file is at most one transaction further on afterwards. `sna
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from wal_ingest.errors import StorageFailed, WalDamaged
+from wal_ingest.errors import SectorUnreadable, StorageFailed, WalDamaged
 from wal_ingest.wal.lmdb_layout import (
     BIG,
     BRANCH,
@@ -270,16 +271,27 @@ class PageReader:
         return value, where
 
     def _pread(self, offset: int, length: int) -> bytes:
-        try:
-            data = os.pread(self._fd, length, offset)
-        except OSError as exc:
-            raise StorageFailed(self.path, str(exc.strerror)) from exc
+        data = read_bytes(self.path, self._fd, offset, length)
         if len(data) < length:
             raise self._damaged(f"the file ends at {offset + len(data)}, within a page")
         return data
 
     def _damaged(self, reason: str) -> WalDamaged:
         return WalDamaged(self.path, reason)
+
+
+def read_bytes(path: Path, fd: int, offset: int, length: int) -> bytes:
+    """Up to `length` bytes of a file; fewer only at its end. Raises `SectorUnreadable`, `StorageFailed`."""
+    data = b""
+    try:
+        # A read that meets a bad sector gives what is before it; the next one says so.
+        while len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+            data += more
+    except OSError as exc:
+        if exc.errno == errno.EIO:
+            raise SectorUnreadable(path, f"byte {offset + len(data)} cannot be read: {exc.strerror}") from exc
+        raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
+    return data
 
 
 def _follow_each_other(even: int, odd: int) -> bool:

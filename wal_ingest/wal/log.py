@@ -8,7 +8,8 @@ Invariants:
    then the caller told. Neither `last_seq` nor `positions` ever runs ahead of the disk, and they move together.
 3. A segment is dropped only when the caller says that everything in it is confirmed, and the cursors that say so
    are durable by then. The last segment is never dropped: it carries the numbering on, as the cursors do.
-4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole.
+4. Nothing is repaired by deleting. A file that is not what it should be is moved aside whole, and what proves itself by
+   its checksum is still read from there, in its place in the order (see `remains`).
 5. Nothing is appended to a file from an earlier life of the process: each life begins a segment of its own.
 
 Opening: the syncs that a killed process may have left undone are made up for first (a kill -9 leaves pages
@@ -27,7 +28,7 @@ import itertools
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wal_ingest.errors import DiskFull, WalDamaged
@@ -47,6 +48,7 @@ from wal_ingest.wal.recovery import (
     set_aside_earlier,
     start_of,
 )
+from wal_ingest.wal.remains import Remains, open_remains, remains_of
 from wal_ingest.wal.segment import Segment, SegmentHeader
 from wal_ingest.wal.streams import Position, Positions
 
@@ -90,6 +92,8 @@ class Wal:
         self.damaged: list[SetAside] = list(found_damaged)
         self._settings = settings
         self._segments = segments
+        # Of segments that were set aside and not dropped since: what can be read of them, by their first seq.
+        self._remains: list[Remains] = []
         self._segments_mutex = threading.Lock()
         # Held while files are removed or moved: truncation and setting aside must not meet over one.
         self._removal_mutex = threading.Lock()
@@ -105,6 +109,8 @@ class Wal:
         # are dropped, with the seq up to which: what was read from them must be written down elsewhere first.
         self.positions = Positions(clients_max=settings.streams_max, mutex=self._segments_mutex)
         self.before_drop: Callable[[int], None] = lambda _last_seq: None
+        # Called after a segment was begun, on the writer thread: its name is durable.
+        self.begun: Callable[[], None] = lambda: None
 
     @classmethod
     def open(
@@ -116,15 +122,25 @@ class Wal:
         above_seq: int,
         points_above: int,
         now_ns: Callable[[], int],
+        dropped_seq: int | None = None,
     ) -> Wal:
         """Recovers the log in `directory`, or begins one.
 
         `above_seq` is the highest seq that any cursor has passed and `points_above` what it says of the points
-        up to there: the numbering goes on above both. Raises `UnknownFormatVersion` or `WalDamaged` (nothing was
+        up to there: the numbering goes on above both. `dropped_seq` is the seq up to which segments were dropped, None
+        where that was not written down. Raises `UnknownFormatVersion` or `WalDamaged` (nothing was
         changed; the latter when all segments belong to another WAL), `StorageFailed`, `ConfigError`.
         """
         make_directory(directory)
         segments, damaged = recover(directory, settings, wal_id)
+        if dropped_seq is None:
+            dropped_seq = segments[0].first_seq - 1 if segments else above_seq
+        moved = {each.path for each in damaged}
+        aside = [
+            path for path in set_aside_earlier(directory) if path in moved or start_of(path) > dropped_seq
+        ]
+        remains = open_remains(aside, [segment.ends for segment in segments], wal_id)
+        damaged = [_counted(each, remains) for each in damaged]
         # Behind a damaged file only the start of the next good one tells where its seqs ended.
         good_seq = segments[-1].first_seq if segments else 0
         ends = [end_of(path) for path in set_aside_earlier(directory) if start_of(path) > good_seq]
@@ -132,7 +148,9 @@ class Wal:
         wal = cls(directory, settings, wal_id=wal_id, segments=segments, found_damaged=damaged, now_ns=now_ns)
         last = segments[-1] if segments else None
         wal._next_seq = max(floor_seq, last.last_seq if last else 0) + 1
-        wal._points_total = max(points_above, last.points_after if last else 0)
+        wal._remains = remains
+        read_points = [each.points_after for each in remains]
+        wal._points_total = max(points_above, last.points_after if last else 0, *read_points)
         if last is not None and last.last_seq < last.first_seq == wal._next_seq and wal._take_over(last):
             wal._active = last
             wal._sealed_bytes -= last.bytes
@@ -230,6 +248,7 @@ class Wal:
         with self._segments_mutex:
             self._segments.append(segment)
             self._active = segment
+        self.begun()
         return segment
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -253,14 +272,14 @@ class Wal:
     @property
     def first_seq(self) -> int:
         """The lowest seq that is still kept, or the next one to come when none is."""
-        segments = self.segments()
-        return segments[0].first_seq if segments else self._next_seq
+        pieces = self.pieces()
+        return pieces[0].first_seq if pieces else self._next_seq
 
     @property
     def first_points_before(self) -> int:
         """Points of all entries in front of `first_seq`."""
-        segments = self.segments()
-        return segments[0].header.points_before if segments else self._points_total
+        pieces = self.pieces()
+        return pieces[0].header.points_before if pieces else self._points_total
 
     @property
     def bytes(self) -> int:
@@ -288,9 +307,16 @@ class Wal:
         with self._segments_mutex:
             return list(self._segments)
 
+    def pieces(self) -> list[Segment | Remains]:
+        """The segments, and what can be read of those that were set aside, in order."""
+        with self._segments_mutex:
+            if not self._remains:
+                return list(self._segments)
+            return sorted([*self._segments, *self._remains], key=lambda piece: piece.first_seq)
+
     def gaps(self) -> list[Gap]:
-        """What is missing between the segments that are there, oldest first."""
-        return find_gaps(self.segments())
+        """What is missing between the segments that are there, oldest first; not what is lost within one."""
+        return find_gaps(self.pieces())
 
     def read(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
         """Committed entries with a seq above `after_seq`, in order, up to about `bytes_max` stored bytes.
@@ -298,13 +324,26 @@ class Wal:
         One segment's at a time; at least one entry where there is one. Raises `WalDamaged` with the segment's
         path (see `set_aside`), `StorageFailed`.
         """
-        for segment in self.segments():
-            if segment.last_seq <= after_seq or segment.last_seq < segment.first_seq:
+        pieces, gone = self.pieces(), set[Path]()
+        while pieces:
+            piece = pieces.pop(0)
+            if piece.last_seq <= after_seq or piece.last_seq < piece.first_seq:
                 continue
-            entries = segment.read(after_seq, bytes_max=bytes_max)
+            entries = piece.read(after_seq, bytes_max=bytes_max)
             if entries:
                 return entries
+            if entries is None:
+                # It was dropped or set aside just now. In the latter case it is still to be read, from elsewhere.
+                gone.add(piece.path)
+                with self._removal_mutex:
+                    pieces = [each for each in self.pieces() if each.path not in gone]
         return []
+
+    @property
+    def open_seq(self) -> int | None:
+        """The first seq of the segment that is written to; None while there is none."""
+        active = self._active
+        return None if active is None else active.first_seq
 
     def is_written_to(self, path: Path) -> bool:
         """Whether a file is the segment that is written to: it must be sealed before it can be set aside."""
@@ -312,9 +351,9 @@ class Wal:
 
     def rest_segments(self, cursors: Sequence[int]) -> None:
         """Unmaps the sealed segments that none of the cursors is in: nobody reads them just now."""
-        for segment in self.segments():
-            if not any(segment.first_seq - 1 <= seq < segment.last_seq for seq in cursors):
-                segment.rest()
+        for piece in self.pieces():
+            if not any(piece.first_seq - 1 <= seq < piece.last_seq for seq in cursors):
+                piece.rest()
 
     # -- giving space back -----------------------------------------------------------------------------
 
@@ -356,16 +395,31 @@ class Wal:
             yield going
             if going:
                 sync_directory(self.directory)
+                self._drop_remains(going[-1].last_seq)
 
-    def _forget(self, segment: Segment, *, damaged: bool = False) -> None:
+    def _forget(self, segment: Segment) -> None:
         with self._segments_mutex:
             self._segments.remove(segment)
             self._sealed_bytes -= segment.bytes
-            if damaged:  # nobody is to be told any more that the frames in it are durable
-                self.positions.forget_entries([(segment.first_seq, segment.last_seq)])
+
+    def _replace(self, segment: Segment, remains: list[Remains]) -> None:
+        """A segment was set aside: no reader sees a moment at which neither it nor what remains of it is there."""
+        with self._segments_mutex:
+            self._segments.remove(segment)
+            self._sealed_bytes -= segment.bytes
+            self._remains += remains
+            # Frames in it are not confirmed as durable any more.
+            self.positions.forget_entries([(segment.first_seq, segment.last_seq)])
+
+    def _drop_remains(self, last_seq: int) -> None:
+        with self._segments_mutex:
+            gone = [each for each in self._remains if each.last_seq <= last_seq]
+            self._remains = [each for each in self._remains if each.last_seq > last_seq]
+        for each in gone:
+            each.rest()
 
     def set_aside(self, path: Path, reason: str) -> SetAside | None:
-        """Moves a sealed segment that turned out damaged out of the way; reading goes on behind it.
+        """Moves a sealed segment that turned out damaged out of the way; what can be read of it is read from there.
 
         None when the segment is not there any more (another reader did it). Raises `StorageFailed`, and
         `WalDamaged` for the last segment, which is being written to: that one needs a restart.
@@ -378,10 +432,15 @@ class Wal:
                 raise WalDamaged(path, f"{reason}; it is the segment that is being written to")
             directory = self.directory / DAMAGED_DIR
             make_directory(directory)
+            # Before it is moved: where no descriptor is left, nothing has happened yet, and it is tried again.
+            remains = remains_of(path, segment.ends)
             moved = SetAside(segment.set_aside(directory), reason)
-            self._forget(segment, damaged=True)
+            for each in remains:
+                each.moved(moved.path)
+            self._replace(segment, remains)
             sync_directory(self.directory)
             note_reason(moved)
+        moved = _counted(moved, remains)
         self.damaged.append(moved)
         return moved
 
@@ -389,3 +448,13 @@ class Wal:
         """Unmaps every segment. No read or commit may be under way."""
         for segment in self.segments():
             segment.close()
+        for each in self._remains:
+            each.rest()
+
+
+def _counted(moved: SetAside, remains: Sequence[Remains]) -> SetAside:
+    """The same, with how many points can be read of the file."""
+    for each in remains:
+        if each.path == moved.path:
+            return replace(moved, readable_points=each.readable_points, lost_points=each.lost_points)
+    return moved

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import SectorUnreadable, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.entry import HEADER_BYTES, Entry, EntryDamaged, decode, extent
 from wal_ingest.wal.lmdb_layout import (
     BIG,
@@ -36,7 +36,7 @@ from wal_ingest.wal.lmdb_layout import (
     PAGE_SIZES,
     page_number,
 )
-from wal_ingest.wal.lmdb_pages import Found, PageReader
+from wal_ingest.wal.lmdb_pages import Found, PageReader, read_bytes
 from wal_ingest.wal.recovery import start_of
 from wal_ingest.wal.segment import HEADER_KEY, SegmentHeader, decode_item
 
@@ -89,6 +89,11 @@ class PageScan:
     def seqs(self) -> list[int]:
         """The seqs that can be read, rising."""
         return self._seqs
+
+    @property
+    def points(self) -> int:
+        """Points of the entries that can be read."""
+        return sum(where.points_after - where.points_before for where in self._entries.values())
 
     @property
     def last_seq(self) -> int:
@@ -247,11 +252,12 @@ class PageScan:
         return True
 
     def _read(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes; fewer at the file's end."""
+        """Up to `length` bytes; fewer at the file's end. Zeros, which prove nothing, where the disk cannot read."""
         try:
-            return os.pread(self._fd, length, offset)
-        except OSError as exc:
-            raise StorageFailed(self.path, str(exc.strerror), number=exc.errno or 0) from exc
+            return read_bytes(self.path, self._fd, offset, length)
+        except SectorUnreadable as exc:
+            self._note(exc.reason)
+            return bytes(max(0, min(length, self._size - offset)))
 
 
 def _points_of(head: bytes) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import uuid
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +174,43 @@ class ScannedSegment:
                 points_after=behind.header.points_before,
             )
             self._points_after_known = True
+
+    def stand_for(self, ends: Ends) -> None:
+        """Takes the ends that the segment had while it could be read."""
+        self.ends = ends
+        self._points_before_known = self._points_after_known = True
+
+    @property
+    def entries(self) -> int:
+        """How many entries can be read."""
+        return len(self._scan.seqs)
+
+    @property
+    def points(self) -> int:
+        """Points of the entries that can be read."""
+        return self._scan.points
+
+    @property
+    def lost_points(self) -> int | None:
+        """Points of the entries that cannot; None where what was around them does not tell."""
+        if not (self._points_before_known and self._points_after_known):
+            return None
+        return self.ends.points_after - self.ends.header.points_before - self.points
+
+    def readable(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
+        """The entries behind a seq that can be read, at least one where there is one, up to about `bytes_max` bytes."""
+        found: list[Entry] = []
+        seqs = self._scan.seqs
+        for seq in seqs[bisect_right(seqs, after_seq) :]:
+            if bytes_max <= 0:
+                break
+            try:
+                entry = self._scan.entry(seq)
+            except WalDamaged:  # it was readable when the file was opened
+                continue
+            bytes_max -= len(entry.payload)
+            found.append(entry)
+        return found
 
     def read(self, first_seq: int, last_seq: int, *, bytes_max: int = _CHUNK_BYTES) -> list[Entry | Lost]:
         """As `PinnedSegment.read`."""

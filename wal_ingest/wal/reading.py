@@ -42,7 +42,7 @@ class WalReader:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._directory = wal_directory(data_dir)
+        self.directory = wal_directory(data_dir)
         self.segments: list[SegmentReader] = []
         self.unreadable: list[Lost] = []
         # Where what was let go of ended, so that it is not opened again, and a gap behind it is seen.
@@ -71,7 +71,7 @@ class WalReader:
 
         Raises `UnknownFormatVersion`, `StorageFailed`.
         """
-        paths = segment_paths(self._directory)
+        paths = segment_paths(self.directory)
         # Only now: by the time that a next segment is there, the one before has got its last entry.
         if self.segments:
             with contextlib.suppress(WalDamaged):  # what was readable before stays so
@@ -175,7 +175,7 @@ class WalReader:
         """Whether a gap is there because of files that were set aside, and whose entries were taken out since."""
         inside = [
             file
-            for file in damaged_files(self._directory)
+            for file in damaged_files(self.directory)
             if gap.first_seq <= start_of(file.path) <= gap.last_seq
         ]
         return bool(inside) and all(file.note is not None for file in inside)

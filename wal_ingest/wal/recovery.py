@@ -37,10 +37,15 @@ _SEQS_PER_SEGMENT_MAX = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A damaged file that was moved out of the way: where it is now, and what was wrong with it."""
+    """A damaged file that was moved out of the way: where it is now, and what was wrong with it.
+
+    `readable_points` are still read from it and delivered; `lost_points` are not, None where nobody can tell how many.
+    """
 
     path: Path
     reason: str
+    readable_points: int = 0
+    lost_points: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,12 @@ def start_of(path: Path) -> int:
 def end_of(path: Path) -> int:
     """A seq above every seq that a damaged file can hold, told by its name alone."""
     start = start_of(path)
-    return start + _SEQS_PER_SEGMENT_MAX if start else 0
+    return end_after(start) if start else 0
+
+
+def end_after(first_seq: int) -> int:
+    """A seq above every seq that a segment which begins with one can hold."""
+    return first_seq + _SEQS_PER_SEGMENT_MAX
 
 
 def note_reason(moved: SetAside) -> None:

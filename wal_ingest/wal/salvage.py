@@ -108,15 +108,7 @@ class Salvage:
                 seq = start_of(path)
                 self.hopeless.append(Lost(path.name, seq, seq, None, exc.reason))
         self.segments.sort(key=lambda segment: segment.ends.header.first_seq)
-        for segment in self.segments:
-            first_seq = segment.ends.header.first_seq
-            around = [*neighbours, *(other.ends for other in self.segments if other is not segment)]
-            before = [ends for ends in around if ends.header.first_seq < first_seq]
-            behind = [ends for ends in around if ends.header.first_seq > first_seq]
-            segment.stand_between(
-                max(before, key=lambda ends: ends.header.first_seq, default=None),
-                min(behind, key=lambda ends: ends.header.first_seq, default=None),
-            )
+        place(self.segments, neighbours)
 
     def close(self) -> None:
         """Lets go of the files."""
@@ -131,6 +123,19 @@ class Salvage:
                 yield item if isinstance(item, Lost) else checked(item, segment.path.name)
             last = chunk[-1]
             first_seq = (last.last_seq if isinstance(last, Lost) else last.seq) + 1
+
+
+def place(segments: Sequence[ScannedSegment], neighbours: Sequence[Ends]) -> None:
+    """Has damaged segments take from each other, and from whole ones, what they cannot say of their own ends."""
+    for segment in segments:
+        first_seq = segment.ends.header.first_seq
+        around = [*neighbours, *(other.ends for other in segments if other is not segment)]
+        before = [ends for ends in around if ends.header.first_seq < first_seq]
+        behind = [ends for ends in around if ends.header.first_seq > first_seq]
+        segment.stand_between(
+            max(before, key=lambda ends: ends.header.first_seq, default=None),
+            min(behind, key=lambda ends: ends.header.first_seq, default=None),
+        )
 
 
 def checked(entry: Entry, file: str) -> Entry | Lost:

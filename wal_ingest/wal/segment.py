@@ -14,13 +14,14 @@ with no entries, which is as good as a full one.
 
 from __future__ import annotations
 
+import errno
 import struct
 import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, SectorUnreadable, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged, EntryVersionUnknown, decode
 from wal_ingest.wal.gzip_codec import crc32
@@ -199,6 +200,11 @@ class Segment:
         return self.header.first_seq
 
     @property
+    def ends(self) -> Ends:
+        """Where it begins and ends now."""
+        return Ends(self.header, self.last_seq, self.points_after, self.last_accepted_ns, self.bytes)
+
+    @property
     def points(self) -> int:
         """Points of all entries in the segment."""
         return self.points_after - self.header.points_before
@@ -239,7 +245,12 @@ class Segment:
         if not self._verified:
             verify(self.path)
             self._verified = True
-        return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=True, lock=False)
+        try:
+            return LmdbFile(self.path, map_bytes=self._map_bytes, readonly=True, lock=False)
+        except StorageFailed as exc:
+            if exc.number != errno.EIO:
+                raise
+            raise SectorUnreadable(self.path, "a meta page cannot be read: Input/output error") from exc
 
     def _check_order(self, entries: list[Entry], first: int) -> None:
         """Raises `WalDamaged` when an entry is missing: nothing may be passed over in silence."""

@@ -15,6 +15,8 @@ Invariants:
 | `trouble/<sink>` | a Trouble, while there is one |
 | `pause/<sink>` | `{"since_ns": n}`, while an operator has the sink paused |
 | `required/<sink>` | a Requirement: whether segments wait for the sink (see `required`) |
+| `extent` | an Extent: where the log begins and ends (see `extent`) |
+| `lost/<20-digit first seq>` | a LostRange: entries that were in no file at a start |
 | `streams` | `{"seq": n, "first_seq": n}`: of which moment the records below are (see `checkpoint`) |
 | `stream/<client_id>` | no JSON: a Position's bytes |
 
@@ -38,6 +40,7 @@ import msgspec
 from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.directory import remove, rename, sync_directory
+from wal_ingest.wal.extent import KEY_EXTENT, LOST, Extent, LostRange, lost_key
 from wal_ingest.wal.letters import (
     LetterGroup,
     LetterGroups,
@@ -69,6 +72,7 @@ _KEY_NODE = b"node"
 _CURSOR = b"cursor/"
 _TROUBLE = b"trouble/"
 _PAUSE = b"pause/"
+_KEY_STREAMS = b"streams"
 
 
 class _Node(msgspec.Struct, frozen=True):
@@ -80,12 +84,17 @@ class _Pause(msgspec.Struct, frozen=True):
     since_ns: int
 
 
+class _Through(msgspec.Struct, frozen=True):
+    seq: int
+
+
 @dataclass(frozen=True, slots=True)
 class StateView:
     """What a state file says: the WAL's identity; each sink's cursor, and its trouble if any, by its name.
 
     `pauses` has the sinks that are paused, each with since when, in Unix nanoseconds. `requirements` say
-    whether segments wait for a sink; a sink that only an earlier version knew has none.
+    whether segments wait for a sink; a sink that only an earlier version knew has none. `extent` is None there, too.
+    `streams_seq` is the seq that the checkpoint of streams has come to; `lost` are the ranges that were found missing.
     """
 
     wal_id: uuid.UUID
@@ -93,6 +102,9 @@ class StateView:
     troubles: dict[str, Trouble]
     pauses: dict[str, int]
     requirements: dict[str, Requirement]
+    extent: Extent | None
+    streams_seq: int
+    lost: list[LostRange]
 
 
 def read_state(path: Path) -> StateView:
@@ -153,9 +165,20 @@ def _view(reader: PageReader) -> StateView:
                 name: msgspec.json.decode(value, type=Requirement)
                 for name, value in _records(reader, REQUIRED)
             },
+            None if (extent := reader.get(KEY_EXTENT)) is None else msgspec.json.decode(extent, type=Extent),
+            _streams_seq(reader.get(_KEY_STREAMS)),
+            [msgspec.json.decode(value, type=LostRange) for _seq, value in _records(reader, LOST)],
         )
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
+
+
+def _streams_seq(value: bytes | None) -> int:
+    """A checkpoint that cannot be read is no reason to refuse the file: see `checkpoint`."""
+    try:
+        return 0 if value is None else msgspec.json.decode(value, type=_Through).seq
+    except msgspec.MsgspecError:
+        return 0
 
 
 def _records(reader: PageReader, prefix: bytes) -> Iterator[tuple[str, bytes]]:
@@ -199,6 +222,9 @@ class State:
         self._troubles = view.troubles
         self._pauses = view.pauses
         self._requirements = view.requirements
+        self.extent = view.extent
+        self.lost = view.lost
+        self.streams_seq = view.streams_seq
         self._groups: LetterGroups | None = None
         self._reserve = Reserve(self.path)
         self._hold_space()
@@ -319,6 +345,18 @@ class State:
             return None
         letter = _decoded(self.path, sink, items[0])
         return letter if id_of(letter) == wanted else None
+
+    # -- the log's extent ------------------------------------------------------------------------------
+
+    def note_extent(self, extent: Extent, lost: Sequence[LostRange] = ()) -> None:
+        """Remembers where the log begins and ends, and what was found missing, together. Raises `StorageFailed`."""
+        with self._mutex:
+            if extent == self.extent and not lost:
+                return
+            puts = [(lost_key(each), msgspec.json.encode(each)) for each in lost]
+            self._file.write([(KEY_EXTENT, msgspec.json.encode(extent)), *puts])
+            self.extent = extent
+            self.lost = [*self.lost, *lost]
 
     # -- other records ---------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ streams, which are read from both.
 from __future__ import annotations
 
 import contextlib
+import errno
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
@@ -15,14 +17,24 @@ from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import SectorUnreadable, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.checkpoint import Checkpoint, read_through
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
 from wal_ingest.wal.entry import Entry
+from wal_ingest.wal.extent import (
+    Extent,
+    LostRange,
+    derived,
+    is_older,
+    is_there,
+    missing_between,
+    missing_ends,
+    set_aside_starts,
+)
 from wal_ingest.wal.log import Wal
-from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside
+from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside, end_after
 from wal_ingest.wal.required import Presence, Requirement, at_start
 from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
 from wal_ingest.wal.state import STATE_NAME, State, check_state
@@ -37,15 +49,16 @@ class Store:
         """Opens or begins a data directory.
 
         `state_trouble` says afterwards what was wrong with the state file, or is empty; `overtaken` names the sinks
-        whose cursors are from before the oldest entry kept, as in an old state file. Raises `DataDirLocked`,
-        `ConfigError` (the directory cannot be made), `UnknownFormatVersion`, `WalDamaged` (all segments belong to
-        another WAL), `StorageFailed`.
+        whose cursors are from before the oldest entry kept, as in an old state file; `missing` are the entries that
+        are in no file though they should be. Raises `DataDirLocked`, `ConfigError` (the directory cannot be made),
+        `UnknownFormatVersion`, `WalDamaged` (all segments belong to another WAL), `StorageFailed`.
         """
         make_directory(data_dir)
         # Its name may be as new as the process that was killed right after making it.
         sync_directory(data_dir.absolute().parent)
         self.data_dir = data_dir
         self._now_ns = now_ns
+        self._extent_mutex = threading.Lock()
         self._lock = DirectoryLock(data_dir)
         try:
             wal_dir = data_dir / WAL_DIR
@@ -59,19 +72,78 @@ class Store:
             cursors = self.state.cursors().values()
             through = read_through(self.state)
             passed = [cursor.seq for cursor in cursors] + ([through.seq] if through is not None else [])
+            recorded = self.state.extent
+            extent = recorded or derived(cursors, self.state.streams_seq)
+            open_is_there = True
+            if recorded is not None:
+                passed.append(recorded.next_seq - 1)
+                if recorded.open_seq is not None:
+                    open_is_there = is_there(wal_dir, recorded.open_seq)
+                    # What was appended to a segment that is gone, nobody knows; its seqs are not given out again.
+                    passed.append(recorded.open_seq - 1 if open_is_there else end_after(recorded.open_seq))
+            points = [cursor.points for cursor in cursors] + [(recorded.points if recorded else None) or 0]
             self.wal = Wal.open(
                 wal_dir,
                 settings,
                 wal_id=self.state.wal_id,
                 above_seq=max(passed, default=0),
-                points_above=max((cursor.points for cursor in cursors), default=0),
+                points_above=max(points),
                 now_ns=now_ns,
+                dropped_seq=None if recorded is None else recorded.first_seq - 1,
             )
             self.overtaken = self._forget_overtaken_positions()
+            self.missing = self._note_missing(extent, open_is_there=open_is_there)
             self._checkpoint = Checkpoint(self.state, self.wal, settings, through, now_ns=now_ns)
+            self._save_positions_before_drop = self.wal.before_drop
+            self.wal.before_drop = self._before_drop
+            self.wal.begun = self._note_extent
         except BaseException:
             self._lock.close()
             raise
+
+    def _note_missing(self, extent: Extent | None, *, open_is_there: bool) -> list[LostRange]:
+        """What is in no file though it should be: written down, and returned."""
+        forgotten = {name for name, each in self.state.requirements().items() if each.forgotten}
+        cursors = [cursor for name, cursor in self.state.cursors().items() if name not in forgotten]
+        set_aside = set_aside_starts(self.wal.directory)
+        # What was there before this life: not the segment that it has begun.
+        pieces = [piece for piece in self.wal.pieces() if piece.last_seq >= piece.first_seq]
+        if self.state.extent is not None and is_older(self.state.extent, pieces):
+            extent = None
+        found = [
+            *missing_ends(extent, cursors, pieces, open_is_there=open_is_there, set_aside=set_aside),
+            *missing_between(pieces, set_aside),
+        ]
+        known = self.state.lost
+        new = [
+            msgspec.structs.replace(each, found_ns=self._now_ns())
+            for each in found
+            if not any(old.first_seq <= each.first_seq and each.last_seq <= old.last_seq for old in known)
+        ]
+        self._note_extent(lost=new)
+        return found
+
+    def _note_extent(
+        self, *, first_seq: int = 0, lost: Sequence[LostRange] = (), stopped: bool = False
+    ) -> None:
+        """Writes down where the log begins and ends now; `first_seq` is where it begins once something is dropped."""
+        with self._extent_mutex:
+            pieces = [piece for piece in self.wal.pieces() if piece.first_seq >= first_seq]
+            last_seq, points = self.wal.end
+            self.state.note_extent(
+                Extent(
+                    first_seq=pieces[0].first_seq if pieces else last_seq + 1,
+                    points_before=pieces[0].header.points_before if pieces else points,
+                    next_seq=last_seq + 1,
+                    points=points,
+                    open_seq=None if stopped else self.wal.open_seq,
+                ),
+                lost,
+            )
+
+    def _before_drop(self, last_seq: int) -> None:
+        self._save_positions_before_drop(last_seq)
+        self._note_extent(first_seq=last_seq + 1)
 
     def _forget_overtaken_positions(self) -> list[str]:
         """Drops the sinks' own positions that are older than the log; returns the sinks.
@@ -205,6 +277,8 @@ class Store:
             # Where it fails nothing is lost: the next start reads the same from the log.
             with contextlib.suppress(StorageFailed, WalDamaged):
                 self.save_positions(self._now_ns())
+            with contextlib.suppress(StorageFailed):
+                self._note_extent(stopped=True)
         finally:
             self.wal.close()
             self.state.close()
@@ -225,6 +299,9 @@ def _set_damaged_state_aside(data_dir: Path) -> str:
         check_state(path)
     except UnknownFormatVersion:
         raise
+    except SectorUnreadable as exc:
+        # Its cursors and dead letters may be readable elsewhere: setting it aside is a person's decision.
+        raise StorageFailed(path, exc.reason, number=errno.EIO) from exc
     except WalDamaged as exc:
         directory = data_dir / WAL_DIR / DAMAGED_DIR
         make_directory(directory)

@@ -12,13 +12,21 @@ from pathlib import Path
 import msgspec
 
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.extent import (
+    LostRange,
+    derived,
+    is_older,
+    is_there,
+    missing_ends,
+    set_aside_starts,
+)
 from wal_ingest.wal.lmdb_file import verify as verify_pages
 from wal_ingest.wal.lmdb_pages import PageReader
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.pinned import SegmentReader
 from wal_ingest.wal.reading import WAL_DIR, WalReader
 from wal_ingest.wal.salvage import checked, damaged_files
-from wal_ingest.wal.state import STATE_NAME, check_state
+from wal_ingest.wal.state import STATE_NAME, StateView, check_state, read_state
 
 # A server may write to the file while it is walked, which is no damage: then it is walked again.
 _TRIES_MAX = 20
@@ -51,7 +59,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     `entries` and `points` are those that can be read, `lost_points` those that cannot, None where nobody can tell.
     `whole` says that nothing is wrong with what is left: no page, no entry, no gap, and nothing set aside that was not
-    salvaged. `gone` is what a salvage could not get, by its notes: nobody can any more.
+    salvaged. `gone` is lost for good: what a salvage could not get, by its notes, and what a start found in no file.
     """
 
     data_dir: str
@@ -71,13 +79,17 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
 
     Raises `NoWal`, `UnknownFormatVersion`, `StorageFailed`.
     """
+    before = _view(data_dir / STATE_NAME)
     with WalReader(data_dir) as reader:
+        after = _view(data_dir / STATE_NAME)
         total(sum(segment.ends.bytes for segment in reader.segments))
         segments = []
         for segment in reader.segments:
             segments.append(_segment(segment))
             done(segment.ends.bytes)
         gaps = reader.gaps()
+        if before is not None and after is not None:
+            gaps += _missing_ends(before, after, reader)
     damaged = damaged_files(data_dir / WAL_DIR)
     state = _state(data_dir / STATE_NAME)
     lost = gaps + [lost for segment in segments for lost in segment.lost]
@@ -91,7 +103,14 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
         lost_points=None if None in counts else sum(count or 0 for count in counts),
         segments=segments,
         gaps=gaps,
-        gone=[lost for file in damaged if file.note is not None for lost in file.note.lost],
+        gone=[
+            *(lost for file in damaged if file.note is not None for lost in file.note.lost),
+            *(
+                _as_lost(each)
+                for each in (after.lost if after is not None else [])
+                if not any(gap.first_seq <= each.first_seq <= gap.last_seq for gap in gaps)
+            ),
+        ],
         state=state,
         damaged=[
             DamagedReport(
@@ -102,6 +121,51 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
             )
             for file in damaged
         ],
+    )
+
+
+def _view(path: Path) -> StateView | None:
+    """The state, None where it cannot be read: that is reported on its own."""
+    try:
+        return read_state(path) if path.exists() else None
+    except UnknownFormatVersion:
+        raise
+    except (WalDamaged, StorageFailed):
+        return None
+
+
+def _missing_ends(before: StateView, after: StateView, reader: WalReader) -> list[Lost]:
+    """What should be in front of the first segment, or behind the last one, and is in no file.
+
+    A server may begin and drop segments meanwhile. So where the log ends at least is read before the segments are
+    opened, and where it begins at the latest after that.
+    """
+    pieces = [segment.ends for segment in reader.segments]
+    cursors = list(after.cursors.values())
+    extent = before.extent or derived(list(before.cursors.values()), before.streams_seq)
+    open_is_there = True
+    if before.extent is not None and after.extent is not None:
+        if is_older(after.extent, pieces):
+            return []
+        extent = msgspec.structs.replace(
+            before.extent, first_seq=after.extent.first_seq, points_before=after.extent.points_before
+        )
+        if extent.open_seq is not None:
+            open_is_there = is_there(reader.directory, extent.open_seq)
+    with_entries = [ends for ends in pieces if ends.last_seq >= ends.header.first_seq]
+    found = missing_ends(
+        extent,
+        cursors,
+        with_entries,
+        open_is_there=open_is_there,
+        set_aside=[*set_aside_starts(reader.directory), *(lost.first_seq for lost in reader.unreadable)],
+    )
+    return [_as_lost(each) for each in found]
+
+
+def _as_lost(lost: LostRange) -> Lost:
+    return Lost(
+        "no file", lost.first_seq, lost.last_seq, lost.points, "the segment was taken away, or never copied"
     )
 
 

@@ -75,7 +75,8 @@ def salvage(
     """Read what can be read of damaged segments, and append it to the WAL again.
 
     Directly, when no server has the data directory open; with --url through a running server; with --out to a file
-    instead. The damaged files stay as they are; a note beside each says what was taken.
+    instead. The damaged files stay as they are; a note beside each says what was taken. The server delivers by itself
+    what can be read of a file that it set aside; a point that is delivered twice is one point.
     """
     from wal_ingest.cli.progress import bar
     from wal_ingest.cli.stopping import Stop
@@ -261,3 +262,5 @@ def _print(told: Rescue) -> None:
             typer.echo(f"lost: {lost_text(lost)}")
     where = f"are in {told.to}" if told.to else "can be salvaged"
     typer.echo(f"{points_text(told.points)} of {entries_text(told.entries)} {where}")
+    if told.to:
+        typer.echo("What was delivered already is delivered once more; twice the same point is one point.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
-from wal_ingest.cli.output import age_text, bytes_text, print_json, wide_console
+from wal_ingest.cli.output import age_text, bytes_text, points_text, print_json, wide_console
 
 if TYPE_CHECKING:
     from wal_ingest.wal.inspect import WalStatus
@@ -77,6 +77,11 @@ def _print_status(found: WalStatus) -> None:
         )
     console.print()
     console.print(segments)
+    for lost in found.lost:
+        points = "an unknown number of points" if lost.points is None else points_text(lost.points)
+        console.print(
+            f"lost: seqs {lost.first_seq:,} to {lost.last_seq:,} ({points}): no file held them at a start"
+        )
     for name in found.damaged:
         console.print(f"set aside as damaged: {name}")
     for gap in found.gaps:
