@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import replace
 
@@ -46,16 +47,26 @@ def test_batches_hold_every_line_once_and_in_order(
     sizes: list[int], buckets: list[str], points_max: int
 ) -> None:
     entries = entries_of(sizes, destinations=buckets)
-    batches = batches_of(entries, points_max)
-    assert b"".join(batch.lines() for batch in batches) == b"".join(entry.lines() for entry in entries)
-    assert [batch.first_seq for batch in batches[1:]] == [batch.last_seq + 1 for batch in batches[:-1]]
-    total = 0
+    batcher = Batcher(lambda entry: entry.destination, points_max=points_max)
+    batches = batcher.add(entries) + batcher.flush()
+    runs = batcher.take_runs()
+    for bucket in set(buckets):
+        destination = Destination("", bucket)
+        mine = [batch for batch in batches if batch.group == destination]
+        assert b"".join(batch.lines() for batch in mine) == b"".join(
+            entry.lines() for entry in entries if entry.destination == destination
+        )
+        assert all(earlier.last_seq < later.first_seq for earlier, later in itertools.pairwise(mine))
     for batch in batches:
-        total += batch.points
         assert batch.points <= points_max or batch.first_seq == batch.last_seq
         assert batch.points == batch.lines().count(b"\n") == sum(part.points for part in batch.parts)
-        assert batch.points_after == total
         assert {part.destination for part in batch.parts} == {batch.destination}
+        assert batch.points == sum(run.points for run in batch.runs)
+        assert set(batch.runs) <= set(runs)
+    # The runs are all that was read, in order, without gaps.
+    assert [run.first_seq for run in runs[1:]] == [run.last_seq + 1 for run in runs[:-1]]
+    assert [run.points_after for run in runs] == list(itertools.accumulate(run.points for run in runs))
+    assert sum(run.points for run in runs) == sum(sizes)
 
 
 def test_a_full_batch_is_given_at_once_and_the_rest_waits() -> None:
@@ -101,5 +112,5 @@ def test_one_line_cannot_be_halved() -> None:
 
 def test_a_body_that_is_not_what_the_batch_says_is_never_halved() -> None:
     (batch,) = batches_of(entries_of([4]), 4)
-    with pytest.raises(ValueError, match="4 lines, 5 expected"):
+    with pytest.raises(ValueError, match="4 points, 5 expected"):
         halve(replace(batch, points=5))
