@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.flusher.twins import MemoryLog, lines_of
-from wal_ingest.flusher.batches import Batch, Batcher, halve
+from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, part_of_entry
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
 
 
@@ -114,3 +114,46 @@ def test_a_body_that_is_not_what_the_batch_says_is_never_halved() -> None:
     (batch,) = batches_of(entries_of([4]), 4)
     with pytest.raises(ValueError, match="4 points, 5 expected"):
         halve(replace(batch, points=5))
+
+
+def test_destinations_in_turn_fill_batches_side_by_side() -> None:
+    batches = batches_of(entries_of([1] * 2_000, destinations=["a", "b"]), 1_000)
+    assert [batch.points for batch in batches] == [1_000, 1_000]
+
+
+def test_a_batch_is_bounded_in_bytes_as_well() -> None:
+    log = MemoryLog()
+    for _ in range(20):
+        log.append(1, lines=b'm s="' + b"x" * 1_000 + b'" 1\n')
+    batcher = Batcher(lambda _entry: None, points_max=50_000, bytes_max=4_000)
+    batches = batcher.add(log.entries) + batcher.flush()
+    assert all(batch.raw_bytes <= 4_000 for batch in batches)
+    assert [batch.points for batch in batches] == [3] * 6 + [2]
+    (alone,) = (small := Batcher(lambda _entry: None, points_max=10, bytes_max=100)).add(log.entries[:1])
+    assert alone.points == 1  # what is larger than a batch is one by itself
+    assert small.flush() == []
+
+
+def test_the_batches_that_fill_are_bounded_in_number_and_in_bytes() -> None:
+    batcher = Batcher(lambda entry: entry.destination, points_max=10, groups_max=3)
+    closed = batcher.add(entries_of([1] * 10, destinations=list("abcde")))
+    assert len(batcher.flush()) == 3
+    assert sum(batch.points for batch in closed) == 7
+
+
+def test_only_batches_that_fill_for_long_are_flushed_when_a_time_is_given() -> None:
+    entries = entries_of([1, 1], destinations=["a", "b"])
+    batcher = Batcher(lambda entry: entry.destination, points_max=10)
+    batcher.add(entries[:1], now_ns=100)
+    batcher.add(entries[1:], now_ns=200)
+    assert [batch.group for batch in batcher.flush(opened_before_ns=150)] == [entries[0].destination]
+    assert batcher.open_points == 1
+
+
+def test_part_of_an_entry_is_a_batch_of_those_lines() -> None:
+    (entry,) = entries_of([10])
+    batch = part_of_entry(entry, [(2, 3), (8, 1)], None)
+    lines = entry.lines().splitlines(keepends=True)
+    assert batch.split() == [*lines[2:5], lines[8]]
+    assert batch.parts == (Part(1, 3, Destination(), 2), Part(1, 1, Destination(), 8))
+    assert [(run.points, run.settled) for run in batch.runs] == [(10, 6)]
