@@ -190,7 +190,7 @@ class Delivery:
         async with send, receive, trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             nursery.start_soon(self._read, send)
-            nursery.start_soon(self._overtaking.run)
+            self._overtaking.begin(nursery)
             for _ in range(self._sink.in_flight_max):
                 nursery.start_soon(self._work, receive)
             nursery.start_soon(self._commit_often)

@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
 import trio
@@ -74,19 +74,26 @@ class Overtaking:
         self._collecting = trio.Event()
         self._nursery: trio.Nursery | None = None
 
-    async def run(self) -> None:
-        """Runs what was started by `take`, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            while True:
-                await self._collecting.wait()
-                await trio.sleep_until(min(self._due_s().values(), default=-float("inf")))
-                self._collecting = trio.Event()
-                now_s = trio.current_time()
-                for group in [each for each, due_s in self._due_s().items() if due_s <= now_s]:
-                    nursery.start_soon(self._write_collected, self._collected.pop(group))
-                if self._collected:
-                    self._collecting.set()
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Has what `take` starts run in the nursery of the workers, which is open as long as one of them is at work."""
+        self._nursery = nursery
+        nursery.start_soon(self._collect)
+
+    async def _collect(self) -> None:
+        """Writes what was collected for long enough, until cancelled."""
+        while True:
+            await self._collecting.wait()
+            await trio.sleep_until(min(self._due_s().values(), default=-float("inf")))
+            self._collecting = trio.Event()
+            now_s = trio.current_time()
+            for group in [each for each, due_s in self._due_s().items() if due_s <= now_s]:
+                self._start(self._write_collected, self._collected.pop(group))
+            if self._collected:
+                self._collecting.set()
+
+    def _start(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *arguments)
 
     def _due_s(self) -> dict[Hashable, float]:
         return {group: found.since_s + COLLECT_S for group, found in self._collected.items()}
@@ -110,8 +117,7 @@ class Overtaking:
 
     def _defer(self, batch: Batch, lines: list[bytes]) -> None:
         holder = self._hold(lines)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._write_when_free, batch, holder)
+        self._start(self._write_when_free, batch, holder)
 
     async def _write_when_free(self, batch: Batch, holder: _Holder) -> None:
         await holder.free.wait()
@@ -162,8 +168,7 @@ class Overtaking:
             return
         piece.left = True
         self._investigated += 1
-        assert self._nursery is not None
-        self._nursery.start_soon(self._investigate_beside, piece, verdict, holder)
+        self._start(self._investigate_beside, piece, verdict, holder)
 
     async def _investigate_beside(
         self, piece: Piece, verdict: Verdict | None, holder: _Holder | None
@@ -234,8 +239,7 @@ class Overtaking:
         found.points += len(chosen)
         if found.points >= self._writer.points_max:
             del self._collected[batch.group]
-            assert self._nursery is not None
-            self._nursery.start_soon(self._write_collected, found)
+            self._start(self._write_collected, found)
         else:
             self._collecting.set()
         return rest

@@ -19,6 +19,14 @@ _PAIR = re.compile(rb'((?:[^=,\\]|\\+[^\\])+)=("(?:[^"\\]|\\.)*"|(?:[^,\\]|\\+[^
 _ESCAPED = re.compile(rb"\\([,= ])")
 _TYPE_OF_LAST = {b"i": "integer", b"u": "unsigned"}
 _BOOLEAN_STARTS = b"tTfF"
+# How a field's value begins, by its type.
+_VALUES = {
+    "string": rb'"',
+    "boolean": rb"[tTfF]",
+    "integer": rb"[-+]?\d+i",
+    "unsigned": rb"\d+u",
+    "float": rb"[-+.\d]",
+}
 
 Shape = Hashable
 
@@ -93,11 +101,13 @@ def _named(lines: Sequence[bytes], hint: Named) -> list[int]:
     measurement = hint.measurement.encode(errors="replace")
     needle = (hint.field or hint.tag).encode(errors="replace")
     # A name that needs no escaping stands in the line as it is: most lines are passed over without being read.
-    quick = needle if needle and not set(needle) & set(b",= \\") else b""
+    plain_name = needle if not set(needle) & set(b",= \\") else b""
+    value = _VALUES.get(hint.given, b"") if plain_name else b""
+    quick = re.compile(re.escape(plain_name) + (b"=" + value if plain_name else b"")).search
     return [
         place
         for place, line in enumerate(lines)
-        if quick in line and _is_named(line, measurement, needle, hint)
+        if quick(line) and _is_named(line, measurement, needle, hint)
     ]
 
 
