@@ -66,9 +66,8 @@ def _cursor_before_confirmation() -> None:
         async for slot in receive:
             batch = slot.batch
             assert batch is not None
-            if self._window.settle(slot, Settled()):
-                self._settled.unpark_all()
-                self._room.unpark_all()
+            self._window.begin(slot)
+            self._note_settled(batch, Settled())
             await self._writer.settle(batch)
 
     _swap(Delivery, "_work", work)

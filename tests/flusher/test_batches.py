@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.flusher.twins import MemoryLog, lines_of
-from wal_ingest.flusher.batches import Batch, Batcher, halve
+from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, part_of_entry
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
 
 
@@ -46,16 +47,26 @@ def test_batches_hold_every_line_once_and_in_order(
     sizes: list[int], buckets: list[str], points_max: int
 ) -> None:
     entries = entries_of(sizes, destinations=buckets)
-    batches = batches_of(entries, points_max)
-    assert b"".join(batch.lines() for batch in batches) == b"".join(entry.lines() for entry in entries)
-    assert [batch.first_seq for batch in batches[1:]] == [batch.last_seq + 1 for batch in batches[:-1]]
-    total = 0
+    batcher = Batcher(lambda entry: entry.destination, points_max=points_max)
+    batches = batcher.add(entries) + batcher.flush()
+    runs = batcher.take_runs()
+    for bucket in set(buckets):
+        destination = Destination("", bucket)
+        mine = [batch for batch in batches if batch.group == destination]
+        assert b"".join(batch.lines() for batch in mine) == b"".join(
+            entry.lines() for entry in entries if entry.destination == destination
+        )
+        assert all(earlier.last_seq < later.first_seq for earlier, later in itertools.pairwise(mine))
     for batch in batches:
-        total += batch.points
         assert batch.points <= points_max or batch.first_seq == batch.last_seq
         assert batch.points == batch.lines().count(b"\n") == sum(part.points for part in batch.parts)
-        assert batch.points_after == total
         assert {part.destination for part in batch.parts} == {batch.destination}
+        assert batch.points == sum(run.points for run in batch.runs)
+        assert set(batch.runs) <= set(runs)
+    # The runs are all that was read, in order, without gaps.
+    assert [run.first_seq for run in runs[1:]] == [run.last_seq + 1 for run in runs[:-1]]
+    assert [run.points_after for run in runs] == list(itertools.accumulate(run.points for run in runs))
+    assert sum(run.points for run in runs) == sum(sizes)
 
 
 def test_a_full_batch_is_given_at_once_and_the_rest_waits() -> None:
@@ -101,5 +112,48 @@ def test_one_line_cannot_be_halved() -> None:
 
 def test_a_body_that_is_not_what_the_batch_says_is_never_halved() -> None:
     (batch,) = batches_of(entries_of([4]), 4)
-    with pytest.raises(ValueError, match="4 lines, 5 expected"):
+    with pytest.raises(ValueError, match="4 points, 5 expected"):
         halve(replace(batch, points=5))
+
+
+def test_destinations_in_turn_fill_batches_side_by_side() -> None:
+    batches = batches_of(entries_of([1] * 2_000, destinations=["a", "b"]), 1_000)
+    assert [batch.points for batch in batches] == [1_000, 1_000]
+
+
+def test_a_batch_is_bounded_in_bytes_as_well() -> None:
+    log = MemoryLog()
+    for _ in range(20):
+        log.append(1, lines=b'm s="' + b"x" * 1_000 + b'" 1\n')
+    batcher = Batcher(lambda _entry: None, points_max=50_000, bytes_max=4_000)
+    batches = batcher.add(log.entries) + batcher.flush()
+    assert all(batch.raw_bytes <= 4_000 for batch in batches)
+    assert [batch.points for batch in batches] == [3] * 6 + [2]
+    (alone,) = (small := Batcher(lambda _entry: None, points_max=10, bytes_max=100)).add(log.entries[:1])
+    assert alone.points == 1  # what is larger than a batch is one by itself
+    assert small.flush() == []
+
+
+def test_the_batches_that_fill_are_bounded_in_number_and_in_bytes() -> None:
+    batcher = Batcher(lambda entry: entry.destination, points_max=10, groups_max=3)
+    closed = batcher.add(entries_of([1] * 10, destinations=list("abcde")))
+    assert len(batcher.flush()) == 3
+    assert sum(batch.points for batch in closed) == 7
+
+
+def test_only_batches_that_fill_for_long_are_flushed_when_a_time_is_given() -> None:
+    entries = entries_of([1, 1], destinations=["a", "b"])
+    batcher = Batcher(lambda entry: entry.destination, points_max=10)
+    batcher.add(entries[:1], now_ns=100)
+    batcher.add(entries[1:], now_ns=200)
+    assert [batch.group for batch in batcher.flush(opened_before_ns=150)] == [entries[0].destination]
+    assert batcher.open_points == 1
+
+
+def test_part_of_an_entry_is_a_batch_of_those_lines() -> None:
+    (entry,) = entries_of([10])
+    batch = part_of_entry(entry, [(2, 3), (8, 1)], None)
+    lines = entry.lines().splitlines(keepends=True)
+    assert batch.split() == [*lines[2:5], lines[8]]
+    assert batch.parts == (Part(1, 3, Destination(), 2), Part(1, 1, Destination(), 8))
+    assert [(run.points, run.settled) for run in batch.runs] == [(10, 6)]

@@ -104,7 +104,7 @@ async def test_writes_go_out_several_at_once_but_are_confirmed_in_order(
         await rig.sink.wrote(6)
         await trio.testing.wait_all_tasks_blocked()
         assert len(rig.sink.confirmed) == 50
-        assert rig.state.commits == []
+        assert {cursor.seq for _, cursor, _ in rig.state.commits} == {0}
         assert delivery.status().cursor.seq == 0
         go_on.set()
         await rig.state.reached(6)
@@ -142,10 +142,9 @@ async def test_the_cursor_moves_no_more_often_than_its_interval(
     )
 
 
-async def test_a_stuck_batch_stops_the_reading_at_the_end_of_the_window(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_a_stuck_write_stops_neither_the_others_nor_the_reading(
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
-    monkeypatch.setattr(delivery_module, "WINDOW_BATCHES_MAX", 8)
     rig = DeliveryRig(in_flight_max=2)
     go_on = trio.Event()
 
@@ -154,12 +153,37 @@ async def test_a_stuck_batch_stops_the_reading_at_the_end_of_the_window(
             await go_on.wait()
 
     rig.sink.answer = first_is_stuck
+    for _ in range(400):
+        rig.log.append(10)
+    async with rig.running() as delivery:
+        await rig.sink.wrote(400)
+        await trio.sleep(2 * SETTINGS.cursor_commit_s)
+        assert len(rig.sink.confirmed) == 3990
+        assert len(delivery._window._marks) < 300  # what is settled ahead is joined
+        go_on.set()
+        await rig.state.reached(400)
+    assert sorted(rig.sink.confirmed) == sorted(rig.log.all_lines())
+    assert rig.state.cursor("fake") == Cursor(seq=400, points=4000, position=b"after 1", confirmed=4000)
+
+
+async def test_batches_that_wait_for_a_write_stop_the_reading(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "WINDOW_BATCHES_MAX", 8)
+    rig = DeliveryRig(in_flight_max=2)
+    go_on = trio.Event()
+
+    async def stuck(_lines: list[bytes]) -> None:
+        await go_on.wait()
+
+    rig.sink.answer = stuck
     for _ in range(100):
         rig.log.append(10)
-    async with rig.running():
-        await rig.sink.wrote(8)
+    async with rig.running() as delivery:
+        await rig.sink.wrote(2)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(rig.sink.writes) == 8
+        assert delivery._window.full
+        assert delivery._window._untouched == 8
         go_on.set()
         await rig.state.reached(100)
     assert sorted(rig.sink.confirmed) == sorted(rig.log.all_lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +19,9 @@ from wal_ingest.flusher.outcome import (
     TooLarge,
     Unavailable,
 )
-from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX
+from wal_ingest.flusher.retry import PROBE_S, RETRY_AFTER_S_MAX
 from wal_ingest.flusher.status import SinkState
+from wal_ingest.wal.cursor import Cursor, OpenLines
 from wal_ingest.wal.entry import Destination
 
 
@@ -70,12 +72,39 @@ async def test_retry_after_is_the_least_wait_for_every_write(autojump_clock: tri
     assert max(times) <= times[0] + 20.0 + 10.0 + 1.0
 
 
-async def test_a_retry_after_of_years_is_taken_for_a_mistake(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_retry_after_of_an_hour_is_obeyed_for_minutes_and_probed_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig(in_flight_max=4)
+    rig.sink.answer = lambda _lines: Unavailable("maintenance", 503, retry_after_s=3_600.0)
+    for _ in range(20):
+        rig.log.append(10)
+    async with rig.running():
+        await rig.sink.wrote(4)
+        begun = trio.current_time()
+        await rig.sink.wrote(8)
+        times = [when - begun for when, _ in rig.sink.writes[4:]]
+        assert all(later - earlier >= PROBE_S for earlier, later in itertools.pairwise(times))
+        assert PROBE_S <= times[0] <= times[-1] <= 5 * PROBE_S
+        rig.sink.answer = lambda _lines: None
+        up = trio.current_time()
+        await rig.state.reached(20)
+        assert trio.current_time() - up <= PROBE_S + 2.0
+    assert rig.state.letters == []
+
+
+async def test_the_limit_of_a_retry_after_ends_it_for_every_write(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     rig = DeliveryRig()
-    rig.sink.answer = script(Unavailable("come back", 503, retry_after_s=1e9))
-    rig.log.append(10)
+    rig.sink.answer = lambda _lines: (
+        None if trio.current_time() > RETRY_AFTER_S_MAX else Unavailable("come back", 503, retry_after_s=1e9)
+    )
+    for _ in range(3):
+        rig.log.append(10)
     await rig.deliver_all()
-    assert RETRY_AFTER_S_MAX <= waits(rig)[0] <= RETRY_AFTER_S_MAX + SETTINGS.retry_s_max
+    assert len(rig.sink.writes) <= 3 + RETRY_AFTER_S_MAX / PROBE_S + 1
+    assert rig.sink.confirmed == rig.log.all_lines()
 
 
 async def test_a_write_that_passes_wakes_those_that_wait(autojump_clock: trio.testing.MockClock) -> None:
@@ -225,7 +254,7 @@ async def test_refused_points_are_found_and_parked_with_the_reason_and_the_rest_
     for _ in range(4):
         rig.log.append(5, destination=destination)
     await rig.deliver_all()
-    letters = rig.state.letters
+    letters = sorted(rig.state.letters, key=lambda letter: letter.seq)
     assert [(letter.seq, letter.line.split()[1]) for letter in letters] == [(2, b"n=0i"), (3, b"n=4i")]
     assert {(letter.reason, letter.status, letter.sink) for letter in letters} == {
         ("HTTP 422: beyond retention", 422, "fake")
@@ -329,7 +358,8 @@ async def test_a_first_batch_that_is_refused_for_its_points_is_parked(
     rig.log.append(10)
     rig.log.append(10)
     await rig.deliver_all()
-    assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()
+    assert rig.accounted() == rig.log.all_lines()
+    assert len(rig.state.letters) == 20
 
 
 async def test_once_anything_was_confirmed_a_batch_refused_whole_is_parked(
@@ -381,7 +411,7 @@ async def test_parking_is_said_at_once_and_then_once_a_minute_with_the_count(
     assert sum(int(message.split()[2]) for message in said) == 100
 
 
-async def test_letters_are_durable_in_the_commit_that_passes_them(
+async def test_letters_ahead_of_a_stuck_write_are_durable_at_once_and_the_account_adds_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     rig = DeliveryRig(in_flight_max=2)
@@ -398,11 +428,12 @@ async def test_letters_are_durable_in_the_commit_that_passes_them(
     rig.log.append(10)
     async with rig.running():
         await rig.sink.wrote(2)
-        await trio.testing.wait_all_tasks_blocked()
-        assert rig.state.letters == []  # parked in mind, but the cursor cannot pass it yet
+        await trio.sleep(2 * SETTINGS.cursor_commit_s)
+        assert len(rig.state.letters) == 10
+        assert rig.state.cursor("fake") == Cursor(parked=10, ahead=10, reach=2, open=(OpenLines(1, 1),))
         go_on.set()
         await rig.state.reached(2)
-    assert [(cursor.seq, letters) for _, cursor, letters in rig.state.commits] == [(2, 10)]
+    assert [(cursor.seq, letters) for _, cursor, letters in rig.state.commits] == [(0, 10), (2, 0)]
 
 
 async def test_letters_that_are_not_durable_yet_count_against_the_window(

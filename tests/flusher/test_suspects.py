@@ -99,7 +99,7 @@ async def test_two_points_that_fail_alone_at_one_time_are_both_found(
         rig.log.append(10)
     await rig.deliver_all()
     every = rig.log.all_lines()
-    assert [letter.line for letter in rig.state.letters] == [every[26], every[31], every[42]]
+    assert sorted(letter.line for letter in rig.state.letters) == [every[26], every[31], every[42]]
 
 
 async def test_another_destination_that_passes_is_no_evidence(autojump_clock: trio.testing.MockClock) -> None:

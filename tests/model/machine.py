@@ -286,7 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
                 read=lambda after_seq: read_setting_aside(store, after_seq, bytes_max=1),
             )
             assert cursor.seq >= min(through_seq, store.wal.last_seq)
-            assert cursor.expired - before.expired == cursor.points - before.points
+            assert cursor.expired - before.expired == cursor.settled - before.settled
 
         self._live(act)
 

@@ -17,8 +17,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import StoreMachine
 from wal_ingest.errors import StorageFailed
-from wal_ingest.flusher.batches import Batch
-from wal_ingest.flusher.window import Settled
+from wal_ingest.flusher.finding import Piece
+from wal_ingest.flusher.outcome import Confirmed
 from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.wal.checkpoint import Checkpoint, Through
 from wal_ingest.wal.cursor import Cursor, DeadLetter
@@ -86,9 +86,9 @@ def _truncated_up_to_the_end(wal: Wal, confirmed_seq: int) -> int:
     return _truncate(wal, wal.last_seq)
 
 
-async def _settled_without_a_write(writer: SinkWriter, batch: Batch) -> Settled:
+async def _decided_without_a_write(_writer: SinkWriter, _piece: Piece, **_options: object) -> Confirmed:
     await trio.lowlevel.checkpoint()
-    return Settled()
+    return Confirmed()
 
 
 def _numbering_from_the_start(*args: Any, **options: Any) -> Wal:
@@ -123,7 +123,7 @@ def _nothing_is_kept_for_an_absent_sink(_store: Store) -> dict[str, Requirement]
 MUTATIONS: dict[str, tuple[type, str, Callable[..., Any]]] = {
     "an entry is acknowledged and not written": (Wal, "commit", _acknowledged_too_much),
     "truncation does not look at the cursors": (Wal, "truncate", _truncated_up_to_the_end),
-    "a cursor moves without a write": (SinkWriter, "settle", _settled_without_a_write),
+    "a cursor moves without a write": (SinkWriter, "decide", _decided_without_a_write),
     "a cursor moves and its dead letters do not": (Store, "commit_cursor", _letters_are_forgotten),
     "seqs begin again after a restart": (Wal, "open", _numbering_from_the_start),
     "damage is passed over": (Wal, "set_aside", _damage_is_passed_over),

@@ -273,11 +273,11 @@ def _given_up(
             last_seq = next(later, last_seq + 1) - 1
         if last_seq < first_seq:
             return last_seq, 0, ""
-        points = reader.segments[-1].ends.points_after - cursor.points
+        points = reader.segments[-1].ends.points_after - cursor.settled
         for item in reader.entries(first_seq=last_seq + 1):
             if not isinstance(item, Lost):
                 # What is lost right in front of it goes as well: nobody can have it.
-                last_seq, points = item.seq - 1, item.points_before - cursor.points
+                last_seq, points = item.seq - 1, max(0, item.points_before - cursor.settled)
                 break
         times = [
             time_text(entry.accepted_ns)

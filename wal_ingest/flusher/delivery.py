@@ -3,14 +3,15 @@
 Invariants:
 
 * The durable cursor never passes a point that is not confirmed by the sink or parked in the same
-  transaction.
+  transaction. What is settled beyond it is written down exactly, so that no restart does it again.
 * `confirmed` is called only after the cursor is on disk: what truncates on it drops nothing that is needed.
 * Memory is bounded by the window, whatever the sink does: see `window.Window.full`.
 * Sinks do not see each other: each has a `Delivery` of its own, and none holds another up.
 
 Who waits for whom: the reader waits for appended entries, for a batch to fill, and for room in the window;
-the workers (`sink.in_flight_max` of them) wait for batches and for the sink; the committer waits for
-progress and for its interval. None holds anything that another needs while it waits.
+the workers (`sink.in_flight_max` of them) wait for batches and for the sink; investigations of suspect batches
+(see `overtaking`) wait for the sink; the committer waits for progress and for its interval. None holds anything that
+another needs while it waits.
 
 What a stop or a cancellation leaves behind: writes under way have `grace_s` to learn their outcome, then the
 cursor is committed once more and the sink is closed. What a crash leaves behind: the durable cursor; what was
@@ -23,22 +24,26 @@ is not touched again then. An optional sink that raises ends its own delivery al
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable
 from random import Random
 
 import trio
 
 from wal_ingest.errors import WalIngestError
-from wal_ingest.flusher.batches import Batch, Batcher
+from wal_ingest.flusher.batches import Batch, Batcher, Run, part_of_entry
 from wal_ingest.flusher.grace import Grace
+from wal_ingest.flusher.learnt import Learnt
 from wal_ingest.flusher.log import Log, NowNs, RunSync, State
 from wal_ingest.flusher.outcome import plain
+from wal_ingest.flusher.overtaking import Overtaking
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
-from wal_ingest.flusher.window import Slot, Window
+from wal_ingest.flusher.window import Settled, Slot, Window
 from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.settings import FlusherSettings
-from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.cursor import Cursor, open_in
+from wal_ingest.wal.entry import Entry
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +89,9 @@ class Delivery:
         self._grace_s = grace_s
         self._progress = progress or Progress(now_ns())
         self._grace = Grace(grace_s)
-        self._window = Window(
-            state.cursor(sink.name), batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX
-        )
+        cursor = state.cursor(sink.name)
+        self._window = Window(cursor, batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX, ahead=True)
+        self._learnt = Learnt(cursor.learnt)
         self._points_max = sink.batch_points_max or settings.batch_points_max
         self._batcher = Batcher(sink.group, points_max=self._points_max)
         self._writer = SinkWriter(
@@ -99,12 +104,16 @@ class Delivery:
             now_ns=now_ns,
             rng=rng,
             changed=self._refresh_state,
+            learnt=self._learnt,
+        )
+        self._overtaking = Overtaking(
+            self._writer, strict=sink.in_flight_max == 1, settled=self._note_settled
         )
         self._stopping = trio.Event()
         self._settled = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
-        self._read_seq = self._window.durable.seq
-        self._read_points = self._window.durable.points
+        self._before = cursor  # what an earlier life had settled ahead is not written again
+        self._read_seq, self._read_points = cursor.seq, cursor.points
 
     @property
     def name(self) -> str:
@@ -181,6 +190,7 @@ class Delivery:
         async with send, receive, trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             nursery.start_soon(self._read, send)
+            self._overtaking.begin(nursery)
             for _ in range(self._sink.in_flight_max):
                 nursery.start_soon(self._work, receive)
             nursery.start_soon(self._commit_often)
@@ -200,7 +210,10 @@ class Delivery:
             flush = await self._wait_for_points()
             if not flush and self._log.points_total - self._read_points < GATHER_BATCHES * self._points_max:
                 await trio.sleep(GATHER_S)
-            for batch in await self._run_sync(self._next_batches, flush):
+            runs, batches = await self._run_sync(self._next_batches, flush, self._now_ns())
+            self._window.read(runs)
+            self._settled.unpark_all()
+            for batch in batches:
                 while self._window.full:
                     await self._room.park()
                 send.send_nowait(self._window.add(batch))
@@ -211,16 +224,17 @@ class Delivery:
 
         Entries that trickle in are left in the WAL meanwhile: one read for all of them is cheaper than one for each.
         """
-        if self._fillable():
-            await trio.lowlevel.checkpoint()
-            return False
         wait_s = self._settings.batch_wait_s_max
         oldest_ns = self._batcher.oldest_accepted_ns
+        waited_s = 0.0 if oldest_ns is None else (self._now_ns() - oldest_ns) / 1e9
+        if self._fillable():
+            await trio.lowlevel.checkpoint()
+            return waited_s >= wait_s
         if oldest_ns is None:
             await self._log.wait_appended(self._read_seq)
         else:
             # The clock may have been set back or forth: never longer than a whole wait, never negative.
-            wait_s = min(wait_s, max(0.0, wait_s - (self._now_ns() - oldest_ns) / 1e9))
+            wait_s = min(wait_s, max(0.0, wait_s - waited_s))
         with trio.move_on_after(wait_s):
             while not self._fillable():
                 await self._log.wait_appended(max(self._log.last_seq, self._read_seq))
@@ -231,36 +245,68 @@ class Delivery:
         waiting = self._log.points_total - self._read_points + self._batcher.open_points
         return self._log.last_seq > self._read_seq and waiting >= self._points_max
 
-    def _next_batches(self, flush: bool) -> list[Batch]:
-        """Runs in a thread, one at a time: only the reader calls it, and it waits for the answer."""
-        batches = []
+    def _next_batches(self, flush: bool, now_ns: int) -> tuple[list[Run], list[Batch]]:
+        """What was read, and the batches that are full with it.
+
+        Runs in a thread, one at a time: only the reader calls it, and it waits for the answer.
+        """
+        runs: list[Run] = []
+        batches: list[Batch] = []
         last_seq, points_total = self._log.last_seq, self._log.points_total
         if last_seq > self._read_seq:
             entries = self._log.read(self._read_seq, bytes_max=READ_BYTES_MAX)
-            batches = self._batcher.add(entries)
+            fresh = bisect_right(entries, self._before.reach, key=lambda entry: entry.seq)
+            for entry in entries[:fresh]:
+                self._read_again(entry, runs, batches, now_ns)
+            batches += self._batcher.add(entries[fresh:], now_ns=now_ns)
+            runs += self._batcher.take_runs()
             if entries:
                 self._read_seq = entries[-1].seq
                 self._read_points = entries[-1].points_before + entries[-1].points
-            else:  # all that was there is damaged and set aside: what comes next is behind it
+            else:  # all that was there is damaged and set aside: what comes next is after it
                 self._read_seq, self._read_points = last_seq, points_total
-        if flush and self._log.last_seq == self._read_seq:
-            batches += self._batcher.flush()
-        return batches
+        if flush:
+            # Where more is to be read, what was begun just now goes on filling.
+            whole_wait_ns = int(self._settings.batch_wait_s_max * 1e9)
+            caught_up = self._log.last_seq == self._read_seq
+            batches += self._batcher.flush(opened_before_ns=None if caught_up else now_ns - whole_wait_ns)
+        return runs, batches
+
+    def _read_again(self, entry: Entry, runs: list[Run], batches: list[Batch], now_ns: int) -> None:
+        """Takes an entry that an earlier life of the process had settled, in part at least."""
+        ranges = open_in(self._before.open, entry.seq, entry.points)
+        if ranges == [(0, entry.points)]:
+            batches += self._batcher.add([entry], now_ns=now_ns)
+            runs += self._batcher.take_runs()
+            return
+        batches += self._batcher.flush()  # older points of its series go first
+        if ranges:
+            batches.append(part_of_entry(entry, ranges, self._sink.group(entry)))
+            runs += batches[-1].runs
+        else:
+            after = entry.points_before + entry.points
+            runs.append(Run(entry.seq, entry.seq, entry.points, after, settled=entry.points))
 
     # -- writing and confirming -------------------------------------------------------------------------
 
     async def _work(self, receive: trio.MemoryReceiveChannel[Slot]) -> None:
         async for slot in receive:
-            assert slot.batch is not None
-            settled = await self._writer.settle(slot.batch)
-            if self._window.settle(slot, settled):
-                self._settled.unpark_all()
-                self._room.unpark_all()
-            self._refresh_state()
+            batch = slot.batch
+            assert batch is not None
+            self._window.begin(slot)
+            self._room.unpark_all()
+            await self._overtaking.take(batch)
+
+    def _note_settled(self, batch: Batch, settled: Settled) -> None:
+        """What became of points, whichever batches they came in: the committer writes it down."""
+        if self._window.settle_parts(batch.parts, settled):
+            self._settled.unpark_all()
+            self._room.unpark_all()
+        self._refresh_state()
 
     async def _commit_often(self) -> None:
         while True:
-            while self._window.pending() is None:
+            while not self._window.has_pending:
                 await self._settled.park()
             await self._commit()
             await trio.sleep(self._settings.cursor_commit_s)
@@ -270,7 +316,9 @@ class Delivery:
             await self._commit()
 
     async def _commit(self) -> None:
-        """Cursor and letters to disk, then memory, then whoever truncates."""
+        """Cursor and letters to disk, then memory, then the callback that truncates."""
+        if self._learnt.changed:
+            self._window.learn(self._learnt.encode())
         pending = self._window.pending()
         if pending is None:
             return

@@ -3,7 +3,7 @@
 | outcome | the points are | the delivery loop |
 |---|---|---|
 | `Confirmed` | in the sink, durably as far as it promises | settles the batch |
-| `Rejected` | refused for good, some or all of them | bisects until the refused ones are alone; parks those |
+| `Rejected` | refused for good, some or all of them | finds the refused ones, by what the sink named; parks those |
 | `TooLarge` | too many at once for this sink | halves and writes again |
 | `Unavailable` | perhaps there, perhaps not | waits and writes the same batch again, without end |
 | `Misconfigured` | not there, and will not be until an operator acts | holds: keeps everything, retries slowly |
@@ -15,7 +15,7 @@ overwrites itself.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Longest reason that is kept of an answer, in characters; servers quote whole batches in theirs.
 REASON_CHARS_MAX = 500
@@ -36,19 +36,56 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A refusal that names what it is about: a measurement, and in it a field (with the type given), or a tag key."""
+
+    measurement: str
+    field: str = ""
+    given: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BeyondRetention:
+    """Points are too old; those before `before_ns` (Unix time in nanoseconds) where the sink names that time."""
+
+    before_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineRefused:
+    """One line that the sink listed, with its own reason: by its number from 1, by its text (or its start), or both."""
+
+    reason: str
+    number: int | None = None
+    line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinesRefused:
+    """A refusal that lists the lines it is about."""
+
+    refused: tuple[LineRefused, ...]
+
+
+Hint = Named | BeyondRetention | LinesRefused
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """At least one point of the batch will never be taken.
 
     `reason` is the sink's own sentence, `status` its code (0 when it has none). `dropped` is how many points
     it says it refused, None when it does not say; when that is the whole batch there is nothing to bisect.
     `about_points` is false when the reason names nothing that a point has: whoever answers so may not be the
-    database at all.
+    database at all. `hint` is what can be understood of the reason: which points it may mean.
     """
 
     reason: str
     status: int = 0
     dropped: int | None = None
     about_points: bool = True
+    hint: Hint | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +113,15 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Misconfigured:
-    """Token, permission, organisation, bucket or address is wrong (HTTP 401, 403, 404): an operator's error."""
+    """Token, permission, organisation, bucket or address is wrong (HTTP 401, 403, 404): an operator's error.
+
+    `suspect` says that the answer may be about this very batch (a firewall that reads what passes it): it is, when a
+    batch that passed before still passes.
+    """
 
     reason: str
     status: int = 0
+    suspect: bool = False
 
 
 Outcome = Confirmed | Rejected | TooLarge | Unavailable | Misconfigured

@@ -16,14 +16,13 @@ SAY_EVERY_S = 60.0
 
 def letters_of(sink: str, batch: Batch, reason: str, status: int, *, parked_ns: int) -> Iterator[DeadLetter]:
     """A dead letter for each line, with the entry and destination that it came with."""
-    lines = batch.lines().split(b"\n")
     parts = (part for part in batch.parts for _ in range(part.points))
-    for line in lines[:-1]:
+    for line in batch.split():
         part = next(parts, None)
         yield DeadLetter(
             sink=sink,
             seq=part.seq if part else batch.first_seq,
-            line=line + b"\n",
+            line=line,
             reason=reason,
             status=status,
             parked_ns=parked_ns,

@@ -1,4 +1,4 @@
-"""The waits of one sink's writes: held by a misconfiguration, sent away by the server, backing off after failures.
+"""The waits of one sink's writes: held by a misconfiguration, sent away by Retry-After, backing off after failures.
 
 While the sink is held exactly one task probes it. Cancellation anywhere here leaves nothing behind.
 """
@@ -12,7 +12,7 @@ from random import Random
 import trio
 
 from wal_ingest.flusher.outcome import Misconfigured, Unavailable, plain
-from wal_ingest.flusher.retry import RETRY_AFTER_S_MAX, back_off_s, retry_after_s
+from wal_ingest.flusher.retry import PROBE_S, RETRY_AFTER_S_MAX, back_off_s, retry_after_s
 from wal_ingest.flusher.suspicion import Suspicion
 from wal_ingest.settings import FlusherSettings
 
@@ -34,6 +34,9 @@ class Patience:
         self._changed = changed
         self._held: trio.Event | None = None
         self._not_before = -float("inf")
+        self._sent_away_s = -float("inf")  # when the server last named a time
+        self._probe_s = -float("inf")  # when one write may be tried before that time
+        self._returned = trio.lowlevel.ParkingLot()
         self._recovered = trio.lowlevel.ParkingLot()
         self.confirmed_writes = 0
 
@@ -42,27 +45,45 @@ class Patience:
         """Whether the sink is misconfigured, as far as is known."""
         return self._held is not None
 
-    def asked(self, asked_s: float) -> None:
-        """The server asked to be left alone for so many seconds: nothing is written before, by any task."""
-        self._not_before = max(self._not_before, trio.current_time() + min(asked_s, RETRY_AFTER_S_MAX))
+    def sent_away(self, asked_s: float) -> None:
+        """The server named a time to come back: nothing but a probe is written before it, by any task."""
+        now_s = trio.current_time()
+        if now_s >= self._not_before:
+            self._probe_s = now_s + PROBE_S
+        self._sent_away_s = now_s
+        self._not_before = max(self._not_before, now_s + min(asked_s, RETRY_AFTER_S_MAX))
 
-    def confirmed(self) -> None:
-        """A write was confirmed: the others need not wait any longer."""
+    def confirmed(self, began_s: float) -> None:
+        """A write that began then was confirmed: the others need not wait any longer.
+
+        It ends the time that the server named only if it began after the server had named it.
+        """
         self.confirmed_writes += 1
         self._recovered.unpark_all()
+        if began_s > self._sent_away_s and self._not_before > trio.current_time():
+            self._not_before = -float("inf")
+            self._returned.unpark_all()
 
     async def gate(self) -> None:
-        """Waits while the sink is held, or asked to be left alone. Always a checkpoint."""
+        """Waits while the sink is held, or the server's time has not come. Always a checkpoint.
+
+        While that time is far, one task is let through now and then: its write is the probe.
+        """
         await trio.lowlevel.checkpoint()
         while True:
             if self._held is not None:
                 await self._held.wait()
                 continue
-            wait_s = self._not_before - trio.current_time()
-            if wait_s <= 0:
+            now_s = trio.current_time()
+            if now_s >= self._not_before:
+                return
+            if now_s >= self._probe_s:
+                self._probe_s = now_s + PROBE_S
                 return
             # They were sent away together and should not come back in the same instant.
-            await trio.sleep(wait_s + self._rng.random() * self._settings.retry_s_min)
+            jitter_s = self._rng.random() * self._settings.retry_s_min
+            with trio.move_on_after(min(self._not_before, self._probe_s) - now_s + jitter_s):
+                await self._returned.park()
 
     async def hold(self, outcome: Misconfigured, *, probing: bool) -> bool:
         """Waits until it makes sense to write again; true for the one task that does so as the probe."""
@@ -78,7 +99,7 @@ class Patience:
         return probing
 
     def release(self) -> None:
-        """The probe was answered: ends the hold. Only for the task that probes."""
+        """Ends the hold: the probe was answered, or another task should probe. Only for the task that probes."""
         assert self._held is not None
         self._held.set()
         self._held = None
@@ -89,7 +110,10 @@ class Patience:
         settings, passed = self._settings, self.confirmed_writes
         limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
         if outcome.retry_after_s is not None:
-            await trio.sleep(retry_after_s(outcome.retry_after_s, rng=self._rng, **limits))
+            # No longer than the next probe: which task is let through then, the gate decides.
+            wait_s = min(retry_after_s(outcome.retry_after_s, rng=self._rng, **limits), PROBE_S)
+            with trio.move_on_after(wait_s):
+                await self._returned.park()
             return
         delay_s = back_off_s(suspicion.failures, rng=self._rng, **limits)
         # The least wait keeps a sink that answers every other write from being asked in a tight loop.

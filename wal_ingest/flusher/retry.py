@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-# A server's Retry-After beyond this is taken for a mistake: points would wait for a restart.
-RETRY_AFTER_S_MAX = 3_600.0
+# A server's Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
+RETRY_AFTER_S_MAX = 300.0
+# While a Retry-After lasts, one write is tried this often.
+PROBE_S = 60.0
 
 
 def back_off_s(failures: int, *, retry_s_min: float, retry_s_max: float, rng: Random) -> float:
@@ -20,9 +22,9 @@ def back_off_s(failures: int, *, retry_s_min: float, retry_s_max: float, rng: Ra
 
 
 def retry_after_s(asked_s: float, *, retry_s_min: float, retry_s_max: float, rng: Random) -> float:
-    """The wait in seconds when the server asked for `asked_s`: never less, with jitter on top.
+    """The wait in seconds when the server requested `asked_s`: at least that, up to the limit, with jitter on top.
 
-    The jitter is up to half of what was asked (at least `retry_s_min`, at most `retry_s_max`), so that many
+    The jitter is up to half of what was requested (at least `retry_s_min`, at most `retry_s_max`), so that many
     nodes which were sent away together do not come back together.
     """
     asked_s = min(asked_s, RETRY_AFTER_S_MAX)

@@ -5,9 +5,11 @@ batch while they are overloaded. The difference is in the neighbours: a failure 
 other writes of the same group were confirmed since its last failure, and at least as many as failed. In an
 outage nothing is confirmed, nothing counts, and nothing is ever bisected or parked.
 
-Where no neighbours come by, the latest write that was confirmed is written again as a control. A sink with
-strict order (one write at a time) that meets such a batch right after a start has neither: it retries for
-ever, and its status says why. Letting it write two at a time for a while resolves that.
+Where no neighbours come by, the latest write that was confirmed is written again as a control. Right after a start
+there is none: then the batches after it overtake the failing one (see `overtaking`), and are its neighbours.
+
+What one point took minutes to prove holds for its neighbours: points of the same shape, of the same batch, that fail in
+the same words need to fail twice.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ BISECT_AGAIN_AFTER = 2
 # … and a single line is parked. Its back-off has grown to the longest by then: minutes, not moments.
 PARK_AFTER = 15
 PARK_AGAIN_AFTER = 10
+# … one like a point that was parked already, sooner.
+PARK_ALIKE_AFTER = 2
+# Failures after which the batches that follow overtake a batch: others were confirmed, or it may be the first.
+LEAVE_AFTER_COUNTED = 2
+LEAVE_AFTER = 3
 
 
 @dataclass(slots=True)
@@ -36,10 +43,12 @@ class Suspicion:
     """What speaks against one piece of a batch.
 
     `failures` are all failures in a row, `counted` those that happened while others passed. `inherited` says
-    that the piece comes from a batch that was bisected on suspicion, so that less is asked for.
+    that the piece comes from a batch that was bisected on suspicion, `alike` that a point like it was parked, so that
+    less is required.
     """
 
     inherited: bool = False
+    alike: bool = False
     failures: int = 0
     counted: int = 0
     _seen_passed: int = 0
@@ -58,11 +67,18 @@ class Suspicion:
 
     def wants_control(self, neighbours: Neighbours) -> bool:
         """Whether a write that is known to pass should be tried first, for lack of neighbours to compare with."""
-        patience = BISECT_AGAIN_AFTER if self.inherited else BISECT_AFTER
+        patience = 1 if self.inherited else BISECT_AFTER
         return self.counted > 0 and self.failures >= patience and neighbours.passed == self._seen_passed
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether others passed meanwhile, so that nothing need wait for this piece."""
+        return self.counted >= LEAVE_AFTER_COUNTED
 
     def proven(self, *, points: int) -> bool:
         """Whether it is time to bisect, or to park a piece of one point."""
+        if self.alike:
+            return self.counted >= PARK_ALIKE_AFTER
         if points == 1:
             return self.counted >= (PARK_AGAIN_AFTER if self.inherited else PARK_AFTER)
         return self.counted >= (BISECT_AGAIN_AFTER if self.inherited else BISECT_AFTER)

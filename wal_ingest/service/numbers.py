@@ -66,7 +66,7 @@ class Numbers:
             "sink_dead_letters": each(lambda sink: sink.cursor.parked),
             "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
             "sink_expired_points": each(lambda sink: sink.cursor.expired),
-            "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.points),
+            "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.settled),
             "sink_lag_seconds": each(self._lag_s),
             "sink_catch_up_seconds": each(lambda sink: _or_never(self._catch_up_s(sink))),
             "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
@@ -104,7 +104,7 @@ class Numbers:
         for status in self.statuses():
             details[status.name] = {
                 "state": status.state.value,
-                "waiting_points": self.store.wal.points_total - status.cursor.points,
+                "waiting_points": self.store.wal.points_total - status.cursor.settled,
                 "parked_points": status.cursor.parked,
             }
             if status.state in TROUBLED:
@@ -179,7 +179,7 @@ class Numbers:
             "since": _iso(sink.since_ns),
             "last_error": sink.last_error,
             "last_error_at": _iso(sink.last_error_ns) if sink.last_error_ns else None,
-            "waiting_points": self.store.wal.points_total - sink.cursor.points,
+            "waiting_points": self.store.wal.points_total - sink.cursor.settled,
             "lag_s": _rounded(self._lag_s(sink)),
             "confirmed_points": sink.cursor.confirmed,
             "confirmed_per_s": _rounded(self.watch.history.confirmed_per_s(sink.name)),

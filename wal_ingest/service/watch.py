@@ -160,7 +160,7 @@ class Watch:
             rooms=self._rooms(total, statuses),
             sinks={
                 status.name: SinkSample(
-                    total - status.cursor.points, status.cursor.points, status.cursor.confirmed
+                    total - status.cursor.settled, status.cursor.settled, status.cursor.confirmed
                 )
                 for status in statuses
             },

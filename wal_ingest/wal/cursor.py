@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from wal_ingest.wal.entry import Destination
+
+
+class OpenLines(NamedTuple):
+    """Points that a sink has neither confirmed nor refused, among others after them that it has.
+
+    All points of the entries `first_seq` to `last_seq`; or, where `lines` is not 0, of one entry so many points from
+    the one with the number `first_line` (the first is 0).
+    """
+
+    first_seq: int
+    last_seq: int
+    first_line: int = 0
+    lines: int = 0
+
+
+def open_in(ranges: Sequence[OpenLines], seq: int, points: int) -> list[tuple[int, int]]:
+    """Which of an entry's points are open, as (first, count); `ranges` are in the order of their seqs."""
+    found = []
+    for place in range(bisect_left(ranges, seq, key=lambda each: each.last_seq), len(ranges)):
+        each = ranges[place]
+        if each.first_seq > seq:
+            break
+        found.append((each.first_line, each.lines) if each.lines else (0, points))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +48,10 @@ class Cursor:
     * `expired`: an operator decided that the sink need not have it.
 
     `position` is the sink's own (see `outcome.Confirmed`).
+
+    Points after `seq` may be settled before those at it: `ahead` is how many, all of them counted as confirmed or
+    parked above. They are all points of the entries up to `reach` but for those that are `open`. `learnt` is what
+    delivery has learnt of the sink's refusals, in its own form; it may be dropped at any time.
     """
 
     seq: int = 0
@@ -31,11 +62,20 @@ class Cursor:
     skipped: int = 0
     since: int = 0
     expired: int = 0
+    ahead: int = 0
+    reach: int = 0
+    open: tuple[OpenLines, ...] = ()
+    learnt: str = ""
+
+    @property
+    def settled(self) -> int:
+        """Points that do not wait any longer, those ahead of the cursor among them."""
+        return self.points + self.ahead
 
     @property
     def unaccounted(self) -> int:
         """Points that went none of the five ways: 0, or there is a bug, or the file was tampered with."""
-        return self.points - self.since - self.confirmed - self.parked - self.skipped - self.expired
+        return self.settled - self.since - self.confirmed - self.parked - self.skipped - self.expired
 
     def passed(
         self, *, seq: int, points_after: int, points: int, parked: int, position: bytes | None
@@ -55,9 +95,20 @@ class Cursor:
             position=self.position if position is None else position,
         )
 
-    def expired_to(self, *, seq: int, points_after: int) -> Cursor:
-        """The cursor behind a range that an operator gave up; up to its end the WAL had taken `points_after`."""
-        return replace(self, seq=seq, points=points_after, expired=self.expired + points_after - self.points)
+    def expired_to(self, *, seq: int, points_after: int, ahead: int = 0) -> Cursor:
+        """The cursor after a range that an operator gave up; up to its end the WAL had taken `points_after`.
+
+        `ahead` is how many points after the range are settled; what is settled in it is not given up.
+        """
+        return replace(
+            self,
+            seq=seq,
+            points=points_after,
+            expired=self.expired + points_after - self.points - (self.ahead - ahead),
+            ahead=ahead,
+            reach=self.reach if self.reach > seq else 0,
+            open=tuple(each for each in self.open if each.last_seq > seq),
+        )
 
     def without_letters(self, count: int, *, written: bool) -> Cursor:
         """The cursor after so many dead letters were removed: `written` to the sink after all, or given up."""

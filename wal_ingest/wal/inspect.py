@@ -191,7 +191,7 @@ def _sink(cursor: Cursor, trouble: Trouble | None, segments: list[_Segment], now
         reason=trouble.reason if trouble else "",
         state_s=max(0.0, (now_ns - trouble.since_ns) / 1e9) if trouble else 0.0,
         waiting_entries=last.last_seq - max(cursor.seq, first_seq - 1) if last and waiting else 0,
-        waiting_points=last.points_after - cursor.points if last and waiting else 0,
+        waiting_points=last.points_after - cursor.settled if last and waiting else 0,
         oldest_waiting_s=_oldest_waiting_s(cursor, segments, now_ns) if waiting else None,
         parked=cursor.parked,
     )

@@ -20,7 +20,7 @@ import msgspec
 from wal_ingest.errors import SectorUnreadable, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.checkpoint import Checkpoint, read_through
-from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.cursor import Cursor, DeadLetter, open_in
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.extent import (
@@ -187,7 +187,8 @@ class Store:
             seq = min(seq, through_seq)
         if seq > cursor.seq:
             # The sink's own position stays: it belongs to what it has.
-            cursor = cursor.expired_to(seq=seq, points_after=points_after)
+            ahead = _settled_after(cursor, seq, read)
+            cursor = cursor.expired_to(seq=seq, points_after=points_after, ahead=ahead)
             self.commit_cursor(sink, cursor)
         return cursor
 
@@ -320,3 +321,16 @@ def _identity_in(wal_dir: Path) -> uuid.UUID | None:
         except WalDamaged:
             continue
     return None
+
+
+def _settled_after(cursor: Cursor, seq: int, read: Callable[[int], Sequence[Entry]]) -> int:
+    """How many points after `seq` a sink has settled ahead of its cursor, as far as they can be read."""
+    settled = 0
+    while seq < cursor.reach and (entries := read(seq)):
+        for entry in entries:
+            if entry.seq <= cursor.reach:
+                settled += entry.points - sum(
+                    count for _, count in open_in(cursor.open, entry.seq, entry.points)
+                )
+        seq = entries[-1].seq
+    return settled

@@ -120,12 +120,12 @@ async def test_connections_are_reused(fake: FakeInfluxDB) -> None:
         (Answer(413, b"too big"), TooLarge("HTTP 413: too big", 413)),
         (
             Answer(401, b'{"message":"unauthorized access"}'),
-            Misconfigured("HTTP 401: unauthorized access", 401),
+            Misconfigured("HTTP 401: unauthorized access", 401, suspect=True),
         ),
-        (Answer(403), Misconfigured("HTTP 403", 403)),
+        (Answer(403), Misconfigured("HTTP 403", 403, suspect=True)),
         (
             Answer(404, b'{"error":"database not found: \\"b\\""}'),
-            Misconfigured('HTTP 404: database not found: "b"', 404),
+            Misconfigured('HTTP 404: database not found: "b"', 404, suspect=True),
         ),
         (
             Answer(429, b"slow", {"Retry-After": "7"}),

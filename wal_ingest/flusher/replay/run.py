@@ -92,7 +92,8 @@ class Replay:
         self._pace = Pace(rate)
         self._progress = Progress(now_ns())
         self._window = Window(Cursor(), batches_max=WINDOW_BATCHES_MAX, bytes_max=WINDOW_BYTES_MAX)
-        self._batcher = Batcher(sink.group, points_max=points_max)
+        # One after the other: the place of a batch is the end of all that was read before it.
+        self._batcher = Batcher(sink.group, points_max=points_max, groups_max=1)
         self._writer = SinkWriter(
             sink,
             points_max=points_max,
@@ -209,7 +210,13 @@ class Replay:
                     self._batches += 1
                     self._points += batch.points
                     self._places.append((self._batches, place))
-                    numbered = replace(batch, last_seq=self._batches, points_after=self._points)
+                    numbered = replace(
+                        batch,
+                        first_seq=self._batches,
+                        last_seq=self._batches,
+                        points_after=self._points,
+                        runs=(),
+                    )
                     send.send_nowait(self._window.add(numbered))
                 self._pass_over()
 

@@ -27,7 +27,15 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.log import NowNs, RunSync
-from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
+from wal_ingest.flusher.outcome import (
+    Confirmed,
+    LinesRefused,
+    Misconfigured,
+    Outcome,
+    Rejected,
+    Unavailable,
+    plain,
+)
 from wal_ingest.flusher.sinks.influxdb_answers import checks_of, outcome_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
@@ -155,11 +163,12 @@ class InfluxDBSink:
         if not isinstance(answer, _Answer):
             return answer
         outcome = outcome_of(answer.status, answer.headers, answer.said, now_ns=self._now_ns())
-        return (
-            outcome
-            if isinstance(outcome, Confirmed)
-            else replace(outcome, reason=self._clean(outcome.reason))
-        )
+        if isinstance(outcome, Confirmed):
+            return outcome
+        if isinstance(outcome, Rejected) and isinstance(outcome.hint, LinesRefused):
+            lines = tuple(replace(each, reason=self._clean(each.reason)) for each in outcome.hint.refused)
+            outcome = replace(outcome, hint=LinesRefused(lines))
+        return replace(outcome, reason=self._clean(outcome.reason))
 
     def _exchange(
         self, path: str, body: bytes, headers: Mapping[str, str]

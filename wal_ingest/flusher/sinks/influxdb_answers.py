@@ -7,10 +7,12 @@
 | … about the database, bucket or organisation | `Misconfigured`: parking every point would be a poor answer to it |
 | … as plain text, with InfluxDB's headers | `Unavailable`, suspect: VictoriaMetrics, see below |
 | … in any other form | `Misconfigured`: a proxy, a TLS port, some other server; it judged no points |
+| any of 400 and above that says `partial write: … dropped=N` | `Rejected`: InfluxDB 2.0 to 2.0.4 said so with 500 |
 | 413 | `TooLarge` |
 | 429, 503 | `Unavailable`, with Retry-After in seconds or as an HTTP date |
 | 408 and every other 5xx | `Unavailable`, suspect: it may be about this very batch |
-| 401, 403, 404, a redirect, anything unheard-of | `Misconfigured` |
+| 401, 403, 404 | `Misconfigured`, suspect: a firewall on the way may mean this very batch |
+| a redirect, anything unheard-of | `Misconfigured` |
 
 VictoriaMetrics skips bad lines and answers 204. Its 400 is plain text and says that a body could not be read: it
 was cut on the way, or a line is longer than the server takes. Neither is a verdict on every point, so such a batch
@@ -19,7 +21,6 @@ is bisected only on the evidence of its neighbours, as after a 500.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -34,9 +35,8 @@ from wal_ingest.flusher.outcome import (
     Unavailable,
     plain,
 )
+from wal_ingest.flusher.sinks.influxdb_refusals import decoded, dropped_of, hint_of
 
-# The last words of the server's own sentence, never of a line that it quotes: `dropped` is a common field's name.
-_DROPPED = re.compile(r"(?:[a-z ]+: )?partial write: .*\bdropped=(\d{1,9})\s*", re.DOTALL)
 # Only at the very start: further in, a sender's own words may be quoted.
 _ABOUT_THE_DESTINATION = re.compile(
     r"(invalid: |not found: )?(database|bucket|org|organization|orgid|retention policy)\b"
@@ -54,6 +54,7 @@ _WANTS_POINTS = re.compile(r"\b(requires points|no data|no lines|empty)\b", re.I
 _TITLE = re.compile(rb"<title>\s*([^<]+?)\s*</title>", re.IGNORECASE)
 # An error's JSON that was too long to be read to its end.
 _OPENING = re.compile(r'\s*\{\s*"(?:error|code|message)"\s*:')
+_OF_ACCESS = frozenset({401, 403, 404})
 
 
 def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: int) -> Outcome:
@@ -66,6 +67,8 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: 
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if status in (400, 422):
         return _refusal(status, headers, body, said, reason)
+    if status > 400 and dropped_of(_message_of(body) or ""):
+        return _rejected(status, body, _message_of(body) or "", reason)
     if status == 413:
         return TooLarge(reason, status)
     if status in (429, 503):
@@ -79,7 +82,7 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: 
         return Misconfigured(
             f"HTTP {status}: redirected to {where}; set the address that answers itself", status
         )
-    return Misconfigured(reason, status)
+    return Misconfigured(reason, status, suspect=status in _OF_ACCESS)
 
 
 def _refusal(status: int, headers: Mapping[str, str], body: bytes, said: str, reason: str) -> Outcome:
@@ -90,12 +93,17 @@ def _refusal(status: int, headers: Mapping[str, str], body: bytes, said: str, re
         if "x-influxdb-version" in headers:
             return Unavailable(reason, status, suspect=True)
         return Misconfigured(f"{reason} (no InfluxDB says it like this: is influxdb.url right?)", status)
-    dropped = _DROPPED.fullmatch(message or headers.get("x-influxdb-error", ""))
+    return _rejected(status, body, message or headers.get("x-influxdb-error", "") or said, reason)
+
+
+def _rejected(status: int, body: bytes, message: str, reason: str) -> Rejected:
+    """A verdict on points: what of it can be understood goes with it."""
     return Rejected(
         reason,
         status,
-        dropped=int(dropped[1]) if dropped else None,
-        about_points=status == 422 or _ABOUT_POINTS.search(said) is not None,
+        dropped=dropped_of(message),
+        about_points=status == 422 or _ABOUT_POINTS.search(message) is not None,
+        hint=hint_of(message, decoded(body.decode(errors="replace")), prefix=f"HTTP {status}: "),
     )
 
 
@@ -112,9 +120,8 @@ def reason_of(body: bytes) -> str:
 def _message_of(body: bytes) -> str | None:
     """The message of an error's JSON, whole; None when it is no such JSON."""
     text = body.decode(errors="replace")
-    try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError):
+    answer = decoded(text)
+    if answer is None:
         return text if _OPENING.match(text) else None
     if not isinstance(answer, dict):
         return None

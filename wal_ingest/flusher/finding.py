@@ -1,0 +1,376 @@
+"""Which points of a refused batch are the refused ones: by what the sink named, and by dividing where it named nothing.
+
+Invariants:
+
+* Every point of the piece is settled exactly once, in the order in which that becomes known.
+* A dead letter's reason is one that the sink gave for that very point: it refused it alone, listed it, counted all
+  points of a piece as refused, for a cause that the point has, or refused a younger one as beyond its retention.
+  Only of a large piece of one shape, of which every sample was refused alone in the same words and nothing
+  passed, the rest is taken to be alike, and the reason says so.
+
+| the sink named | the points it may mean are | and are refused when |
+|---|---|---|
+| lines | those | it lists each of them |
+| a field and the type given | those that have it | all were counted as refused, or more samples than were counted |
+| a retention | those before its bound, or the oldest of them, as many as were counted | a younger one was |
+| nothing | of one shape, then of one series, then half | they are refused alone |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from wal_ingest.flusher.batches import Batch, halve, others, pick
+from wal_ingest.flusher.learnt import Pattern
+from wal_ingest.flusher.outcome import (
+    BeyondRetention,
+    Confirmed,
+    LinesRefused,
+    Named,
+    Rejected,
+    TooLarge,
+    plain,
+)
+from wal_ingest.flusher.parking import letters_of
+from wal_ingest.flusher.shapes import (
+    by_time,
+    divided,
+    reasons_by_place,
+    selected,
+    shape_of,
+    spread,
+    time_of,
+)
+from wal_ingest.flusher.suspicion import Suspicion
+from wal_ingest.flusher.window import Settled
+
+if TYPE_CHECKING:
+    from wal_ingest.flusher.writing import SinkWriter
+
+# A batch with fewer points says little about the sink when all of them are refused.
+_DOUBTFUL_POINTS_MIN = 10
+# A piece of one shape with at least so many points is judged by samples, …
+_SAMPLED_POINTS_MIN = 64
+# … this many of them. Fewer points are divided until each is known.
+_SAMPLES = 16
+# Samples of points that all have what the sink named.
+_NAMED_SAMPLES_MAX = 4
+
+# What differs between two refusals for one cause: what is quoted, and numbers.
+_DIFFERENT = re.compile(r"""(["'`]).*?\1|\d+""", re.DOTALL)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """A batch, or a part of one, that is to be decided.
+
+    `counted` says that the sink's count of points beyond the retention was tried on it, `left` that others went first,
+    `denied` how often access was refused for it while a control passed.
+    """
+
+    batch: Batch
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    counted: bool = False
+    left: bool = False
+    denied: int = 0
+
+    def part(self, batch: Batch, *, convicted: bool = False, counted: bool = False) -> Piece:
+        """A piece of this one."""
+        inherited = convicted or self.suspicion.inherited
+        return Piece(batch, Suspicion(inherited=inherited), counted or self.counted, self.left)
+
+
+@dataclass(frozen=True, slots=True)
+class Convicted:
+    """The evidence is against the piece: it failed, again and again, while others passed."""
+
+    reason: str
+    status: int = 0
+
+
+Verdict = Confirmed | TooLarge | Rejected | Convicted
+_Refusal = Rejected | Convicted
+
+
+class Finder:
+    """Settles one piece. `settled` is called with each part of it and what became of that."""
+
+    def __init__(self, writer: SinkWriter, piece: Piece, settled: Callable[[Batch, Settled], None]) -> None:
+        self._writer = writer
+        self._piece = piece
+        self._settled = settled
+        self._believing = not writer.refused_whole
+        # Refusals of a sink that confirmed nothing yet, in words that name nothing a point has: perhaps no database's.
+        self._withheld: list[tuple[Piece, str, int]] = []
+        self._alike: set[tuple[Hashable, Hashable]] = (
+            set()
+        )  # shape and words of points that were convicted alone
+        self._passed: set[Hashable] = set()  # shapes of which a point was confirmed
+
+    async def run(self, verdict: Verdict | None) -> None:
+        """Settles every point. Raises what the sink raises.
+
+        **Cancellation:** what `settled` was called with stays.
+        """
+        await self._resolve([(self._piece, verdict)])
+        while self._withheld:
+            pieces = [(replace(piece, batch=piece.batch), None) for piece, _, _ in self._withheld]
+            if not self._is_doubted():
+                for withheld in self._withheld:
+                    self._park(*withheld)
+                return
+            self._withheld.clear()
+            if self._piece.batch.points == sum(piece.batch.points for piece, _ in pieces):
+                pieces = [(Piece(self._piece.batch), None)]
+            await self._resolve(pieces)
+
+    def _is_doubted(self) -> bool:
+        """Whether what was withheld must not be believed: a whole batch was refused, and nothing ever confirmed."""
+        believed, self._believing = self._believing, False
+        if believed and self._writer.refused_whole:
+            return True  # the doubt arose elsewhere while this was divided: the sink decides again
+        points = sum(piece.batch.points for piece, _, _ in self._withheld)
+        if self._writer.confirmed_writes or points < max(self._piece.batch.points, _DOUBTFUL_POINTS_MIN):
+            return False
+        self._writer.refused_whole = True
+        return True
+
+    async def _resolve(self, pieces: Sequence[tuple[Piece, Verdict | None]]) -> None:
+        stack = list(reversed(pieces))
+        while stack:
+            piece, verdict = stack.pop()
+            points = piece.batch.points
+            if verdict is None and points > self._writer.points_max:
+                verdict = TooLarge("more points than are written at once")
+            verdict = verdict or await self._decide(piece)
+            if isinstance(verdict, Confirmed):
+                await self._confirm(piece, verdict)
+                continue
+            if not isinstance(verdict, TooLarge):
+                parts = await self._narrow(piece, verdict)
+            elif points > 1:
+                parts = [piece.part(half) for half in await self._writer.run_sync(halve, piece.batch)]
+            else:
+                self._park(piece, verdict.reason, verdict.status)
+                parts = []
+            stack += [(part, None) for part in reversed(parts)]
+
+    async def _decide(self, piece: Piece) -> Verdict:
+        if piece.batch.points == 1 and piece.suspicion.inherited and self._alike:
+            shape = shape_of(piece.batch.lines())
+            piece.suspicion.alike = any(shape == known for known, _ in self._alike)
+        verdict = await self._writer.decide(piece)
+        assert verdict is not None, "nothing is left by this"
+        return verdict
+
+    # -- what a refusal of a piece leads to -------------------------------------------------------------
+
+    async def _narrow(self, piece: Piece, refusal: _Refusal) -> list[Piece]:
+        """Parks what is proven by a refusal; gives what is still to be decided, in parts."""
+        if piece.batch.points == 1:
+            self._park_alone(piece, refusal)
+            return []
+        lines = await self._writer.run_sync(piece.batch.split)
+        hint = refusal.hint if isinstance(refusal, Rejected) else None
+        if isinstance(refusal, Rejected) and hint is not None:
+            places = await self._writer.run_sync(selected, lines, hint)
+            by_hint: _ByHint = _BY_HINT[type(hint)]
+            parts = await by_hint(self, piece, lines, refusal, places)
+            if parts is not None:
+                return parts
+        return await self._without_words(piece, lines, refusal)
+
+    async def _listed(
+        self, piece: Piece, lines: Sequence[bytes], refusal: Rejected, places: Sequence[int]
+    ) -> list[Piece] | None:
+        hint = refusal.hint
+        assert isinstance(hint, LinesRefused)
+        if len(places) < len(lines):
+            return await self._split(piece, lines, places) if places else None
+        for place, reason in sorted(reasons_by_place(lines, hint).items()):
+            self._park(piece.part(pick(piece.batch, lines, [place])), reason, refusal.status)
+        return []
+
+    async def _of_field(
+        self, piece: Piece, lines: Sequence[bytes], refusal: Rejected, places: Sequence[int]
+    ) -> list[Piece] | None:
+        if len(places) < len(lines):
+            return await self._split(piece, lines, places) if places else None
+        if refusal.dropped == len(lines):
+            self._park(piece, refusal.reason, refusal.status)
+            self._learn(piece, refusal, refusal.hint)
+            return []
+        needed = 2 if refusal.dropped is None else refusal.dropped + 1
+        if needed > _NAMED_SAMPLES_MAX:
+            return None
+        return await self._sampled(piece, lines, refusal, samples=max(2, needed))
+
+    async def _too_old(
+        self, piece: Piece, lines: Sequence[bytes], refusal: Rejected, places: Sequence[int]
+    ) -> list[Piece] | None:
+        if refusal.dropped == len(lines):
+            self._park(piece, refusal.reason, refusal.status)
+            newest = max(map(time_of, lines))
+            self._learn(piece, refusal, BeyondRetention(newest + 1))
+            return []
+        if 0 < len(places) < len(lines):
+            return await self._split(piece, lines, places)
+        order = await self._writer.run_sync(by_time, lines)
+        if refusal.dropped and refusal.dropped < len(lines) and not piece.counted:
+            return await self._split(piece, lines, sorted(order[: refusal.dropped]), counted=True)
+        return await self._bound(piece, lines, refusal, order)
+
+    async def _bound(
+        self, piece: Piece, lines: Sequence[bytes], refusal: Rejected, order: Sequence[int]
+    ) -> list[Piece] | None:
+        """Searches the time before which points are refused: what is older than a refused point is refused as well."""
+        low, high = 0, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            single = piece.part(pick(piece.batch, lines, [order[middle]]))
+            verdict = await self._decide(single)
+            if isinstance(verdict, Rejected) and isinstance(verdict.hint, BeyondRetention):
+                refusal, low = verdict, middle + 1
+                continue
+            # Settled by itself: it is no longer among the others.
+            await self._resolve([(single, verdict)])
+            order = [*order[:middle], *order[middle + 1 :]]
+            high = middle
+        if low:
+            bound_ns = time_of(lines[order[low - 1]]) + 1
+            old = piece.part(pick(piece.batch, lines, sorted(order[:low])))
+            self._park(old, refusal.reason, refusal.status)
+            self._learn(piece, refusal, BeyondRetention(bound_ns))
+        rest = sorted(order[low:])
+        return [piece.part(pick(piece.batch, lines, rest))] if rest else []
+
+    async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal) -> list[Piece]:
+        shapes = set(await self._writer.run_sync(lambda: list(map(shape_of, lines))))
+        if len(shapes) == 1:
+            if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
+                self._park(piece, refusal.reason, refusal.status, refusal.about_points)
+                return []
+            if len(lines) >= _SAMPLED_POINTS_MIN and not shapes & self._passed:
+                return await self._sampled(piece, lines, refusal, samples=_SAMPLES)
+        places = await self._writer.run_sync(divided, lines)
+        return await self._split(piece, lines, places, convicted=isinstance(refusal, Convicted), first=True)
+
+    async def _sampled(
+        self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal, *, samples: int
+    ) -> list[Piece]:
+        """Decides some points alone: when each is refused in the same words, the others are taken to be alike."""
+        convicted = isinstance(refusal, Convicted)
+        places = spread(len(lines), samples)
+        decided: list[int] = []
+        alike = True
+        for place in places:
+            single = piece.part(pick(piece.batch, lines, [place]), convicted=convicted)
+            verdict = await self._decide(single)
+            decided.append(place)
+            await self._resolve([(single, verdict)])
+            if isinstance(verdict, Confirmed | TooLarge) or _words(verdict) != _words(refusal):
+                alike = False
+                break
+        rest = others(len(lines), decided)
+        if not rest:
+            return []
+        batch = await self._writer.run_sync(pick, piece.batch, lines, rest)
+        if not alike:
+            found = await self._writer.run_sync(divided, [lines[place] for place in rest])
+            return await self._split(
+                piece.part(batch), [lines[place] for place in rest], found, convicted=convicted, first=True
+            )
+        about = isinstance(refusal, Convicted) or refusal.about_points
+        note = f" (as each of {len(decided)} points like it that were written alone)"
+        self._park(piece.part(batch), refusal.reason + note, refusal.status, about)
+        if isinstance(refusal, Rejected):
+            self._learn(piece, refusal, refusal.hint)
+        return []
+
+    async def _split(
+        self,
+        piece: Piece,
+        lines: Sequence[bytes],
+        places: Sequence[int],
+        *,
+        convicted: bool = False,
+        counted: bool = False,
+        first: bool = False,
+    ) -> list[Piece]:
+        """The lines at some places and the others, as two pieces; those at the places last, unless they are `first`."""
+        rest = others(len(lines), places)
+        if not rest or not places:
+            rest, places, first = list(range(1, len(lines))), [0], True
+
+        def cut() -> list[Batch]:
+            return [pick(piece.batch, lines, places), pick(piece.batch, lines, rest)]
+
+        batches = await self._writer.run_sync(cut)
+        parts = [piece.part(batch, convicted=convicted, counted=counted) for batch in batches]
+        return parts if first else parts[::-1]
+
+    # -- settling ---------------------------------------------------------------------------------------
+
+    async def _confirm(self, piece: Piece, verdict: Confirmed) -> None:
+        if piece is not self._piece:  # of a piece of a refused batch: its shapes are not refused as such
+            lines = await self._writer.run_sync(piece.batch.split)
+            self._passed.update(map(shape_of, lines))
+        self._settled(piece.batch, Settled(verdict.position))
+
+    def _park_alone(self, piece: Piece, refusal: _Refusal) -> None:
+        if isinstance(refusal, Convicted):
+            self._alike.add((shape_of(piece.batch.lines()), _words(refusal)))
+            self._park(piece, f"{refusal.reason} (for this point alone, every time)", refusal.status)
+            return
+        hint, reason = refusal.hint, refusal.reason
+        lines = [piece.batch.lines()]
+        if isinstance(hint, LinesRefused):
+            reason = reasons_by_place(lines, hint).get(0, reason)
+        self._park(piece, reason, refusal.status, refusal.about_points)
+        if isinstance(hint, BeyondRetention):
+            hint = BeyondRetention(time_of(lines[0]) + 1)
+        if hint is not None and selected(lines, hint):
+            self._learn(piece, refusal, hint)
+
+    def _learn(self, piece: Piece, refusal: Rejected, hint: object) -> None:
+        if isinstance(hint, BeyondRetention) or (isinstance(hint, Named) and hint.field):
+            self._writer.learnt.learn(
+                Pattern(piece.batch.group, hint),
+                plain(refusal.reason),
+                refusal.status,
+                now_s=trio.current_time(),
+                now_ns=self._writer.now_ns(),
+            )
+
+    def _park(self, piece: Piece, reason: str, status: int, about_points: bool = True) -> None:
+        if not about_points and not self._writer.confirmed_writes:
+            self._withheld.append((piece, reason, status))
+            return
+        now_ns = self._writer.now_ns()
+        letters = letters_of(self._writer.name, piece.batch, plain(reason), status, parked_ns=now_ns)
+        self._settled(piece.batch, Settled(None, tuple(letters)))
+
+
+_ByHint = Callable[[Finder, Piece, Sequence[bytes], Rejected, Sequence[int]], Awaitable[list[Piece] | None]]
+
+# What to do with a refusal, by what it names; None where the words do not tell the points of the piece apart.
+_BY_HINT: dict[type, _ByHint] = {
+    LinesRefused: Finder._listed,
+    Named: Finder._of_field,
+    BeyondRetention: Finder._too_old,
+}
+
+
+def _words(verdict: object) -> Hashable:
+    """What two refusals for the same cause have in common."""
+    if isinstance(verdict, Rejected):
+        if isinstance(verdict.hint, Named):
+            return verdict.status, verdict.hint
+        return verdict.status, _DIFFERENT.sub("", verdict.reason)
+    assert isinstance(verdict, Convicted)
+    return verdict.status, _DIFFERENT.sub("", verdict.reason)

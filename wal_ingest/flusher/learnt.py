@@ -1,0 +1,149 @@
+"""What the sink's refusals taught: points that are written by themselves, because others like them were refused.
+
+A point that is chosen so is only written separately; what becomes of it, the sink decides each time. So a
+pattern that is wrong, or out of date, costs a write and loses nothing: it is forgotten as soon as the sink takes such
+a point.
+Pure; `now_s` is any clock that only goes forward, `now_ns` Unix time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from wal_ingest.flusher.outcome import BeyondRetention, Named
+from wal_ingest.flusher.shapes import selected
+
+# How long a pattern is kept after the sink refused a point like it, and how many are.
+LEARNT_S = 900.0
+PATTERNS_MAX = 256
+
+
+class Pattern(NamedTuple):
+    """Points of a group that a sink refused: those with a field of a type, or those before a time."""
+
+    group: Hashable
+    hint: Named | BeyondRetention
+
+
+@dataclass(slots=True)
+class _Known:
+    reason: str
+    status: int
+    until_s: float
+    learnt_ns: int
+
+
+class _Stored(msgspec.Struct, frozen=True, array_like=True):
+    """A pattern as it is kept with the cursor; a group is known by its words, as no two have the same."""
+
+    group: str
+    reason: str
+    status: int
+    learnt_ns: int
+    measurement: str = ""
+    field: str = ""
+    given: str = ""
+    before_ns: int | None = None
+
+
+class Learnt:
+    """The patterns of one sink, the oldest forgotten first. `changed` says that `encode` gives something new."""
+
+    def __init__(self, stored: str = "") -> None:
+        self._known: OrderedDict[Pattern, _Known] = OrderedDict()
+        self._stored: dict[str, list[_Stored]] = {}
+        self.changed = False
+        for each in _decoded(stored):
+            self._stored.setdefault(each.group, []).append(each)
+
+    def learn(self, pattern: Pattern, reason: str, status: int, *, now_s: float, now_ns: int) -> None:
+        """Remembers that the sink refused a point like this, in these words."""
+        if isinstance(pattern.hint, BeyondRetention):
+            self._forget_retention(pattern.group)  # there is one bound, and it moves
+        self.changed |= pattern not in self._known
+        self._known[pattern] = _Known(reason, status, now_s + LEARNT_S, now_ns)
+        self._known.move_to_end(pattern)
+        if len(self._known) > PATTERNS_MAX:
+            self._known.popitem(last=False)
+
+    def renew(self, pattern: Pattern, *, now_s: float) -> None:
+        """The sink refused such points again."""
+        known = self._known.get(pattern)
+        if known is not None:
+            known.until_s = now_s + LEARNT_S
+
+    def forget(self, pattern: Pattern) -> None:
+        """The sink took a point like this."""
+        self.changed |= self._known.pop(pattern, None) is not None
+
+    def reason(self, pattern: Pattern) -> tuple[str, int]:
+        """The words and the status with which points like this were refused."""
+        known = self._known[pattern]
+        return known.reason, known.status
+
+    def patterns(self, group: Hashable, *, now_s: float) -> list[Pattern]:
+        """What is known of a group."""
+        for each in self._stored.pop(str(group), ()):
+            self._known.setdefault(
+                Pattern(group, _hint_of(each)),
+                _Known(each.reason, each.status, now_s + LEARNT_S, each.learnt_ns),
+            )
+        for pattern in [each for each, known in self._known.items() if known.until_s <= now_s]:
+            self.forget(pattern)
+        return [pattern for pattern in self._known if pattern.group == group]
+
+    def choose(
+        self, lines: Sequence[bytes], patterns: Sequence[Pattern], *, now_ns: int
+    ) -> dict[int, Pattern]:
+        """The lines that patterns mean, by their place. Runs in a thread."""
+        found: dict[int, Pattern] = {}
+        for pattern in patterns:
+            known = self._known.get(pattern)
+            hint = pattern.hint
+            if known is not None and isinstance(hint, BeyondRetention) and hint.before_ns is not None:
+                # A retention's bound moves with the clock.
+                hint = BeyondRetention(hint.before_ns + max(0, now_ns - known.learnt_ns))
+            for place in selected(lines, hint):
+                found.setdefault(place, pattern)
+        return found
+
+    def encode(self) -> str:
+        """What is kept with the cursor."""
+        self.changed = False
+        known = [
+            _Stored(
+                str(group),
+                each.reason,
+                each.status,
+                each.learnt_ns,
+                *((hint.measurement, hint.field, hint.given) if isinstance(hint, Named) else ("", "", "")),
+                before_ns=hint.before_ns if isinstance(hint, BeyondRetention) else None,
+            )
+            for (group, hint), each in self._known.items()
+        ]
+        unread = [each for stored in self._stored.values() for each in stored]
+        return msgspec.json.encode(known + unread).decode() if known or unread else ""
+
+    def _forget_retention(self, group: Hashable) -> None:
+        for pattern in list(self._known):
+            if pattern.group == group and isinstance(pattern.hint, BeyondRetention):
+                del self._known[pattern]
+
+
+def _hint_of(stored: _Stored) -> Named | BeyondRetention:
+    if stored.before_ns is not None:
+        return BeyondRetention(stored.before_ns)
+    return Named(stored.measurement, field=stored.field, given=stored.given)
+
+
+def _decoded(stored: str) -> list[_Stored]:
+    """What was kept; nothing when it cannot be read: it is learnt again."""
+    try:
+        return msgspec.json.decode(stored, type=list[_Stored])[:PATTERNS_MAX] if stored else []
+    except msgspec.DecodeError:
+        return []

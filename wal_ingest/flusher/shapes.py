@@ -1,0 +1,201 @@
+"""What points have in common: their series, their shape, and what a database named when it refused some. Pure.
+
+A *series* is a measurement with its tags, as the line has it. A *shape* is what decides whether a schema takes a point:
+measurement, tag keys, field keys, and the type of each field. Bulk work: call these in a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+from wal_ingest.flusher.outcome import BeyondRetention, Hint, LinesRefused, Named
+
+# A backslash, or a run of them, escapes the one character that follows it, as both InfluxDBs read it.
+_UP_TO_SPACE = re.compile(rb"(?:[^ \\]|\\+[^\\])*", re.DOTALL)
+_UP_TO_COMMA = re.compile(rb"(?:[^,\\]|\\+[^\\])*", re.DOTALL)
+_PAIR = re.compile(rb'((?:[^=,\\]|\\+[^\\])+)=("(?:[^"\\]|\\.)*"|(?:[^,\\]|\\+[^\\])*)', re.DOTALL)
+_ESCAPED = re.compile(rb"\\([,= ])")
+_TYPE_OF_LAST = {b"i": "integer", b"u": "unsigned"}
+_BOOLEAN_STARTS = b"tTfF"
+# How a field's value begins, by its type.
+_VALUES = {
+    "string": rb'"',
+    "boolean": rb"[tTfF]",
+    "integer": rb"[-+]?\d+i",
+    "unsigned": rb"\d+u",
+    "float": rb"[-+.\d]",
+}
+
+Shape = Hashable
+
+
+class Split(NamedTuple):
+    """A canonical line in its three parts."""
+
+    series: bytes
+    fields: bytes
+    time_ns: int
+
+
+def split_line(line: bytes) -> Split:
+    """The parts of a canonical line, with or without its line feed."""
+    found = _UP_TO_SPACE.match(line)
+    assert found is not None
+    fields, _, time = line[found.end() + 1 :].rpartition(b" ")
+    return Split(found[0], fields, int(time))
+
+
+def time_of(line: bytes) -> int:
+    """A canonical line's time, Unix time in nanoseconds."""
+    return int(line[line.rindex(b" ") + 1 :])
+
+
+def series_of(line: bytes) -> bytes:
+    """A line's measurement and tags, as they stand in it."""
+    found = _UP_TO_SPACE.match(line)
+    assert found is not None
+    return found[0]
+
+
+def shape_of(line: bytes) -> Shape:
+    """A line's measurement, tag keys, and fields with their types."""
+    split = split_line(line)
+    measurement, tags = _measurement_and_tags(split.series)
+    return (
+        measurement,
+        tuple(key for key, _ in _PAIR.findall(tags)),
+        tuple((key, type_of(value)) for key, value in _PAIR.findall(split.fields)),
+    )
+
+
+def type_of(value: bytes) -> str:
+    """The type of a field's value, in InfluxDB's words."""
+    if value[:1] == b'"':
+        return "string"
+    if value[:1] in _BOOLEAN_STARTS:
+        return "boolean"
+    return _TYPE_OF_LAST.get(value[-1:], "float")
+
+
+def _measurement_and_tags(series: bytes) -> tuple[bytes, bytes]:
+    found = _UP_TO_COMMA.match(series)
+    assert found is not None
+    return found[0], series[found.end() + 1 :]
+
+
+def _plain(name: bytes) -> bytes:
+    return _ESCAPED.sub(rb"\1", name)
+
+
+# -- what a hint selects --------------------------------------------------------------------------------
+
+
+def selected(lines: Sequence[bytes], hint: Hint) -> list[int]:
+    """The places of the lines that a hint may mean, rising; none where it cannot tell them from the others."""
+    return _SELECTORS[type(hint)](lines, hint)
+
+
+def _named(lines: Sequence[bytes], hint: Named) -> list[int]:
+    measurement = hint.measurement.encode(errors="replace")
+    needle = (hint.field or hint.tag).encode(errors="replace")
+    # A name that needs no escaping stands in the line as it is: most lines are passed over without being read.
+    plain_name = needle if not set(needle) & set(b",= \\") else b""
+    value = _VALUES.get(hint.given, b"") if plain_name else b""
+    quick = re.compile(re.escape(plain_name) + (b"=" + value if plain_name else b"")).search
+    return [
+        place
+        for place, line in enumerate(lines)
+        if quick(line) and _is_named(line, measurement, needle, hint)
+    ]
+
+
+def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bool:
+    split = split_line(line)
+    name, tags = _measurement_and_tags(split.series)
+    if measurement not in (name, _plain(name)):
+        return False
+    if not needle:
+        return True
+    return any(
+        needle in (key, _plain(key)) and (not hint.given or type_of(value) == hint.given)
+        for key, value in _PAIR.findall(split.fields if hint.field else tags)
+    )
+
+
+def _before(lines: Sequence[bytes], hint: BeyondRetention) -> list[int]:
+    before_ns = hint.before_ns
+    if before_ns is None:
+        return []
+    return [place for place, line in enumerate(lines) if time_of(line) < before_ns]
+
+
+def _listed(lines: Sequence[bytes], hint: LinesRefused) -> list[int]:
+    return sorted(reasons_by_place(lines, hint))
+
+
+def reasons_by_place(lines: Sequence[bytes], hint: LinesRefused) -> dict[int, str]:
+    """The database's words for each line that it listed, by the line's place; what is no line here is left out."""
+    places: dict[bytes, list[int]] = {}
+    if any(each.number is None for each in hint.refused):
+        for place, line in enumerate(lines):
+            places.setdefault(line.rstrip(b"\n"), []).append(place)
+    found: dict[int, str] = {}
+    for each in hint.refused:
+        if each.number is None:
+            found.update((place, each.reason) for place in places.get(each.line.encode(errors="replace"), ()))
+        elif 0 < each.number <= len(lines):
+            text = lines[each.number - 1].rstrip(b"\n").decode(errors="replace")
+            # The start of the line is often quoted as well: another one means that lines are counted differently.
+            if text.startswith(each.line) or each.line.startswith(text):
+                found[each.number - 1] = each.reason
+    return found
+
+
+_SELECTORS: dict[type, Callable[[Sequence[bytes], object], list[int]]] = {
+    Named: _named,  # type: ignore[dict-item]
+    BeyondRetention: _before,  # type: ignore[dict-item]
+    LinesRefused: _listed,  # type: ignore[dict-item]
+}
+
+
+# -- dividing without a hint ----------------------------------------------------------------------------
+
+
+def divided(lines: Sequence[bytes]) -> list[int]:
+    """The places of about half of the lines, chosen so that what may be refused together stays together.
+
+    By shape where there are several, else by series, else the first half. Points of one series and time keep their
+    order: where that cannot be kept, it is the first half.
+    """
+    half = len(lines) // 2 + len(lines) % 2
+    for common in (shape_of, series_of):
+        groups: dict[Hashable, list[int]] = {}
+        for place, line in enumerate(lines):
+            groups.setdefault(common(line), []).append(place)
+        if len(groups) > 1:
+            chosen: list[int] = []
+            for places in groups.values():
+                if chosen and len(chosen) + len(places) > half:
+                    break
+                chosen += places
+            return sorted(chosen) if common is series_of or not _repeats(lines) else list(range(half))
+    return list(range(half))
+
+
+def _repeats(lines: Sequence[bytes]) -> bool:
+    """Whether a series has two points of one time here: a database keeps what was written last."""
+    return len({(split.series, split.time_ns) for split in map(split_line, lines)}) < len(lines)
+
+
+def by_time(lines: Sequence[bytes]) -> list[int]:
+    """The places of the lines, the oldest point's first."""
+    return sorted(range(len(lines)), key=lambda place: time_of(lines[place]))
+
+
+def spread(count: int, samples: int) -> list[int]:
+    """So many of `count` places, evenly spread, the first and the last among them."""
+    if samples >= count:
+        return list(range(count))
+    return sorted({place * (count - 1) // (samples - 1) for place in range(samples)})
