@@ -56,19 +56,6 @@ class Declared:
 
 PREFIX = "wal_ingest_"
 ROUTES = ("/metrics", "/api/v2/write", "/write", "/stream")
-# What is answered before it is a request for a route: what the parser refused, and web pages that may not send.
-TURNED_AWAY = (
-    "tls",
-    "http2",
-    "proxy_protocol",
-    "headers_too_large",
-    "transfer_encoding",
-    "http_version",
-    "no_host",
-    "malformed",
-    "origin",
-    "host",
-)
 RESULTS = ("accepted", "invalid", "too_large", "unavailable", "failed")
 
 _SINK = ("sink",)
@@ -85,13 +72,6 @@ TABLE = (
         "Write requests and frames of streams answered; result is accepted, invalid (4xx), too_large (413), "
         "unavailable (503) or failed (500).",
         ("route", "result"),
-        measured=True,
-    ),
-    Declared(
-        "turned_away_requests",
-        _COUNTER,
-        "Refused before it was a request for a route: bytes that are no HTTP/1.1, and web pages of other origins.",
-        ("reason",),
         measured=True,
     ),
     Declared("streams", _GAUGE, "WebSocket streams that are open."),
@@ -216,8 +196,6 @@ class FrontObserver:
         self._points = {route: points.labels(route) for route in ROUTES}
         self._bytes = {route: size.labels(route) for route in ROUTES}
         self._append_s = _histogram(measured, "append_seconds")
-        turned_away = _counter(measured, "turned_away_requests")
-        self._turned_away = {reason: turned_away.labels(reason) for reason in TURNED_AWAY}
         self.requests = 0
         self.body_bytes = 0
         self.appends = Durations()
@@ -230,10 +208,6 @@ class FrontObserver:
             self.body_bytes += body_bytes
             self._points[route].inc(points)
             self._bytes[route].inc(body_bytes)
-
-    def turned_away(self, reason: str) -> None:
-        """Something was refused before it was a request for a route; `reason` is one of `TURNED_AWAY`."""
-        self._turned_away[reason].inc()
 
     def appended(self, seconds: float) -> None:
         """An append became durable after so many seconds."""

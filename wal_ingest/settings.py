@@ -86,20 +86,6 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             extra={"secret": True},
         ),
     ] = ""
-    allowed_origins: Annotated[
-        str,
-        _why(
-            "Web pages that may send to this node besides its own status page: origins such as https://app.example, "
-            "separated by commas; * is any. Programs that are no browsers need none."
-        ),
-    ] = ""
-    allowed_hosts: Annotated[
-        str,
-        _why(
-            "Names, separated by commas, under which the status page may be opened besides addresses, localhost and "
-            "the machine's own name: those of a proxy, say. * is any. It keeps rebound names from reading it."
-        ),
-    ] = ""
     streams_max: Annotated[
         int, _why("WebSocket streams that may be open at one time; another one is told to come back.", ge=0)
     ] = 10_000

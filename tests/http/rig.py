@@ -152,15 +152,11 @@ class Running:
     stopped: trio.Event = field(default_factory=trio.Event)
     streams: list[trio.SocketStream] = field(default_factory=list)
 
-    async def connect(self, source: str = "127.0.0.1") -> Peer:
+    async def connect(self) -> Peer:
         """A new connection; it is closed after the test if the test does not close it."""
-        stream = await trio.open_tcp_stream("127.0.0.1", self.port, local_address=source)
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         self.streams.append(stream)
         return Peer(stream)
-
-    async def breathe(self) -> None:
-        """Lets the server work for a moment."""
-        await trio.sleep(0.001)
 
     def disconnect(self) -> None:
         """Closes every connection that a test has left open."""
@@ -225,7 +221,7 @@ def get(target: str, *headers: str, method: str = "GET") -> bytes:
 
 
 @asynccontextmanager
-async def running(app: Any, settings: ServerSettings, **options: Any) -> AsyncIterator[Running]:
+async def running(app: Any, settings: ServerSettings) -> AsyncIterator[Running]:
     """A real server for `app` on a free port; stopped, and waited for, at the end."""
     sockets = open_sockets("127.0.0.1:0")
     port = sockets[0].getsockname()[1]
@@ -233,12 +229,7 @@ async def running(app: Any, settings: ServerSettings, **options: Any) -> AsyncIt
 
     async def run(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
         await serve(
-            app,
-            settings=settings,
-            shutdown=server.shutdown,
-            sockets=sockets,
-            task_status=task_status,
-            **options,
+            app, settings=settings, shutdown=server.shutdown, sockets=sockets, task_status=task_status
         )
         server.stopped.set()
 

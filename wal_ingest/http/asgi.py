@@ -7,9 +7,8 @@ from typing import Any
 
 import trio
 
-from wal_ingest.http.answers import Answer, Problem, refused
+from wal_ingest.http.answers import Answer
 from wal_ingest.http.body import Receive, discard_body
-from wal_ingest.http.requests import Dialect
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Scope = dict[str, Any]
@@ -51,11 +50,13 @@ def without_body(receive: Receive) -> Receive:
     return receivewithout_body
 
 
-_NO_WEBSOCKET = refused(Dialect.NATIVE, Problem(404, "there is no WebSocket here"), closes=True)
-
-
-async def refuse_websocket(send: Send, answer: Answer = _NO_WEBSOCKET) -> None:
-    """Answers a WebSocket handshake with a refusal, by default 404."""
-    headers = list(answer.headers)
-    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": answer.body})
+async def refuse_websocket(send: Send) -> None:
+    """Answers a WebSocket handshake with 404."""
+    body = b'{"error": "there is no WebSocket here"}\n'
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})

@@ -1,7 +1,4 @@
-"""Reading a body under four limits: its size, its time, its rate, and what all bodies hold together.
-
-No sender can take the memory of all others: one address may hold half of the budget, and a large body that stops
-coming is given up within seconds. Without these, eight bodies that stop short kept everybody out for half a minute.
+"""Reading a body under three limits: its own size, the time it takes, and what all bodies hold together.
 
 Memory: a request's bytes are counted from the moment they are read until its points are durable or refused.
 While a compressed body is being decompressed its output is not counted yet; it is limited by itself, and few
@@ -10,19 +7,12 @@ are decompressed at one time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
 from wal_ingest.errors import BodyTooLarge, BodyTooSlow, ComeBackLater
-
-# A body that holds more than this must keep coming. At the least rate it could not arrive within `server.body_s_max`
-# (30 s) anyway, so nothing is refused that would have been taken.
-_MUST_KEEP_COMING_BYTES = 2 * 1024 * 1024
-_RATE_WINDOW_S = 5.0
-_BYTES_PER_S_MIN = 64 * 1024
 
 # How many of those that wait for memory go on when some comes back: all of them would be too many again.
 _WOKEN_AT_ONCE = 16
@@ -47,7 +37,6 @@ class BodyBudget:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
-        self._held_by: dict[str, int] = {}
         self._waiting = trio.lowlevel.ParkingLot()
 
     @property
@@ -63,64 +52,38 @@ class BodyBudget:
         while not self.has_room:
             await self._waiting.park()
 
-    def take(self, count: int, source: str) -> None:
-        """Counts bytes in for a source; the empty one is nobody in particular, and has no share of its own.
-
-        Raises TooManyBodies, and counts nothing, when all bodies hold too much, or those of this source.
-        """
-        if self.held_bytes + count > self.bytes_max:
-            raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
-        if source:
-            held = self._held_by.get(source, 0) + count
-            if held * 2 > self.bytes_max and held > count:
-                raise TooManyBodies(
-                    "too many bodies of this address are being read at this time (half of server.bodies_bytes_max)"
-                )
-            self._held_by[source] = held
-        self.held_bytes += count
-
-    def give_back(self, count: int, source: str = "") -> None:
+    def give_back(self, count: int) -> None:
         """Takes bytes out of the account, and lets a few of those go on that wait for room."""
         self.held_bytes -= count
-        if source:
-            left = self._held_by.get(source, 0) - count
-            if left > 0:
-                self._held_by[source] = left
-            else:
-                self._held_by.pop(source, None)
         if self._waiting and self.has_room:
             self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
 
 class Hold:
-    """One request's share of the budget; `release` gives all of it back, and may be called again.
+    """One request's share of the budget; `release` gives all of it back, and may be called again."""
 
-    `source` is the address that the request comes from, which may hold only so much of the budget.
-    """
-
-    def __init__(self, budget: BodyBudget, source: str = "") -> None:
+    def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
-        self._source = source
         self._bytes = 0
 
     def take(self, count: int) -> None:
         """Counts `count` more bytes. Raises TooManyBodies, and counts nothing, when they are too many."""
-        self._budget.take(count, self._source)
+        if self._budget.held_bytes + count > self._budget.bytes_max:
+            raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
+        self._budget.held_bytes += count
         self._bytes += count
 
     def release(self) -> None:
         if self._bytes:
-            self._budget.give_back(self._bytes, self._source)
+            self._budget.give_back(self._bytes)
             self._bytes = 0
 
 
 async def read_body(receive: Receive, hold: Hold, *, bytes_max: int, body_s_max: float) -> bytes:
     """The whole body as it was sent, still encoded.
 
-    Raises BodyTooLarge as soon as it is over `bytes_max`, BodyTooSlow after `body_s_max` seconds or when a large one
-    stops coming, TooManyBodies, and ClientGone.
-
-    Cancellation: what was read is dropped, and stays counted until the hold is released.
+    Raises BodyTooLarge as soon as it is over `bytes_max`, BodyTooSlow after `body_s_max` seconds, TooManyBodies,
+    and ClientGone. Cancellation: what was read is dropped, and stays counted until the hold is released.
     """
     with trio.move_on_after(body_s_max):
         return await _read(receive, hold, bytes_max)
@@ -129,9 +92,8 @@ async def read_body(receive: Receive, hold: Hold, *, bytes_max: int, body_s_max:
 
 async def _read(receive: Receive, hold: Hold, bytes_max: int) -> bytes:
     whole: bytes | bytearray = b""
-    rate = _Rate()
     while True:
-        message = await (receive() if len(whole) <= _MUST_KEEP_COMING_BYTES else rate.watch(receive))
+        message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
         piece: bytes = message.get("body", b"")
@@ -148,30 +110,6 @@ async def _read(receive: Receive, hold: Hold, bytes_max: int) -> bytes:
                 whole += piece
         if not message.get("more_body", False):
             return bytes(whole)
-
-
-class _Rate:
-    """Whether a large body keeps coming: at least so many bytes in each window."""
-
-    def __init__(self) -> None:
-        self._window_began_s = -math.inf
-        self._bytes = 0
-
-    async def watch(self, receive: Receive) -> dict[str, Any]:
-        """The next message. Raises BodyTooSlow when a window passed with too few bytes."""
-        while True:
-            now_s = trio.current_time()
-            if now_s >= self._window_began_s + _RATE_WINDOW_S:
-                if self._bytes < _BYTES_PER_S_MIN * _RATE_WINDOW_S and self._window_began_s > -math.inf:
-                    raise BodyTooSlow(
-                        f"the body stopped coming: less than {_BYTES_PER_S_MIN // 1024} KiB/s "
-                        f"for {_RATE_WINDOW_S:g} seconds"
-                    )
-                self._window_began_s, self._bytes = now_s, 0
-            with trio.move_on_at(self._window_began_s + _RATE_WINDOW_S):
-                message = await receive()
-                self._bytes += len(message.get("body", b""))
-                return message
 
 
 async def discard_body(receive: Receive) -> None:

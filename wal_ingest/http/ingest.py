@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wal_ingest.errors import BadRequest, ComeBackLater, RequestError
-from wal_ingest.http import answers, page
+from wal_ingest.http import answers
 from wal_ingest.http.access import Access
 from wal_ingest.http.answers import Answer, Problem, upgrade_required
 from wal_ingest.http.appending import Appender
@@ -39,7 +39,6 @@ from wal_ingest.http.asgi import (
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.observer import Nobody, Observer
-from wal_ingest.http.origins import Origins
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
     Dialect,
@@ -59,8 +58,6 @@ ROUTES = {
     "/write": Dialect.INFLUXDB_V1,
 }
 STREAM_PATH = "/stream"
-# What only a browser needs; see `origins`.
-PAGE_ROUTES = frozenset({*page.ASSETS, "/status.json", "/history.json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,6 @@ class Ingest:
         observer: Observer | None = None,
         refusals: RefusalLog | None = None,
         monotonic_s: Callable[[], float] = time.perf_counter,
-        turned_away: Callable[[str], None] = lambda _kind: None,
     ) -> None:
         self._appender = appender
         self._fallback = fallback
@@ -103,23 +99,13 @@ class Ingest:
         self._monotonic_s = monotonic_s
         self.budget = budget or BodyBudget(settings.bodies_bytes_max)
         self._streams = streams
-        self._turned_away = turned_away
-        self._origins = Origins(
-            settings.bind, allowed_origins=settings.allowed_origins, allowed_hosts=settings.allowed_hosts
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI scope, answered.
 
         Cancellation: before the append nothing is stored; during it the outcome is unknown to the sender.
         """
-        refusal = self._refused_page(scope)
-        if refusal is not None:
-            if scope["type"] == "http":
-                await answer_early(refusal, receive, send)
-            else:
-                await refuse_websocket(send, refusal)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             dialect = ROUTES.get(scope["path"])
             # `GET /metrics` is Prometheus' and not a write that was sent the wrong way.
             reads = dialect is Dialect.NATIVE and scope["method"] in ("GET", "HEAD")
@@ -137,24 +123,6 @@ class Ingest:
         else:
             await self._fallback(scope, receive, send)
 
-    def _refused_page(self, scope: Scope) -> Answer | None:
-        """The answer to a web page that may not talk to this node; None to everything else."""
-        if scope["type"] not in ("http", "websocket"):
-            return None
-        path = scope["path"]
-        try:
-            self._origins.check_origin(scope["headers"])
-            if path in PAGE_ROUTES and scope["type"] == "http":
-                self._origins.check_host(scope["headers"])
-        except RequestError as exc:
-            problem = answers.problem_of(exc)
-            request_id = client_request_id(scope["headers"]) or new_request_id()
-            self._turned_away("origin" if problem.status == 403 else "host")
-            self._refusals.refused(request_id, path[:200], problem.status, problem.message, source_of(scope))
-            answer = answers.refused(ROUTES.get(path, Dialect.NATIVE), problem, closes=True)
-            return answers.with_request_id(answer, request_id)
-        return None
-
     async def _write_route(self, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = client_request_id(scope["headers"])
         if scope["method"] != "POST":
@@ -162,7 +130,7 @@ class Ingest:
             answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
             await answer_early(answer, receive, send)
             return
-        hold = Hold(self.budget, source_of(scope))
+        hold = Hold(self.budget)
         body_is_read = False
         try:
             asked, body = await self._read(dialect, scope, receive, hold)

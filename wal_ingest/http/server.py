@@ -9,17 +9,11 @@ What was appended but not answered then is in the WAL, and its sender sends it a
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import trio
 
-from wal_ingest.http import answers
-from wal_ingest.http.answers import Problem
-from wal_ingest.http.hypercorn_mends import AsgiApp, Refuse, ServerConfig, Shields, run_hypercorn
-from wal_ingest.http.parser_refusals import parser_refusal
-from wal_ingest.http.refusals import RefusalLog, new_request_id
-from wal_ingest.http.requests import Dialect
+from wal_ingest.http.hypercorn_mends import AsgiApp, ServerConfig, Shields, run_hypercorn
 from wal_ingest.listeners import open_sockets
 from wal_ingest.settings import ServerSettings
 
@@ -35,15 +29,12 @@ async def serve(
     settings: ServerSettings,
     shutdown: trio.Event,
     sockets: Sequence[socket.socket] | None = None,
-    refusals: RefusalLog | None = None,
-    turned_away: Callable[[str], None] = lambda _kind: None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves `app` until `shutdown` is set, then answers what is under way, within 0.9 × `stop_s_max` seconds.
 
     `sockets` listen already (see `open_sockets`) and are closed by this function; without them
-    `settings.bind` is opened. What is no request is logged by `refusals` and counted by `turned_away`, which is called
-    with its kind (see `parser_refusals`). `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
+    `settings.bind` is opened. `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
     Raises ConfigError when it cannot listen, or on a hypercorn that it does not know.
     Cancellation: as the deadline: everything is dropped at once, also sends that are shielded.
     """
@@ -56,7 +47,6 @@ async def serve(
         stop_s_max=settings.stop_s_max * _ANSWERING_PART_OF_STOP,
         ping_s=settings.stream_ping_s,
         shields=shields,
-        refuse=_refuser(refusals or RefusalLog(monotonic_s=time.monotonic), turned_away),
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -66,21 +56,6 @@ async def serve(
     finally:
         for sock in listening:
             sock.close()
-
-
-def _refuser(refusals: RefusalLog, turned_away: Callable[[str], None]) -> Refuse:
-    def refuse(
-        begin: bytes, status: int, words: str, source: str
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-        why = parser_refusal(begin, status, words)
-        request_id = new_request_id()
-        turned_away(why.kind)
-        refusals.refused(request_id, "(no request)", why.status, why.message, source)
-        answer = answers.refused(Dialect.NATIVE, Problem(why.status, why.message), closes=True)
-        answer = answers.with_request_id(answer, request_id)
-        return answer.status, list(answer.headers), answer.body
-
-    return refuse
 
 
 async def _end_in_time(

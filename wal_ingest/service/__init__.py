@@ -28,7 +28,6 @@ from typing import cast
 import structlog
 import trio
 
-from wal_ingest.addresses import parse_bind
 from wal_ingest.control import serve_control
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.delivery import Delivery
@@ -108,7 +107,6 @@ class Service:
             raise
         try:
             _warn_about_file_system(data_dir)
-            _warn_about_open_door(self._settings)
             self._report_recovery(store)
             writer = Writer(store.wal, self._settings.wal, observer=self._metrics.commits)
             runners = self._runners(store, writer, data_dir)
@@ -216,7 +214,6 @@ class Service:
             streams=streams,
             observer=self._metrics.front,
             refusals=refusals,
-            turned_away=self._metrics.front.turned_away,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_end)
@@ -238,7 +235,7 @@ class Service:
                     )
                     await wal.start(serve_control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
-                        addresses = await front.start(self._serve, app, refusals)
+                        addresses = await front.start(self._serve, app)
                         wal.start_soon(Collector().run)
                         self._ready(addresses[0])
                     wal.cancel_scope.cancel()
@@ -284,16 +281,12 @@ class Service:
             self._failure = self._failure or exc
             self._stop(f"a part failed: {_our_own(exc)}")
 
-    async def _serve(
-        self, app: Ingest, refusals: RefusalLog, task_status: trio.TaskStatus[list[str]]
-    ) -> None:
+    async def _serve(self, app: Ingest, task_status: trio.TaskStatus[list[str]]) -> None:
         await serve(
             app,
             settings=self._settings.server,
             shutdown=self._shutdown,
             sockets=self._sockets,
-            refusals=refusals,
-            turned_away=self._metrics.front.turned_away,
             task_status=task_status,
         )
 
@@ -332,17 +325,6 @@ def _warn_about_file_system(data_dir: Path) -> None:
             file_system=kind,
             reason=concern,
         )
-
-
-def _warn_about_open_door(settings: Settings) -> None:
-    host, _port = parse_bind(settings.server.bind)
-    if settings.server.write_token or host in ("127.0.0.1", "::1", "localhost"):
-        return
-    _log.warning(
-        "anybody who reaches this address may write",
-        bind=settings.server.bind,
-        remedy="set server.write_token, or bind to 127.0.0.1 and put a proxy in front",
-    )
 
 
 async def _say_left_out(refusals: RefusalLog) -> None:

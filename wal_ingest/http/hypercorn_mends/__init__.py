@@ -27,8 +27,6 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *A refusal was lost when the peer was still sending*: closing a socket with unread data makes the
   kernel send RST, and the peer's own kernel then discards the 413 that it had received. `_close` sends
   FIN first and goes on reading and discarding for a short while (RFC 9112 §9.6).
-* *What the parser refused was answered with an empty body*, without an id, a line in the log or a count. `Http1` asks
-  `ServerConfig.refuse` for the answer. *A line end between two requests* (RFC 9112 §2.2) *was such a refusal*.
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
 
@@ -52,7 +50,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Sockets
 
 from wal_ingest.errors import ConfigError
-from wal_ingest.http.hypercorn_mends.config import Refuse, ServerConfig
+from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.shields import Shields
 from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
@@ -64,7 +62,6 @@ __all__ = [
     "Connection",
     "More",
     "Pieces",
-    "Refuse",
     "ServerConfig",
     "Shields",
     "check_seam",

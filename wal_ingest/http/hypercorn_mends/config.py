@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 from wsgiref.handlers import format_date_time
 
@@ -21,11 +20,6 @@ _REQUESTS_PER_CONNECTION_MAX = 2**62
 _log = structlog.get_logger("wal_ingest.http")
 
 
-# The answer (status, headers, body) to bytes that are no request: their beginning, the parser's status and words, and
-# the address that they came from.
-Refuse = Callable[[bytes, int, str, str], tuple[int, list[tuple[bytes, bytes]], bytes]]
-
-
 class ServerConfig(Config):
     """Hypercorn's configuration, and what our connections need beside it."""
 
@@ -38,7 +32,6 @@ class ServerConfig(Config):
         stop_s_max: float,
         ping_s: float,
         shields: Shields,
-        refuse: Refuse,
     ) -> None:
         self.h11_max_incomplete_size = header_bytes_max
         self.keep_alive_timeout = keep_alive_s
@@ -52,7 +45,6 @@ class ServerConfig(Config):
         self.logger_class = _Log
         self.answer_s_max = answer_s_max
         self.shields = shields
-        self.refuse = refuse
         self.websocket_ping_interval = None  # hypercorn's own would be a task for each
         self.pings = Pings(ping_s)
         self._headers_second = 0

@@ -15,25 +15,13 @@ from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.websocket import WebSocket
 from wal_ingest.http.hypercorn_mends.wire import Wire
 
-# Blank lines before a request are skipped (RFC 9112 §2.2), but not without end: they are no request either.
-_BLANK_LINES_MAX = 16
-# What is kept of a request's beginning, to tell what it is when it is none.
-_BEGIN_BYTES = 32
-
 
 class _H11Connection(h11.Connection):
-    """An h11 connection that refuses a finished header over the limit (431), and all but HTTP/1.x (505).
-
-    It skips blank lines before a request. When `next_event` has raised, `begin` are the first bytes of the request and
-    `words` the parser's reason.
-    """
+    """An h11 connection that refuses a finished header over the limit (431), and all but HTTP/1.x (505)."""
 
     def __init__(self, header_bytes_max: int) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=header_bytes_max)
         self._header_bytes_max = header_bytes_max
-        self._blank_lines = 0
-        self.begin = b""
-        self.words = ""
 
     def receive_data(self, data: bytes) -> None:
         # What follows a request that said `Connection: close` is nobody's. h11 would call it an error, and
@@ -44,33 +32,6 @@ class _H11Connection(h11.Connection):
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.their_state is h11.MUST_CLOSE:
             return h11.NEED_DATA
-        try:
-            if self.their_state is h11.IDLE and not self._skip_blank_lines():
-                return h11.NEED_DATA
-            return self._checked_event()
-        except h11.RemoteProtocolError as exc:
-            self.words = str(exc)
-            raise
-
-    def _skip_blank_lines(self) -> bool:
-        """Takes line ends out of the buffer before a request; false when the rest of one is still to come.
-
-        h11 has no public way to its buffer but for a copy of all of it.
-        """
-        buffer = self._receive_buffer
-        while skip := 1 if buffer._data[:1] == b"\n" else 2 if buffer._data[:2] == b"\r\n" else 0:
-            buffer._extract(skip)
-            self._blank_lines += 1
-            if self._blank_lines > _BLANK_LINES_MAX:
-                raise h11.RemoteProtocolError("too many blank lines")
-        if buffer._data == b"\r":
-            return False
-        if buffer._data:
-            self._blank_lines = 0
-            self.begin = bytes(buffer._data[:_BEGIN_BYTES])
-        return True
-
-    def _checked_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         event = super().next_event()
         if isinstance(event, h11.Request):
             if event.http_version[:2] != b"1.":
@@ -120,19 +81,6 @@ class Http1(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Switches to nothing: an upgrade to h2c is ignored, and other versions never come this far."""
-
-    async def _send_error_response(self, status_code: int) -> None:
-        """The parser gave up: says why, as every other refusal does, instead of an empty answer."""
-        connection = self.connection
-        if not isinstance(connection, _H11Connection):
-            await super()._send_error_response(status_code)
-            return
-        source = self.client[0] if self.client else ""
-        status, headers, body = self.config.refuse(connection.begin, status_code, connection.words, source)
-        every = [*headers, *self.config.response_headers("h11")]
-        await self._send_h11_event(h11.Response(status_code=status, headers=every))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         try:
