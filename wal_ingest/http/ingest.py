@@ -38,6 +38,7 @@ from wal_ingest.http.asgi import (
 )
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
 from wal_ingest.http.checking import Checker
+from wal_ingest.http.hypercorn_mends import Unparsed
 from wal_ingest.http.observer import Nobody, Observer
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
@@ -58,6 +59,8 @@ ROUTES = {
     "/write": Dialect.INFLUXDB_V1,
 }
 STREAM_PATH = "/stream"
+# The route, for the log and the counts, of a request that the HTTP parser refused: its own is unknown.
+UNPARSED_ROUTE = "unparsed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,16 @@ class Ingest:
         else:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             await send({"type": "http.response.body", "body": answer.body})
+
+    def unparsed(self, refused: Unparsed) -> None:
+        """Counts and logs a request that the HTTP parser refused.
+
+        It is invalid also where the status is 501 or 505: nothing of this node failed.
+        """
+        self._observer.answered(UNPARSED_ROUTE, "invalid", 0, 0)
+        self._refusals.refused(
+            refused.request_id, UNPARSED_ROUTE, refused.status, refused.reason, refused.source
+        )
 
     def _refuse(
         self,

@@ -270,6 +270,7 @@ class Service:
             settings=self._settings.server,
             shutdown=self._shutdown,
             sockets=sockets,
+            on_unparsed=app.unparsed,
             task_status=task_status,
         )
 

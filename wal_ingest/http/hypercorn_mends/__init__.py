@@ -30,6 +30,10 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
 
+* *A request that h11 refuses got an empty answer and left no trace.* `_send_error_response` gives it what every
+  refusal has: a reason, an id, a line in the log and a count. *Blank lines before a request were an error*;
+  `_H11Connection` skips them.
+
 * *WebSockets* have mends of their own: see `websocket`.
 
 The seam is private: hypercorn promises nothing about these names, so `check_seam` looks for them at start
@@ -53,6 +57,7 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed, Unparsed
 from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
 
 __all__ = [
@@ -61,9 +66,11 @@ __all__ = [
     "AsgiApp",
     "Connection",
     "More",
+    "OnUnparsed",
     "Pieces",
     "ServerConfig",
     "Shields",
+    "Unparsed",
     "check_seam",
     "run_hypercorn",
 ]
@@ -86,7 +93,14 @@ def check_seam() -> None:
     code = hypercorn_run.worker_serve.__code__
     missing = [
         name
-        for name in ("_check_protocol", "_send_h11_event", "_maybe_recycle", "_close_stream", "stream_send")
+        for name in (
+            "_check_protocol",
+            "_send_h11_event",
+            "_send_error_response",
+            "_maybe_recycle",
+            "_close_stream",
+            "stream_send",
+        )
         if not hasattr(hypercorn_h11.H11Protocol, name)
     ]
     creating = hypercorn_h11.H11Protocol._create_stream.__code__

@@ -13,6 +13,7 @@ from hypercorn.logging import Logger
 
 from wal_ingest.http.hypercorn_mends.pings import Pings
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed
 
 # A connection is worth more than a thousand requests: reconnecting costs the fleet more than it gives.
 _REQUESTS_PER_CONNECTION_MAX = 2**62
@@ -32,6 +33,7 @@ class ServerConfig(Config):
         stop_s_max: float,
         ping_s: float,
         shields: Shields,
+        on_unparsed: OnUnparsed,
     ) -> None:
         self.h11_max_incomplete_size = header_bytes_max
         self.keep_alive_timeout = keep_alive_s
@@ -45,6 +47,7 @@ class ServerConfig(Config):
         self.logger_class = _Log
         self.answer_s_max = answer_s_max
         self.shields = shields
+        self.on_unparsed = on_unparsed
         self.websocket_ping_interval = None  # hypercorn's own would be a task for each
         self.pings = Pings(ping_s)
         self._headers_second = 0
