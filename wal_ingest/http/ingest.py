@@ -40,6 +40,8 @@ from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_bod
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.hypercorn_mends import Unparsed
 from wal_ingest.http.observer import Nobody, Observer
+from wal_ingest.http.origins import OriginRefused, Origins
+from wal_ingest.http.proxies import TrustedProxies
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
     Dialect,
@@ -49,6 +51,7 @@ from wal_ingest.http.requests import (
     read_headers,
     read_query,
 )
+from wal_ingest.http.server import parse_bind
 from wal_ingest.points import split_lines
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
@@ -61,6 +64,9 @@ ROUTES = {
 STREAM_PATH = "/stream"
 # The route, for the log and the counts, of a request that the HTTP parser refused: its own is unknown.
 UNPARSED_ROUTE = "unparsed"
+# The route, for the counts, of a refused request to any other path, the status page included.
+OTHER_ROUTE = "other"
+_PATH_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,12 @@ class Ingest:
         self._now_ns = now_ns
         self._checker = checker or Checker(settings)
         self._access = Access(settings.write_token)
+        self._origins = Origins(
+            bind_host=parse_bind(settings.bind)[0],
+            allowed_origins=settings.allowed_origins,
+            allowed_hosts=settings.allowed_hosts,
+        )
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         self._observer: Observer = observer or Nobody()
         self._refusals = refusals or RefusalLog(monotonic_s=monotonic_s)
         self._monotonic_s = monotonic_s
@@ -108,6 +120,14 @@ class Ingest:
 
         Cancellation: before the append nothing is stored; during it the outcome is unknown to the sender.
         """
+        if scope["type"] in ("http", "websocket"):
+            if self._proxies:
+                scope["client"] = (self._proxies.source(source_of(scope), scope["headers"]), 0)
+            try:
+                self._origins.check(scope["headers"])
+            except OriginRefused as exc:
+                await self._refuse_origin(exc, scope, receive, send)
+                return
         if scope["type"] == "http":
             dialect = ROUTES.get(scope["path"])
             # `GET /metrics` is Prometheus' and not a write that was sent the wrong way.
@@ -125,6 +145,17 @@ class Ingest:
                 await refuse_websocket(send)
         else:
             await self._fallback(scope, receive, send)
+
+    async def _refuse_origin(self, error: OriginRefused, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 403, also to a WebSocket handshake: the page must not see the stream's first message."""
+        problem = answers.problem_of(error)
+        request_id = client_request_id(scope["headers"])
+        dialect = ROUTES.get(scope["path"], Dialect.NATIVE)
+        answer = self._refuse(dialect, problem, scope, request_id, closes=True)
+        if scope["type"] == "websocket":
+            await refuse_websocket(send, answer)
+        else:
+            await answer_early(answer, receive, send)
 
     async def _write_route(self, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = client_request_id(scope["headers"])
@@ -186,8 +217,9 @@ class Ingest:
     ) -> Answer:
         """Counts and logs a refusal (`error` is what nobody foresaw) and makes its answer, which carries an id."""
         request_id = request_id or new_request_id()
-        route, source = scope["path"], source_of(scope)
-        self._observer.answered(route, answers.result_of(problem.status), 0, 0)
+        route, source = scope["path"][:_PATH_CHARS_MAX], source_of(scope)
+        counted = route if route in ROUTES or route == STREAM_PATH else OTHER_ROUTE
+        self._observer.answered(counted, answers.result_of(problem.status), 0, 0)
         if error is None:
             self._refusals.refused(request_id, route, problem.status, problem.message, source)
         else:

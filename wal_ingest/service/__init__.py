@@ -41,8 +41,9 @@ from wal_ingest.http.asgi import AsgiCallable
 from wal_ingest.http.body import BodyBudget
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
+from wal_ingest.http.origins import is_loopback
 from wal_ingest.http.refusals import RefusalLog
-from wal_ingest.http.server import open_sockets, serve
+from wal_ingest.http.server import open_sockets, parse_bind, serve
 from wal_ingest.http.stream.streams import Streams
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
@@ -93,6 +94,7 @@ class Service:
         data_dir = Path(self._settings.server.data_dir)
         # The address first: a second server on the same port should not touch a data directory.
         sockets = open_sockets(self._settings.server.bind)
+        self._warn_of_open_address()
         try:
             store = Store(data_dir, self._settings.wal, now_ns=time.time_ns)
         except BaseException:
@@ -110,6 +112,13 @@ class Service:
             store.close()
         _log.info("stopped")
         return 0
+
+    def _warn_of_open_address(self) -> None:
+        server = self._settings.server
+        if not server.write_token and not is_loopback(parse_bind(server.bind)[0]):
+            _log.warning(
+                "anyone who can reach this address may write: set server.write_token", bind=server.bind
+            )
 
     def _report_recovery(self, store: Store) -> None:
         for moved in store.wal.damaged:
