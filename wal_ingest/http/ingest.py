@@ -164,7 +164,7 @@ class Ingest:
             answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
             await answer_early(answer, receive, send)
             return
-        hold = Hold(self.budget)
+        hold = Hold(self.budget, source_of(scope))
         body_is_read = False
         try:
             asked, body = await self._read(dialect, scope, receive, hold)
@@ -239,7 +239,11 @@ class Ingest:
         if dialect is Dialect.NATIVE:
             written = read_content_type(headers.content_type) if headers.content_type is not None else None
         body = await read_body(
-            receive, hold, bytes_max=settings.body_bytes_max, body_s_max=settings.body_s_max
+            receive,
+            hold,
+            bytes_max=settings.body_bytes_max,
+            body_s_max=settings.body_s_max,
+            bytes_per_s_min=settings.body_bytes_per_s_min,
         )
         return _Asked(query, headers.encoding, written, source_of(scope), self._now_ns()), body
 
