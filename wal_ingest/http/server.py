@@ -17,9 +17,11 @@ import trio
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends import (
     AsgiApp,
+    Crowd,
     OnUnparsed,
     ServerConfig,
     Shields,
+    connections_max,
     run_hypercorn,
 )
 from wal_ingest.settings import ServerSettings
@@ -132,6 +134,7 @@ async def serve(
         ping_s=settings.stream_ping_s,
         shields=shields,
         on_unparsed=on_unparsed,
+        crowd=Crowd(connections_max(settings.connections_max)),
     )
     try:
         async with trio.open_nursery() as nursery:

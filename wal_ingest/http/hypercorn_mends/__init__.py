@@ -43,6 +43,7 @@ and refuses any other hypercorn by name.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -56,6 +57,7 @@ from hypercorn.config import Sockets
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
+from wal_ingest.http.hypercorn_mends.crowd import ACCEPT_FILTER, Crowd, connections_max
 from wal_ingest.http.hypercorn_mends.shields import Shields
 from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed, Unparsed
 from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
@@ -65,6 +67,7 @@ __all__ = [
     "LINGER_S_MAX",
     "AsgiApp",
     "Connection",
+    "Crowd",
     "More",
     "OnUnparsed",
     "Pieces",
@@ -72,6 +75,7 @@ __all__ = [
     "Shields",
     "Unparsed",
     "check_seam",
+    "connections_max",
     "run_hypercorn",
 ]
 
@@ -125,6 +129,7 @@ async def run_hypercorn(
     Raises ConfigError when hypercorn is another one than the mends were made for.
     """
     check_seam()
+    logging.getLogger("trio.serve_listeners").addFilter(ACCEPT_FILTER)
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
     # And the other one: who speaks WebSocket.
     setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports

@@ -11,6 +11,7 @@ import structlog
 from hypercorn.config import Config
 from hypercorn.logging import Logger
 
+from wal_ingest.http.hypercorn_mends.crowd import Crowd
 from wal_ingest.http.hypercorn_mends.pings import Pings
 from wal_ingest.http.hypercorn_mends.shields import Shields
 from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed
@@ -34,6 +35,7 @@ class ServerConfig(Config):
         ping_s: float,
         shields: Shields,
         on_unparsed: OnUnparsed,
+        crowd: Crowd,
     ) -> None:
         self.h11_max_incomplete_size = header_bytes_max
         self.keep_alive_timeout = keep_alive_s
@@ -48,6 +50,7 @@ class ServerConfig(Config):
         self.answer_s_max = answer_s_max
         self.shields = shields
         self.on_unparsed = on_unparsed
+        self.crowd = crowd
         self.websocket_ping_interval = None  # hypercorn's own would be a task for each
         self.pings = Pings(ping_s)
         self._headers_second = 0
