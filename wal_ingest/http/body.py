@@ -76,14 +76,12 @@ class BodyBudget:
         self.held_bytes += count
         self._by_source[source] = self._by_source.get(source, 0) + count
 
-    def give_back(self, source: str, count: int) -> None:
+    def give_back(self, count: int, source: str = "") -> None:
         """Takes bytes out of the account, and lets a few of those go on that wait for room."""
         self.held_bytes -= count
-        left = self._by_source[source] - count
-        if left:
+        left = self._by_source.pop(source, 0) - count
+        if left > 0:
             self._by_source[source] = left
-        else:
-            del self._by_source[source]
         if self._waiting and self.has_room:
             self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
@@ -135,7 +133,7 @@ class Hold:
 
     def release(self) -> None:
         if self.bytes:
-            self.budget.give_back(self.source, self.bytes)
+            self.budget.give_back(self.bytes, self.source)
             self.bytes = 0
 
     def drop(self) -> None:
