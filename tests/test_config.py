@@ -177,7 +177,9 @@ def test_every_number_says_its_unit_and_every_setting_its_reason() -> None:
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             words = set(field.key.split("_"))
             assert words & units, field.name
-            assert words & {"bytes", "s", "points", "depth", "flight", "streams", "frames"}, field.name
+            assert words & {"bytes", "s", "points", "depth", "flight", "streams", "frames", "connections"}, (
+                field.name
+            )
 
 
 def test_a_token_is_never_shown() -> None:

@@ -74,7 +74,7 @@ def test_what_is_measured_is_counted_once_an_act() -> None:
 
 
 def test_the_front_door_and_the_table_speak_of_the_same_routes() -> None:
-    assert set(ROUTES) == {*ingest.ROUTES, ingest.STREAM_PATH}
+    assert set(ROUTES) == {*ingest.ROUTES, ingest.STREAM_PATH, ingest.UNPARSED_ROUTE, ingest.OTHER_ROUTE}
 
 
 def test_the_account_of_a_running_node_adds_up(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Declared:
 
 
 PREFIX = "wal_ingest_"
-ROUTES = ("/metrics", "/api/v2/write", "/write", "/stream")
+ROUTES = ("/metrics", "/api/v2/write", "/write", "/stream", "unparsed", "other")
 RESULTS = ("accepted", "invalid", "too_large", "unavailable", "failed")
 
 _SINK = ("sink",)
@@ -70,7 +70,8 @@ TABLE = (
         "ingest_requests",
         _COUNTER,
         "Write requests and frames of streams answered; result is accepted, invalid (4xx), too_large (413), "
-        "unavailable (503) or failed (500).",
+        "unavailable (503) or failed (500); "
+        "route unparsed is of requests that are not valid HTTP/1.1, other of refused web pages.",
         ("route", "result"),
         measured=True,
     ),
@@ -193,8 +194,9 @@ class FrontObserver:
         self._requests = {
             (route, result): requests.labels(route, result) for route in ROUTES for result in RESULTS
         }
-        self._points = {route: points.labels(route) for route in ROUTES}
-        self._bytes = {route: size.labels(route) for route in ROUTES}
+        stored = [route for route in ROUTES if route not in ("unparsed", "other")]
+        self._points = {route: points.labels(route) for route in stored}
+        self._bytes = {route: size.labels(route) for route in stored}
         self._append_s = _histogram(measured, "append_seconds")
         self.requests = 0
         self.body_bytes = 0

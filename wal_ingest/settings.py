@@ -57,6 +57,14 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body_s_max: Annotated[
         float, _why("Seconds a request's body may take to arrive; then it is answered 408.", gt=0)
     ] = 30.0
+    body_bytes_per_s_min: Annotated[
+        int,
+        _why(
+            "Least rate of a body, in bytes a second over 10 seconds, once 64 KiB of it have arrived; a slower one is "
+            "answered 408. 0: no least rate.",
+            ge=0,
+        ),
+    ] = 1024
     bodies_bytes_max: Annotated[
         int,
         _why(
@@ -68,6 +76,14 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     answer_s_max: Annotated[
         float, _why("Seconds a client may take to read its answer; then its connection is dropped.", gt=0)
     ] = 30.0
+    connections_max: Annotated[
+        int,
+        _why(
+            "Connections that may be open at one time; at the limit the idlest is closed for a new one. 0: as "
+            "many as the limit of open files (ulimit -n) leaves room for.",
+            ge=0,
+        ),
+    ] = 0
     keep_alive_s: Annotated[
         float, _why("Seconds an idle connection is kept; longer than most clients' pools keep theirs.", gt=0)
     ] = 75.0
@@ -84,6 +100,27 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "Token that whoever writes must show, over HTTP and on the stream. Empty: anybody may write. Masked "
             "wherever settings are shown.",
             extra={"secret": True},
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        str,
+        _why(
+            "Origins of other web pages that may write here, such as https://metrics.example.org, separated by commas. "
+            "Pages of all other origins are answered 403; requests without Origin are not concerned."
+        ),
+    ] = ""
+    allowed_hosts: Annotated[
+        str,
+        _why(
+            "Names that browsers may reach this node by, separated by commas, besides localhost, the host's name and "
+            "any IP address. Checked on a loopback address, and wherever this is set."
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        str,
+        _why(
+            "Networks of proxies, such as 10.0.0.0/8, separated by commas, whose X-Forwarded-For or Forwarded header "
+            "names the source of a request."
         ),
     ] = ""
     streams_max: Annotated[

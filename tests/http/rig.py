@@ -227,9 +227,17 @@ async def running(app: Any, settings: ServerSettings) -> AsyncIterator[Running]:
     port = sockets[0].getsockname()[1]
     server = Running(port)
 
+    # A test may serve a bare ASGI function, which counts nothing.
+    on_unparsed = getattr(app, "unparsed", lambda _refused: None)
+
     async def run(task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
         await serve(
-            app, settings=settings, shutdown=server.shutdown, sockets=sockets, task_status=task_status
+            app,
+            settings=settings,
+            shutdown=server.shutdown,
+            sockets=sockets,
+            on_unparsed=on_unparsed,
+            task_status=task_status,
         )
         server.stopped.set()
 

@@ -45,6 +45,7 @@ NO_CONTENT = Answer(204, ())
 # The codes that InfluxDB 2's API description lists; there is none for 408.
 _CODES = {
     401: "unauthorized",
+    403: "forbidden",
     404: "not found",
     405: "method not allowed",
     413: "request too large",

@@ -50,13 +50,15 @@ def without_body(receive: Receive) -> Receive:
     return receivewithout_body
 
 
-async def refuse_websocket(send: Send) -> None:
-    """Answers a WebSocket handshake with 404."""
-    body = b'{"error": "there is no WebSocket here"}\n'
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "websocket.http.response.start", "status": 404, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+async def refuse_websocket(send: Send, answer: Answer | None = None) -> None:
+    """Answers a WebSocket handshake with `answer`, by default a 404."""
+    if answer is None:
+        body = b'{"error": "there is no WebSocket here"}\n'
+        headers = (
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        )
+        answer = Answer(404, headers, body)
+    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers})
+    await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -7,6 +7,7 @@ are decompressed at one time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,13 @@ from wal_ingest.errors import BodyTooLarge, BodyTooSlow, ComeBackLater
 
 # How many of those that wait for memory go on when some comes back: all of them would be too many again.
 _WOKEN_AT_ONCE = 16
+
+# A body without new bytes for so long gives way when others find no room.
+_STALLED_S = 1.0
+
+# Over how long the least rate of a body is measured, and from which size on.
+_PACE_S = 10.0
+_PACED_FROM_BYTES = 64 * 1024
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -32,12 +40,20 @@ class ClientGone(Exception):
 
 
 class BodyBudget:
-    """The bytes that requests in progress hold, and how many they may."""
+    """The bytes that requests in progress hold, and how many they may.
 
-    def __init__(self, bytes_max: int) -> None:
+    One source may hold half of it while it has several bodies; the other half is for the other sources. When a body
+    finds no room, the largest one that has stalled is dropped for it: of its own source, or of any when all is taken.
+    """
+
+    def __init__(self, bytes_max: int, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self._monotonic_s = monotonic_s
         self._waiting = trio.lowlevel.ParkingLot()
+        self._by_source: dict[str, int] = {}
+        # Bodies that arrived in part, each with the time of its last bytes.
+        self._arriving: dict[Hold, float] = {}
 
     @property
     def has_room(self) -> bool:
@@ -52,45 +68,127 @@ class BodyBudget:
         while not self.has_room:
             await self._waiting.park()
 
-    def give_back(self, count: int) -> None:
+    def take(self, source: str, own: int, count: int) -> None:
+        """Counts `count` more bytes for a body of `source` that holds `own`. Raises TooManyBodies."""
+        while (whole := self.held_bytes + count > self.bytes_max) or self._is_over_share(source, own, count):
+            if not self._drop_stalled(None if whole else source):
+                raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
+        self.held_bytes += count
+        self._by_source[source] = self._by_source.get(source, 0) + count
+
+    def give_back(self, count: int, source: str = "") -> None:
         """Takes bytes out of the account, and lets a few of those go on that wait for room."""
         self.held_bytes -= count
+        left = self._by_source.pop(source, 0) - count
+        if left > 0:
+            self._by_source[source] = left
         if self._waiting and self.has_room:
             self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
+    def arrived_in_part(self, hold: Hold) -> None:
+        """More of a body came, and the rest is outstanding."""
+        self._arriving[hold] = self._monotonic_s()
+
+    def arrived(self, hold: Hold) -> None:
+        """Nothing more is outstanding of a body."""
+        self._arriving.pop(hold, None)
+
+    def _is_over_share(self, source: str, own: int, count: int) -> bool:
+        """A single body of a source is under no share: it may be as large as the settings allow."""
+        held = self._by_source.get(source, 0)
+        return bool(source) and held > own and (held + count) * 2 > self.bytes_max
+
+    def _drop_stalled(self, source: str | None) -> bool:
+        """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none."""
+        before_s = self._monotonic_s() - _STALLED_S
+        stalled = [
+            hold
+            for hold, last_s in self._arriving.items()
+            if last_s <= before_s and source in (None, hold.source)
+        ]
+        if not stalled:
+            return False
+        max(stalled, key=lambda hold: hold.bytes).drop()
+        return True
+
 
 class Hold:
-    """One request's share of the budget; `release` gives all of it back, and may be called again."""
+    """One request's share of the budget; `release` gives all of it back, and may be called again.
 
-    def __init__(self, budget: BodyBudget) -> None:
-        self._budget = budget
-        self._bytes = 0
+    `source` is the address of the sender; without one no share is kept.
+    """
+
+    def __init__(self, budget: BodyBudget, source: str = "") -> None:
+        self.budget = budget
+        self.source = source
+        self.bytes = 0
+        self.was_dropped = False
+        # What reads the body, while it is outstanding.
+        self.reading: trio.CancelScope | None = None
 
     def take(self, count: int) -> None:
         """Counts `count` more bytes. Raises TooManyBodies, and counts nothing, when they are too many."""
-        if self._budget.held_bytes + count > self._budget.bytes_max:
-            raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
-        self._budget.held_bytes += count
-        self._bytes += count
+        self.budget.take(self.source, self.bytes, count)
+        self.bytes += count
 
     def release(self) -> None:
-        if self._bytes:
-            self._budget.give_back(self._bytes)
-            self._bytes = 0
+        if self.bytes:
+            self.budget.give_back(self.bytes, self.source)
+            self.bytes = 0
+
+    def drop(self) -> None:
+        """Ends the reading of a body that has stalled, and gives its bytes to others."""
+        self.was_dropped = True
+        self.budget.arrived(self)
+        self.release()
+        if self.reading is not None:
+            self.reading.cancel()
 
 
-async def read_body(receive: Receive, hold: Hold, *, bytes_max: int, body_s_max: float) -> bytes:
+async def read_body(
+    receive: Receive, hold: Hold, *, bytes_max: int, body_s_max: float, bytes_per_s_min: int = 0
+) -> bytes:
     """The whole body as it was sent, still encoded.
 
-    Raises BodyTooLarge as soon as it is over `bytes_max`, BodyTooSlow after `body_s_max` seconds, TooManyBodies,
-    and ClientGone. Cancellation: what was read is dropped, and stays counted until the hold is released.
+    Raises BodyTooLarge as soon as it is over `bytes_max`, BodyTooSlow after `body_s_max` seconds or below
+    `bytes_per_s_min` (see `_Pace`), TooManyBodies, also when it stalled while others had no room, and ClientGone.
+    Cancellation: what was read is dropped, and stays counted until the hold is released.
     """
-    with trio.move_on_after(body_s_max):
-        return await _read(receive, hold, bytes_max)
+    pace = _Pace(bytes_per_s_min, body_s_max)
+    with trio.CancelScope(deadline=pace.end_s) as hold.reading:
+        try:
+            return await _read(receive, hold, bytes_max, pace)
+        finally:
+            hold.budget.arrived(hold)
+    if hold.was_dropped:
+        raise TooManyBodies("the body stalled while others had no room (server.bodies_bytes_max)")
+    if trio.current_time() < pace.end_s:
+        raise BodyTooSlow(
+            f"the body arrived at less than {bytes_per_s_min} bytes a second (server.body_bytes_per_s_min)"
+        )
     raise BodyTooSlow(f"the body did not arrive within {body_s_max:g} seconds (server.body_s_max)")
 
 
-async def _read(receive: Receive, hold: Hold, bytes_max: int) -> bytes:
+class _Pace:
+    """The deadline of a body. From 64 KiB on it must come at the least rate: a small one holds up no others.
+
+    The rate is an average over 10 seconds, so that a lost packet and its repetitions are no stall.
+    """
+
+    def __init__(self, bytes_per_s_min: int, body_s_max: float) -> None:
+        self.end_s = trio.current_time() + body_s_max
+        self._step_bytes = int(bytes_per_s_min * _PACE_S)
+        self._step_ends_at_bytes = _PACED_FROM_BYTES
+
+    def deadline_s(self, body_bytes: int, before_s: float) -> float:
+        """When the reading ends, with so much of the body read; `before_s` is the deadline until now."""
+        if not self._step_bytes or body_bytes < self._step_ends_at_bytes:
+            return before_s
+        self._step_ends_at_bytes = body_bytes + self._step_bytes
+        return min(self.end_s, trio.current_time() + _PACE_S)
+
+
+async def _read(receive: Receive, hold: Hold, bytes_max: int, pace: _Pace) -> bytes:
     whole: bytes | bytearray = b""
     while True:
         message = await receive()
@@ -110,6 +208,9 @@ async def _read(receive: Receive, hold: Hold, bytes_max: int) -> bytes:
                 whole += piece
         if not message.get("more_body", False):
             return bytes(whole)
+        if piece and hold.reading is not None:
+            hold.budget.arrived_in_part(hold)
+            hold.reading.deadline = pace.deadline_s(len(whole), hold.reading.deadline)
 
 
 async def discard_body(receive: Receive) -> None:

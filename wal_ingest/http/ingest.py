@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from wal_ingest.addresses import parse_bind
 from wal_ingest.errors import BadRequest, ComeBackLater, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.access import Access
@@ -38,7 +39,10 @@ from wal_ingest.http.asgi import (
 )
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
 from wal_ingest.http.checking import Checker
+from wal_ingest.http.hypercorn_mends import Unparsed
 from wal_ingest.http.observer import Nobody, Observer
+from wal_ingest.http.origins import OriginRefused, Origins
+from wal_ingest.http.proxies import TrustedProxies
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
 from wal_ingest.http.requests import (
     Dialect,
@@ -58,6 +62,11 @@ ROUTES = {
     "/write": Dialect.INFLUXDB_V1,
 }
 STREAM_PATH = "/stream"
+# The route, for the log and the counts, of a request that the HTTP parser refused: its own is unknown.
+UNPARSED_ROUTE = "unparsed"
+# The route, for the counts, of a refused request to any other path, the status page included.
+OTHER_ROUTE = "other"
+_PATH_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,12 @@ class Ingest:
         self._now_ns = now_ns
         self._checker = checker or Checker(settings)
         self._access = Access(settings.write_token)
+        self._origins = Origins(
+            bind_host=parse_bind(settings.bind)[0],
+            allowed_origins=settings.allowed_origins,
+            allowed_hosts=settings.allowed_hosts,
+        )
+        self._proxies = TrustedProxies(settings.trusted_proxies)
         self._observer: Observer = observer or Nobody()
         self._refusals = refusals or RefusalLog(monotonic_s=monotonic_s)
         self._monotonic_s = monotonic_s
@@ -105,6 +120,14 @@ class Ingest:
 
         Cancellation: before the append nothing is stored; during it the outcome is unknown to the sender.
         """
+        if scope["type"] in ("http", "websocket"):
+            if self._proxies:
+                scope["client"] = (self._proxies.source(source_of(scope), scope["headers"]), 0)
+            try:
+                self._origins.check(scope["headers"])
+            except OriginRefused as exc:
+                await self._refuse_origin(exc, scope, receive, send)
+                return
         if scope["type"] == "http":
             dialect = ROUTES.get(scope["path"])
             # `GET /metrics` is Prometheus' and not a write that was sent the wrong way.
@@ -123,6 +146,17 @@ class Ingest:
         else:
             await self._fallback(scope, receive, send)
 
+    async def _refuse_origin(self, error: OriginRefused, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 403, also to a WebSocket handshake: the page must not see the stream's first message."""
+        problem = answers.problem_of(error)
+        request_id = client_request_id(scope["headers"])
+        dialect = ROUTES.get(scope["path"], Dialect.NATIVE)
+        answer = self._refuse(dialect, problem, scope, request_id, closes=True)
+        if scope["type"] == "websocket":
+            await refuse_websocket(send, answer)
+        else:
+            await answer_early(answer, receive, send)
+
     async def _write_route(self, dialect: Dialect, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = client_request_id(scope["headers"])
         if scope["method"] != "POST":
@@ -130,7 +164,7 @@ class Ingest:
             answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
             await answer_early(answer, receive, send)
             return
-        hold = Hold(self.budget)
+        hold = Hold(self.budget, source_of(scope))
         body_is_read = False
         try:
             asked, body = await self._read(dialect, scope, receive, hold)
@@ -160,6 +194,16 @@ class Ingest:
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             await send({"type": "http.response.body", "body": answer.body})
 
+    def unparsed(self, refused: Unparsed) -> None:
+        """Counts and logs a request that the HTTP parser refused.
+
+        It is invalid also where the status is 501 or 505: nothing of this node failed.
+        """
+        self._observer.answered(UNPARSED_ROUTE, "invalid", 0, 0)
+        self._refusals.refused(
+            refused.request_id, UNPARSED_ROUTE, refused.status, refused.reason, refused.source
+        )
+
     def _refuse(
         self,
         dialect: Dialect,
@@ -173,8 +217,9 @@ class Ingest:
     ) -> Answer:
         """Counts and logs a refusal (`error` is what nobody foresaw) and makes its answer, which carries an id."""
         request_id = request_id or new_request_id()
-        route, source = scope["path"], source_of(scope)
-        self._observer.answered(route, answers.result_of(problem.status), 0, 0)
+        route, source = scope["path"][:_PATH_CHARS_MAX], source_of(scope)
+        counted = route if route in ROUTES or route == STREAM_PATH else OTHER_ROUTE
+        self._observer.answered(counted, answers.result_of(problem.status), 0, 0)
         if error is None:
             self._refusals.refused(request_id, route, problem.status, problem.message, source)
         else:
@@ -194,7 +239,11 @@ class Ingest:
         if dialect is Dialect.NATIVE:
             written = read_content_type(headers.content_type) if headers.content_type is not None else None
         body = await read_body(
-            receive, hold, bytes_max=settings.body_bytes_max, body_s_max=settings.body_s_max
+            receive,
+            hold,
+            bytes_max=settings.body_bytes_max,
+            body_s_max=settings.body_s_max,
+            bytes_per_s_min=settings.body_bytes_per_s_min,
         )
         return _Asked(query, headers.encoding, written, source_of(scope), self._now_ns()), body
 

@@ -13,7 +13,15 @@ from collections.abc import Sequence
 
 import trio
 
-from wal_ingest.http.hypercorn_mends import AsgiApp, ServerConfig, Shields, run_hypercorn
+from wal_ingest.http.hypercorn_mends import (
+    AsgiApp,
+    Crowd,
+    OnUnparsed,
+    ServerConfig,
+    Shields,
+    connections_max,
+    run_hypercorn,
+)
 from wal_ingest.listeners import open_sockets
 from wal_ingest.settings import ServerSettings
 
@@ -29,12 +37,14 @@ async def serve(
     settings: ServerSettings,
     shutdown: trio.Event,
     sockets: Sequence[socket.socket] | None = None,
+    on_unparsed: OnUnparsed = lambda _refused: None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves `app` until `shutdown` is set, then answers what is under way, within 0.9 × `stop_s_max` seconds.
 
     `sockets` listen already (see `open_sockets`) and are closed by this function; without them
-    `settings.bind` is opened. `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
+    `settings.bind` is opened. `on_unparsed` is called for each request that the HTTP parser refuses.
+    `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
     Raises ConfigError when it cannot listen, or on a hypercorn that it does not know.
     Cancellation: as the deadline: everything is dropped at once, also sends that are shielded.
     """
@@ -47,6 +57,8 @@ async def serve(
         stop_s_max=settings.stop_s_max * _ANSWERING_PART_OF_STOP,
         ping_s=settings.stream_ping_s,
         shields=shields,
+        on_unparsed=on_unparsed,
+        crowd=Crowd(connections_max(settings.connections_max)),
     )
     try:
         async with trio.open_nursery() as nursery:

@@ -28,6 +28,7 @@ from typing import cast
 import structlog
 import trio
 
+from wal_ingest.addresses import parse_bind
 from wal_ingest.control import serve_control
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.delivery import Delivery
@@ -38,6 +39,7 @@ from wal_ingest.http.asgi import AsgiCallable
 from wal_ingest.http.body import BodyBudget
 from wal_ingest.http.checking import Checker
 from wal_ingest.http.ingest import Ingest
+from wal_ingest.http.origins import is_loopback
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import serve
 from wal_ingest.http.stream.streams import Streams
@@ -99,6 +101,7 @@ class Service:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         allow_many_files()
         data_dir = Path(self._settings.server.data_dir)
+        self._warn_of_open_address()
         try:
             store = Store(data_dir, self._settings.wal, now_ns=time.time_ns)
         except BaseException:
@@ -118,6 +121,13 @@ class Service:
             store.close()
         _log.info("stopped")
         return 0
+
+    def _warn_of_open_address(self) -> None:
+        server = self._settings.server
+        if not server.write_token and not is_loopback(parse_bind(server.bind)[0]):
+            _log.warning(
+                "anyone who can reach this address may write: set server.write_token", bind=server.bind
+            )
 
     def _report_recovery(self, store: Store) -> None:
         for moved in store.wal.damaged:
@@ -287,6 +297,7 @@ class Service:
             settings=self._settings.server,
             shutdown=self._shutdown,
             sockets=self._sockets,
+            on_unparsed=app.unparsed,
             task_status=task_status,
         )
 

@@ -30,6 +30,10 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
 
+* *A request that h11 refuses got an empty answer and left no trace.* `_send_error_response` gives it what every
+  refusal has: a reason, an id, a line in the log and a count. *Blank lines before a request were an error*;
+  `_H11Connection` skips them.
+
 * *WebSockets* have mends of their own: see `websocket`.
 
 The seam is private: hypercorn promises nothing about these names, so `check_seam` looks for them at start
@@ -39,6 +43,7 @@ and refuses any other hypercorn by name.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -52,7 +57,9 @@ from hypercorn.config import Sockets
 from wal_ingest.errors import ConfigError
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
+from wal_ingest.http.hypercorn_mends.crowd import ACCEPT_FILTER, Crowd, connections_max
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed, Unparsed
 from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
 
 __all__ = [
@@ -60,11 +67,15 @@ __all__ = [
     "LINGER_S_MAX",
     "AsgiApp",
     "Connection",
+    "Crowd",
     "More",
+    "OnUnparsed",
     "Pieces",
     "ServerConfig",
     "Shields",
+    "Unparsed",
     "check_seam",
+    "connections_max",
     "run_hypercorn",
 ]
 
@@ -86,7 +97,14 @@ def check_seam() -> None:
     code = hypercorn_run.worker_serve.__code__
     missing = [
         name
-        for name in ("_check_protocol", "_send_h11_event", "_maybe_recycle", "_close_stream", "stream_send")
+        for name in (
+            "_check_protocol",
+            "_send_h11_event",
+            "_send_error_response",
+            "_maybe_recycle",
+            "_close_stream",
+            "stream_send",
+        )
         if not hasattr(hypercorn_h11.H11Protocol, name)
     ]
     creating = hypercorn_h11.H11Protocol._create_stream.__code__
@@ -111,6 +129,7 @@ async def run_hypercorn(
     Raises ConfigError when hypercorn is another one than the mends were made for.
     """
     check_seam()
+    logging.getLogger("trio.serve_listeners").addFilter(ACCEPT_FILTER)
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
     # And the other one: who speaks WebSocket.
     setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports

@@ -11,8 +11,10 @@ import structlog
 from hypercorn.config import Config
 from hypercorn.logging import Logger
 
+from wal_ingest.http.hypercorn_mends.crowd import Crowd
 from wal_ingest.http.hypercorn_mends.pings import Pings
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed
 
 # A connection is worth more than a thousand requests: reconnecting costs the fleet more than it gives.
 _REQUESTS_PER_CONNECTION_MAX = 2**62
@@ -32,6 +34,8 @@ class ServerConfig(Config):
         stop_s_max: float,
         ping_s: float,
         shields: Shields,
+        on_unparsed: OnUnparsed,
+        crowd: Crowd,
     ) -> None:
         self.h11_max_incomplete_size = header_bytes_max
         self.keep_alive_timeout = keep_alive_s
@@ -45,6 +49,8 @@ class ServerConfig(Config):
         self.logger_class = _Log
         self.answer_s_max = answer_s_max
         self.shields = shields
+        self.on_unparsed = on_unparsed
+        self.crowd = crowd
         self.websocket_ping_interval = None  # hypercorn's own would be a task for each
         self.pings = Pings(ping_s)
         self._headers_second = 0

@@ -56,6 +56,8 @@ class Connection(TCPServer):
         self._idle_scope = trio.CancelScope(deadline=trio.current_time() + self.config.keep_alive_timeout)
         self._read_scope = trio.CancelScope()
         try:
+            if not self.config.crowd.enter(self):
+                return
             sock = self.stream.socket
             self._client = parse_socket_addr(sock.family, sock.getpeername())
             server = parse_socket_addr(sock.family, sock.getsockname())
@@ -79,6 +81,7 @@ class Connection(TCPServer):
         except OSError:
             pass  # the peer went away; whatever it was told or not told is its own to find out
         finally:
+            self.config.crowd.leave(self)
             await trio.aclose_forcefully(self.stream)
             self._forget()
 
@@ -141,12 +144,23 @@ class Connection(TCPServer):
             await self.protocol.handle(Closed())
         elif isinstance(event, Updated):
             self._busy = not event.idle
+            if event.idle and self._idle_scope.cancel_called:
+                # Its idle time ended in the very moment in which a request came: now there is no one to end it.
+                await self._close()
+            elif event.idle:
+                self.config.crowd.idle(self)
+            else:
+                self.config.crowd.busy(self)
             wait_s = self.config.keep_alive_timeout if event.idle else math.inf
             self._idle_scope.deadline = trio.current_time() + wait_s
 
     def send_unsent(self) -> None:
         """See `Owner`."""
         self._task_group.spawn(self.protocol_send, RawData(b""))
+
+    def close_idle(self) -> None:
+        """See `Closable`: as when the keep-alive time is over."""
+        self._idle_scope.cancel()
 
     async def _abort(self) -> None:
         """The peer takes no more: nothing to say to it, nothing to wait for."""
