@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "agent": {"points", "wal", "client"},
     "service": {"points", "wal", "flusher", "http", "metrics", "history", "control"},
 }
-SHARED = {"errors", "settings"}
+SHARED = {"errors", "settings", "confirmation"}
 
 # The one module, or the one folder, that may import a foreign library.
 IMPORTERS = {
