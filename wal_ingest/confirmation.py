@@ -70,8 +70,8 @@ def confirmation_of(
     told = _object_of(body) if status == 202 else None
     if told is None or told.get("received") is not True:
         return NotConfirmed(_described(protocol, status, content_type, body))
-    stored, seq = told.get("points"), told.get("seq")
-    if not _is_count(stored) or not _is_count(seq):
+    stored, seq = _count(told.get("points")), _count(told.get("seq"))
+    if not stored or not seq:
         return NotConfirmed(_described(protocol, status, content_type, body))
     if points is not None and stored != points:
         return NotConfirmed(
@@ -119,8 +119,9 @@ def _object_of(body: bytes) -> Mapping[str, object] | None:
     return told if isinstance(told, dict) else None
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _count(value: object) -> int | None:
+    """A number from 1 on; None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
 def _described(protocol: WriteProtocol, status: int, content_type: str, body: bytes) -> str:

@@ -258,7 +258,11 @@ def test_an_answer_that_no_node_gives_takes_no_points_for_imported(
 def test_a_protected_server_takes_an_import_with_its_token(moody: str, tmp_path: Path, way: str) -> None:
     Moody.token = "s3cret"
     (tmp_path / "token").write_text("s3cret\n")
-    options = {"option": ["--token", "s3cret"], "file": ["--token-file", tmp_path / "token"]}.get(way, [])
+    by_way: dict[str, list[str | Path]] = {
+        "option": ["--token", "s3cret"],
+        "file": ["--token-file", tmp_path / "token"],
+    }
+    options = by_way.get(way, [])
     env = {"WAL_INGEST_TOKEN": "s3cret"} if way == "environment" else {}
     ran = wal("import", "-", "--url", moody, *options, data=tmp_path / "data", stdin=lines(1), env=env)
     assert ran.returncode == 0, ran.stderr
@@ -273,11 +277,10 @@ def test_without_a_token_a_protected_server_is_named_with_the_remedy(moody: str,
 
 
 def test_two_tokens_and_a_token_file_without_a_token_are_usage_errors(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text("\n")
-    for options in (
-        ["--token", "t", "--token-file", tmp_path / "empty"],
-        ["--token-file", tmp_path / "empty"],
-    ):
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    cases: list[list[str | Path]] = [["--token", "t", "--token-file", empty], ["--token-file", empty]]
+    for options in cases:
         ran = wal("import", "-", "--url", "http://127.0.0.1:9", *options, data=tmp_path, stdin=lines(1))
         assert ran.returncode == 2, ran.stderr
 
