@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "agent": {"points", "wal", "client", "signals"},
     "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals"},
 }
-SHARED = {"errors", "settings", "addresses", "listeners"}
+SHARED = {"errors", "settings", "addresses", "listeners", "confirmation"}
 
 # The one module, or the one folder, that may import a foreign library.
 IMPORTERS = {

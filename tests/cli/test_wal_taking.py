@@ -23,14 +23,16 @@ from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.reading import WalReader
 
 
-def wal(*arguments: str | Path, data: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def wal(
+    *arguments: str | Path, data: Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest wal …` to its end, as bytes."""
     return subprocess.run(
         [COMMAND, "wal", *map(str, arguments), "--data-dir", data],
         capture_output=True,
         check=False,
         timeout=60,
-        env=environment({}),
+        env={**environment({}), **(env or {})},
         input=stdin,
     )
 
@@ -61,24 +63,35 @@ def server(tmp_path: Path) -> Iterator[Service]:
 
 
 class Moody(BaseHTTPRequestHandler):
-    """Answers with the statuses of a list, in turn, then with 204; keeps what it took."""
+    """Answers with the statuses of a list, in turn, then as a node that stored the points; keeps what it took.
+
+    `says` is the body of every answer that is not a confirmation. With a `token` it asks for it.
+    """
 
     moods: ClassVar[list[int]] = []
     taken: ClassVar[list[tuple[str, bytes]]] = []
+    says: ClassVar[bytes] = b""
+    token: ClassVar[str] = ""
 
     def do_POST(self) -> None:
         """Takes a body, or not."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        status = self.moods.pop(0) if self.moods else 204
+        status = self.moods.pop(0) if self.moods else 202
+        if self.token and self.headers["Authorization"] != f"Bearer {self.token}":
+            status = 401
         if status == 0:
             self.close_connection = True
             return
-        if status == 204:
-            self.taken.append((self.path, gzip.decompress(body)))
+        said = self.says
+        if status == 202:
+            lines = gzip.decompress(body)
+            self.taken.append((self.path, lines))
+            said = self.says or b'{"received":true,"points":%d,"seq":1}' % lines.count(b"\n")
         self.send_response(status)
         self.send_header("Retry-After", "0")
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(said)))
         self.end_headers()
+        self.wfile.write(said)
 
     def log_message(self, *_args: object) -> None:
         """Says nothing."""
@@ -87,7 +100,7 @@ class Moody(BaseHTTPRequestHandler):
 @pytest.fixture
 def moody() -> Iterator[str]:
     """The address of a server with moods."""
-    Moody.moods, Moody.taken = [], []
+    Moody.moods, Moody.taken, Moody.says, Moody.token = [], [], b"", ""
     server = HTTPServer(("127.0.0.1", 0), Moody)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -199,7 +212,7 @@ def test_a_server_that_is_busy_is_waited_for(moody: str, tmp_path: Path) -> None
     Moody.moods = [503, 429, 0, 503]
     ran = wal("import", "-", "--url", moody + "/", "--org", "a b", data=tmp_path, stdin=lines(1))
     assert ran.returncode == 0, ran.stderr
-    assert Moody.taken == [("/api/v2/write?org=a+b&precision=ns", lines(1))]
+    assert Moody.taken == [("/metrics?org=a+b&precision=ns", lines(1))]
     assert ran.stderr.count(b"answered 503") == 1
 
 
@@ -213,12 +226,63 @@ def test_a_body_that_is_too_large_is_halved(moody: str, tmp_path: Path) -> None:
 
 def test_a_server_that_refuses_ends_the_import_and_says_how_far_it_came(moody: str, tmp_path: Path) -> None:
     every = b"".join(b"m v=%d %d\n" % (n, n + 1) for n in range(100_000))
-    Moody.moods = [204, 401]
+    Moody.moods = [202, 401]
     ran = wal("import", "-", "--url", moody, data=tmp_path, stdin=every)
     assert ran.returncode == 1
     assert b"answered 401" in ran.stderr
     [(_path, taken)] = Moody.taken
     assert f"--skip-lines {taken.count(chr(10).encode())}".encode() in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "words"),
+    [
+        (200, b"hello", 'HTTP 200 with "hello"'),
+        (200, b"<html><title>Login</title>", 'HTTP 200 with an HTML page titled "Login"'),
+        (200, b'{"error":"database not found"}', 'HTTP 200 with an error: "database not found"'),
+        (204, b"", "HTTP 204 with an empty body"),
+        (202, b'{"received":true,"points":1,"seq":1}', f"HTTP 202 confirms 1 points, and {POINTS} were sent"),
+    ],
+)
+def test_an_answer_that_no_node_gives_takes_no_points_for_imported(
+    moody: str, tmp_path: Path, status: int, says: bytes, words: str
+) -> None:
+    Moody.moods, Moody.says = [status], says
+    ran = wal("import", "-", "--url", moody, data=tmp_path, stdin=lines(1))
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert words in ran.stderr.decode()
+    assert b"try: the address must be that of a wal-ingest node" in ran.stderr
+
+
+@pytest.mark.parametrize("way", ["option", "file", "environment"])
+def test_a_protected_server_takes_an_import_with_its_token(moody: str, tmp_path: Path, way: str) -> None:
+    Moody.token = "s3cret"
+    (tmp_path / "token").write_text("s3cret\n")
+    by_way: dict[str, list[str | Path]] = {
+        "option": ["--token", "s3cret"],
+        "file": ["--token-file", tmp_path / "token"],
+    }
+    options = by_way.get(way, [])
+    env = {"WAL_INGEST_TOKEN": "s3cret"} if way == "environment" else {}
+    ran = wal("import", "-", "--url", moody, *options, data=tmp_path / "data", stdin=lines(1), env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert Moody.taken
+
+
+def test_without_a_token_a_protected_server_is_named_with_the_remedy(moody: str, tmp_path: Path) -> None:
+    Moody.token = "s3cret"
+    ran = wal("import", "-", "--url", moody, data=tmp_path, stdin=lines(1))
+    assert (ran.returncode, Moody.taken) == (1, [])
+    assert b"try: give the node's write token with --token, --token-file or WAL_INGEST_TOKEN" in ran.stderr
+
+
+def test_two_tokens_and_a_token_file_without_a_token_are_usage_errors(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    cases: list[list[str | Path]] = [["--token", "t", "--token-file", empty], ["--token-file", empty]]
+    for options in cases:
+        ran = wal("import", "-", "--url", "http://127.0.0.1:9", *options, data=tmp_path, stdin=lines(1))
+        assert ran.returncode == 2, ran.stderr
 
 
 def test_nobody_there_is_an_error(tmp_path: Path) -> None:

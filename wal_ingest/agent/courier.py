@@ -72,7 +72,8 @@ class Courier:
         self._trouble = kind
         reason = str(exc)
         if is_misconfigured(exc):
-            _log.error("not delivering, a person must look; everything is kept", reason=reason)
+            hint = {"hint": exc.hint} if exc.hint else {}
+            _log.error("not delivering, a person must look; everything is kept", reason=reason, **hint)
         else:
             _log.warning("not delivering; everything is kept", reason=reason, retry_s=round(wait_s, 1))
 
@@ -81,7 +82,9 @@ def is_misconfigured(exc: ComeBackLater) -> bool:
     """Whether only a person can mend it: a wrong token, address or path."""
     if isinstance(exc, StreamClosed):
         return exc.code == POLICY_VIOLATION
-    return isinstance(exc, Unreachable) and exc.status != 0 and exc.status not in _PASSING
+    return isinstance(exc, Unreachable) and (
+        exc.wrong_peer or (exc.status != 0 and exc.status not in _PASSING)
+    )
 
 
 def _kind(exc: ComeBackLater) -> str:

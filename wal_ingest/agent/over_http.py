@@ -18,6 +18,8 @@ import trio
 from wal_ingest.agent.spool import Spool
 from wal_ingest.client.address import Address
 from wal_ingest.client.errors import Unreachable
+from wal_ingest.confirmation import NotConfirmed, WriteProtocol, confirmation_of, hint_for, refusal_of
+from wal_ingest.wal.entry import Entry
 
 ANSWER_S_MAX = 30.0
 _ANSWER_BYTES_MAX = 64 * 1024
@@ -28,11 +30,17 @@ _log = structlog.get_logger("wal_ingest.agent")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a POST was answered. `retry_after_s` is 0 when the node named no wait; `said` is the body's beginning."""
+    """What a POST was answered. `retry_after_s` is 0 when the node named no wait; `body` is its beginning."""
 
     status: int
-    said: str
+    body: bytes
     retry_after_s: int = 0
+    content_type: str = ""
+
+    @property
+    def said(self) -> str:
+        """The body's beginning, on one line."""
+        return " ".join(self.body.decode(errors="replace").split())[:400]
 
 
 Post = Callable[[bytes], Awaitable[Answer]]
@@ -90,16 +98,27 @@ class HttpPost:
             connection.close()  # more was said than anybody reads
         after = answer.headers.get("Retry-After", "").strip()
         asked = int(after) if after.isascii() and after.isdigit() and len(after) < 10 else 0
-        return Answer(answer.status, " ".join(said.decode(errors="replace").split())[:400], asked)
+        return Answer(answer.status, said, asked, answer.headers.get("Content-Type", ""))
 
 
 class OverHttp:
-    """A way to the node. `connected` is called after each entry that was taken."""
+    """A way to the node. `connected` is called after each entry that was taken.
 
-    def __init__(self, spool: Spool, post: Post, *, connected: Callable[[], None]) -> None:
+    `protocol` says which answers confirm an entry.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        post: Post,
+        *,
+        connected: Callable[[], None],
+        protocol: WriteProtocol = WriteProtocol.NATIVE,
+    ) -> None:
         self._spool = spool
         self._post = post
         self._connected = connected
+        self._protocol = protocol
 
     async def deliver(self) -> None:
         """Sends what is in the spool until something is in the way. Never returns.
@@ -116,8 +135,9 @@ class OverHttp:
                     continue
                 answer = await self._post(entry.gzip_member())
                 if 200 <= answer.status < 300:
+                    self._check_confirmed(answer, entry)
                     await spool.settle([entry])
-                elif answer.status in _REFUSED_FOR_GOOD:
+                elif answer.status in _REFUSED_FOR_GOOD and refusal_of(answer.body) is not None:
                     reason = f"{answer.status}: {answer.said}"
                     path = await trio.to_thread.run_sync(spool.refused.keep, entry, reason)
                     _log.error("refused by the node", points=entry.points, reason=reason, kept=str(path))
@@ -127,5 +147,20 @@ class OverHttp:
                         f"answered {answer.status}: {answer.said}",
                         status=answer.status,
                         retry_after_s=answer.retry_after_s,
+                        hint=hint_for(answer.status),
                     )
                 self._connected()
+
+    def _check_confirmed(self, answer: Answer, entry: Entry) -> None:
+        """Raises `Unreachable` for a 2xx that is no confirmation: the entry stays in the spool."""
+        found = confirmation_of(
+            self._protocol,
+            answer.status,
+            answer.body,
+            content_type=answer.content_type,
+            points=entry.points,
+        )
+        if isinstance(found, NotConfirmed):
+            raise Unreachable(
+                found.reason, status=answer.status, wrong_peer=True, hint=hint_for(answer.status)
+            )

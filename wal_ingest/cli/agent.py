@@ -211,8 +211,15 @@ def _way(wanted: _Wanted, spool: Spool, courier: Courier) -> Way:
             connected=courier.connected,
         )
     from wal_ingest.agent.over_http import HttpPost, OverHttp
+    from wal_ingest.confirmation import protocol_of
 
-    return OverHttp(spool, HttpPost(write_address(wanted.to), wanted.token), connected=courier.connected)
+    address = write_address(wanted.to)
+    return OverHttp(
+        spool,
+        HttpPost(address, wanted.token),
+        connected=courier.connected,
+        protocol=protocol_of(address.target),
+    )
 
 
 def _say_ready(wanted: _Wanted) -> None:

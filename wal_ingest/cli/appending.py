@@ -16,6 +16,7 @@ from typing import Protocol
 from wal_ingest.cli.node import must_not_be_root
 from wal_ingest.cli.posting import COME_BACK, RETRY_S, NoAnswer, NotTaken, Poster, Said
 from wal_ingest.cli.stopping import Interrupted, Stop
+from wal_ingest.confirmation import NotConfirmed, WriteProtocol, confirmation_of, hint_for
 from wal_ingest.errors import DataDirLocked
 from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import NewEntry
@@ -40,10 +41,13 @@ class Door(Protocol):
         """Lets go of the directory, or the connection."""
 
 
-def open_door(settings: Settings, url: str | None, stop: Stop) -> Door:
-    """The way in. Raises `ConfigError`: with a URL that is none, or where a server runs and no URL was given."""
+def open_door(settings: Settings, url: str | None, stop: Stop, *, token: str = "") -> Door:
+    """The way in. Raises `ConfigError`: with a URL that is none, or where a server runs and no URL was given.
+
+    `token` is the server's write token; only the way over HTTP needs it.
+    """
     if url is not None:
-        return HttpDoor(url, stop)
+        return HttpDoor(url, stop, token=token)
     try:
         return DirectDoor(settings)
     except DataDirLocked as exc:
@@ -84,10 +88,10 @@ class DirectDoor:
 
 
 class HttpDoor:
-    """A running server's `/api/v2/write`."""
+    """A running server's `/metrics`, whose answer proves that it is a node, and how many points it stored."""
 
-    def __init__(self, url: str, stop: Stop) -> None:
-        self._poster = Poster(url)
+    def __init__(self, url: str, stop: Stop, *, token: str = "") -> None:
+        self._poster = Poster(url, token=token)
         self._stop = stop
         self._told_busy = False
         self.to = url
@@ -105,7 +109,7 @@ class HttpDoor:
             if self._stop.wished:
                 raise Interrupted("interrupted")
             try:
-                said = self._poster.post("/api/v2/write", query, body, content_type=_TEXT, gzipped=True)
+                said = self._poster.post("/metrics", query, body, content_type=_TEXT, gzipped=True)
             except NoAnswer as exc:
                 # What became of it is unknown; sending it again is harmless.
                 broken += 1
@@ -114,6 +118,7 @@ class HttpDoor:
                 self._stop.wait(RETRY_S)
                 continue
             if 200 <= said.status < 300:
+                self._check_confirmed(said, sum(entry.points for entry in entries))
                 return
             if said.status == 413 and len(entries) > 1:
                 half = len(entries) // 2
@@ -121,9 +126,17 @@ class HttpDoor:
                 self._send(entries[half:], query)
                 return
             if said.status not in COME_BACK:
-                raise NotTaken(f"{self.to} answered {said.status}: {said.text}")
+                raise _not_taken(f"{self.to} answered {said.status}: {said.text}", said.status)
             self._tell_busy(said)
             self._stop.wait(said.retry_after_s)
+
+    def _check_confirmed(self, said: Said, points: int) -> None:
+        """Raises `NotTaken` for a 2xx that is no confirmation."""
+        found = confirmation_of(
+            WriteProtocol.NATIVE, said.status, said.body, content_type=said.content_type, points=points
+        )
+        if isinstance(found, NotConfirmed):
+            raise _not_taken(f"{self.to} is not known to have stored the points: {found.reason}", said.status)
 
     def _tell_busy(self, said: Said) -> None:
         if not self._told_busy:
@@ -135,3 +148,9 @@ class HttpDoor:
     def close(self) -> None:
         """See `Door`."""
         self._poster.close()
+
+
+def _not_taken(message: str, status: int) -> NotTaken:
+    error = NotTaken(message)
+    error.hint = hint_for(status)
+    return error

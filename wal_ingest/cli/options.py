@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from wal_ingest.config import Config, load
+from wal_ingest.config import ENV_TOKEN, Config, load
+from wal_ingest.errors import ConfigError
 
 ConfigOption = Annotated[
     Path | None,
@@ -28,6 +29,44 @@ DataDirOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar=ENV_TOKEN,
+        show_default=False,
+        help="With --url: the server's write token. Better in a file or the environment.",
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        show_default=False,
+        help="With --url: a file with the server's write token.",
+    ),
+]
+
+
+def token_of(token: str, file: Path | None) -> str:
+    """The write token of the options; a file that was named goes before the environment.
+
+    Raises `ConfigError` for a file that has none, and where the command line names both.
+    """
+    if file is None:
+        return token
+    if token and token != os.environ.get(ENV_TOKEN):
+        raise ConfigError("--token and --token-file exclude each other", hint="give one of them")
+    try:
+        found = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        raise ConfigError(f"{file}: the token cannot be read: {reason}") from exc
+    if not found:
+        raise ConfigError(f"{file}: there is no token in it", hint="write the node's write token into it")
+    return found
 
 
 def load_config(file: Path | None, *, data_dir: str | None = None, **flags: Any) -> Config:

@@ -35,6 +35,7 @@ class Said:
     status: int
     retry_after_s: float
     body: bytes
+    content_type: str = ""
 
     @property
     def text(self) -> str:
@@ -80,7 +81,8 @@ class Poster:
         after = answer.headers.get("Retry-After", "").strip()
         retry_after_s = float(after) if after.isascii() and after.isdigit() else RETRY_S
         # A server that says 0 is asked again soon, not without a pause.
-        return Said(answer.status, min(max(retry_after_s, RETRY_S), RETRY_S_MAX), said)
+        wait_s = min(max(retry_after_s, RETRY_S), RETRY_S_MAX)
+        return Said(answer.status, wait_s, said, answer.headers.get("Content-Type", ""))
 
     def close(self) -> None:
         """Hangs up."""

@@ -36,6 +36,7 @@ from wal_ingest.client.errors import (
 from wal_ingest.client.frames import Write
 from wal_ingest.client.messages import Ack, Answer, Welcome
 from wal_ingest.client.outbox import Outbox, OutOfStep
+from wal_ingest.confirmation import hint_for
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ class Delivery:
                 raise StreamClosed(ABNORMAL, f"no answer from the node in {self._ack_s_max:g} s")
             # A scope is used once.
             self._overdue = trio.CancelScope()
+            self._check_count(connection, answer)
             try:
                 settled = (
                     self._outbox.acked(answer) if isinstance(answer, Ack) else self._outbox.refused(answer)
@@ -201,6 +203,19 @@ class Delivery:
             self._connected()
             self._settled(settled)
             self._work.set()
+
+    def _check_count(self, connection: Connection, answer: Answer) -> None:
+        """Raises Unreachable for a POST that confirms another number of points than were sent."""
+        # InfluxDB's endpoints report no number. A stream proved with its welcome that it is a node.
+        if connection.welcome is not None or not isinstance(answer, Ack) or not answer.points:
+            return
+        if answer.points != self._outbox.unanswered_points:
+            sent = self._outbox.unanswered_points
+            raise Unreachable(
+                f"{sent} points were sent, and {answer.points} are confirmed",
+                wrong_peer=True,
+                hint=hint_for(200),
+            )
 
 
 def log_refusal(refused: PointsRefused) -> None:

@@ -24,17 +24,25 @@ class Unreachable(ComeBackLater):
     Of a stream nothing was sent; of a POST it is *unknown* whether it was stored.
 
     `status` is the HTTP status that was answered, 0 when nothing was. `retry_after_s` is 0 when nobody named a wait.
-    `wrong_peer` says that what answers there is no node.
+    `wrong_peer` says that what answers there is no node: an operator must look, and waiting changes nothing. `hint`
+    says what to do then.
 
     Unlike `StreamClosed`, which the node itself says, or which ends a stream that was open.
     """
 
     def __init__(
-        self, message: str, *, status: int = 0, retry_after_s: int = 0, wrong_peer: bool = False
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after_s: int = 0,
+        wrong_peer: bool = False,
+        hint: str = "",
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
         self.wrong_peer = wrong_peer
+        self.hint = hint
 
 
 class StreamClosed(ComeBackLater):

@@ -144,6 +144,11 @@ class Outbox:
         return len(self._sent)
 
     @property
+    def unanswered_points(self) -> int:
+        """Points in the frames sent on this connection that the node has not answered."""
+        return sum(frame.points for frame in self._sent)
+
+    @property
     def newest(self) -> int:
         """The number of the write that was handed over last."""
         return self._writes_ever

@@ -9,7 +9,6 @@ environment are not used, as the stream does not use them either.
 
 from __future__ import annotations
 
-import json
 import math
 import ssl
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ import trio
 from wal_ingest.client.address import Address, write_address
 from wal_ingest.client.errors import Unreachable
 from wal_ingest.client.messages import Ack, Answer, Refusal
+from wal_ingest.confirmation import Stored, confirmation_of, hint_for, protocol_of, refusal_of
 
 _ANSWER_BYTES_MAX = 64 << 10
 _REASON_CHARACTERS_MAX = 500
@@ -40,6 +40,7 @@ class PostConnection:
         self._url = f"http{'s' * address.tls}://{address.authority}{address.target}"
         self._place = str(address)
         self._headers = headers
+        self._protocol = protocol_of(address.target)
         self._told, self._answers = trio.open_memory_channel[Answer](math.inf)
         self._failure: Unreachable | None = None
 
@@ -84,26 +85,32 @@ class PostConnection:
 
     def _read(self, number: int, response: httpx.Response, said: bytes) -> Answer:
         status = response.status_code
-        try:
-            content = json.loads(said)
-        except ValueError:
-            content = None
-        told = content if isinstance(content, dict) else {}
-        if status == 202 and isinstance(told.get("points"), int) and isinstance(told.get("seq"), int):
-            return Ack(number, told["points"], told["seq"])
-        if status == 204 and self._place.endswith("/write"):
-            return Ack(number, 0, 0)
-        reason = str(told.get("error") or told.get("message") or said.decode(errors="replace")).strip()
-        reason = reason[:_REASON_CHARACTERS_MAX]
-        if status in _REFUSED:
-            return Refusal(number, status, reason)
+        wrong_peer = False
+        reason = refusal_of(said)
+        if 200 <= status < 300:
+            kind = response.headers.get("content-type", "")
+            found = confirmation_of(self._protocol, status, said, content_type=kind)
+            if isinstance(found, Stored):
+                return Ack(number, found.points or 0, found.seq or 0)
+            wrong_peer, words = True, found.reason
+        else:
+            # A body that is too large may be refused by a proxy, in its own words: halving mends that too.
+            if status in _REFUSED and (reason is not None or status == 413):
+                return Refusal(number, status, (reason or _text(said))[:_REASON_CHARACTERS_MAX])
+            said_text = (reason or _text(said))[:_REASON_CHARACTERS_MAX]
+            words = f"answered {status}{': ' if said_text else ''}{said_text}"
         asked = response.headers.get("retry-after", "")
         raise Unreachable(
-            f"{self._place}: answered {status}{': ' if reason else ''}{reason}",
+            f"{self._place}: {words}",
             status=status,
             retry_after_s=int(asked) if asked.isdecimal() and asked.isascii() and len(asked) < 10 else 0,
-            wrong_peer=200 <= status < 300,
+            wrong_peer=wrong_peer,
+            hint=hint_for(status) if status < 500 else "",
         )
+
+
+def _text(said: bytes) -> str:
+    return said.decode(errors="replace").strip()
 
 
 class _Body(httpx.AsyncByteStream):

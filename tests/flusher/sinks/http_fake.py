@@ -69,7 +69,7 @@ def fake_influxdb() -> Iterator[FakeInfluxDB]:
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
-            if answer.status != 204:
+            if answer.status != 204 and "Transfer-Encoding" not in answer.headers:
                 self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
             self.wfile.write(answer.body)

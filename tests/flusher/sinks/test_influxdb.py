@@ -36,6 +36,7 @@ from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination
 
 TOKEN = "s3cret-t0ken"
+FOREIGN = "is this address a login page or a load balancer's default backend?"
 
 
 @pytest.fixture
@@ -79,6 +80,44 @@ async def test_a_batch_goes_out_as_it_lies_to_the_bucket_of_the_settings(fake: F
     assert request.headers["content-encoding"] == "gzip"
 
 
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(200), "HTTP 200 with an empty body: an InfluxDB's write is confirmed with 204"),
+        (Answer(200, b"hello", {"Content-Type": "text/plain"}), f'HTTP 200 with "hello": {FOREIGN}'),
+        (
+            Answer(200, b'{"error":"database not found"}', {"Content-Type": "application/json"}),
+            'HTTP 200 with an error: "database not found"',
+        ),
+        (
+            Answer(200, b"<!doctype html>\n<title>Log\x00in</title>"),
+            f'HTTP 200 with an HTML page titled "Log in": {FOREIGN}',
+        ),
+        (
+            Answer(200, b"<p>Sign in", {"Content-Type": "application/xhtml+xml"}),
+            f"HTTP 200 with an HTML page: {FOREIGN}",
+        ),
+        (Answer(201), "HTTP 201 with an empty body: an InfluxDB's write is confirmed with 204"),
+        (Answer(202), "HTTP 202 with an empty body: an InfluxDB's write is confirmed with 204"),
+        (Answer(203, b"\xff"), f'HTTP 203 with "\ufffd": {FOREIGN}'),
+        (Answer(206, b"part"), f'HTTP 206 with "part": {FOREIGN}'),
+    ],
+)
+async def test_only_204_confirms_and_every_other_success_holds_with_what_was_answered(
+    fake: FakeInfluxDB, answer: Answer, reason: str
+) -> None:
+    assert await outcome_for(fake, answer) == Misconfigured(reason, answer.status)
+    async with opened(fake.url) as sink:
+        (check,) = await sink.check()
+    assert not check.right
+    assert reason in check.found
+
+
+async def test_a_chunked_answer_of_a_default_backend_confirms_nothing(fake: FakeInfluxDB) -> None:
+    chunked = Answer(200, b"5\r\nhello\r\n0\r\n\r\n", {"Transfer-Encoding": "chunked"})
+    assert await outcome_for(fake, chunked) == Misconfigured(f'HTTP 200 with "hello": {FOREIGN}', 200)
+
+
 async def test_connections_are_reused(fake: FakeInfluxDB) -> None:
     async with opened(fake.url) as sink:
         for seq in range(1, 6):
@@ -94,10 +133,9 @@ async def test_connections_are_reused(fake: FakeInfluxDB) -> None:
     ("answer", "expected"),
     [
         (Answer(204), Confirmed()),
-        (Answer(200), Confirmed()),
         (
             Answer(200, b"<html>log in</html>", {"Content-Type": "text/html"}),
-            Misconfigured("HTTP 200 with an HTML page: this is not an InfluxDB server", 200),
+            Misconfigured(f"HTTP 200 with an HTML page: {FOREIGN}", 200),
         ),
         (
             Answer(400, b'{"code":"invalid","message":"unable to parse \'m\': missing fields"}'),

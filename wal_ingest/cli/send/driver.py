@@ -26,6 +26,7 @@ from wal_ingest.cli.stopping import Interrupted
 from wal_ingest.client.errors import REPLACED, TRY_AGAIN_LATER, StreamClosed, Unreachable
 from wal_ingest.client.messages import Ack, Refusal, Welcome
 from wal_ingest.client.patience import is_misconfigured, wait_s
+from wal_ingest.confirmation import hint_for
 from wal_ingest.errors import ConfigError, WalIngestError
 from wal_ingest.wal.gzip_codec import compress
 
@@ -178,7 +179,7 @@ class Driver:
             hint = "is that the address of a node, and does it stream? http:// posts instead"
             if status in (401, 403) or not status:
                 hint = "give the node's write token with --token or WAL_INGEST_TOKEN"
-            raise ConfigError(self._words(exc), hint=hint) from exc
+            raise ConfigError(self._words(exc), hint=exc.hint or hint) from exc
         if isinstance(exc, StreamClosed) and exc.code == REPLACED:
             error = NotTaken(f"{self._job.to}: another wal-ingest send goes on with the same progress file")
             error.hint = "leave it to that one, or end it first"
@@ -199,7 +200,9 @@ class Driver:
         async def listen() -> None:
             try:
                 while True:
-                    self._hear(await link.receive())
+                    answer = await link.receive()
+                    self._check_count(link, answer)
+                    self._hear(answer)
                     self._wake()
             except WalIngestError as exc:
                 failed.append(exc)
@@ -247,6 +250,19 @@ class Driver:
             format=slot.piece.format.value,
             precision=slot.piece.precision,
         )
+
+    def _check_count(self, link: Link, answer: Ack | Refusal) -> None:
+        """Raises `Unreachable` for an answer that confirms another number of points than were sent.
+
+        Only where an ack is about one frame. A piece that the node refused a record of has a count of its own.
+        """
+        if not isinstance(answer, Ack) or link.welcome.window_frames != 1:
+            return
+        slot = self._ledger.sent_as(answer.number)
+        if slot is None or slot.piece.rejected or slot.piece.points == answer.points:
+            return
+        why = f"{self._job.to}: {slot.piece.points} points were sent, and {answer.points} are confirmed"
+        raise Unreachable(why, wrong_peer=True, hint=hint_for(200))
 
     def _hear(self, answer: Ack | Refusal) -> None:
         if isinstance(answer, Ack):

@@ -10,13 +10,15 @@ from typing import Protocol
 import msgspec
 import trio
 
-from wal_ingest.cli.posting import COME_BACK, NoAnswer, NotTaken, Poster, Said
+from wal_ingest.cli.posting import COME_BACK, NoAnswer, Poster, Said
 from wal_ingest.client.errors import Unreachable
 from wal_ingest.client.messages import Ack, Answer, Refusal, Welcome
 from wal_ingest.client.stream import open_stream
+from wal_ingest.confirmation import Stored, WriteProtocol, confirmation_of, hint_for
 
 _FRAME_BYTES_MAX = 32 << 20
-_MISCONFIGURED = (401, 403, 404, 405)
+# Verdicts on the points; every other 4xx is about the address or the token.
+_VERDICTS = (400, 413, 415)
 _CONTENT_TYPES = {
     "lines": "text/plain; charset=utf-8",
     "json": "application/json",
@@ -53,13 +55,6 @@ def way_to(url: str, *, client_id: str, token: str, org: str, bucket: str) -> Co
         return partial(open_stream, url, client_id=client_id, token=token, org=org, bucket=bucket)
     poster = Poster(url, token=token)
     return partial(_open_http, url, poster, org=org, bucket=bucket)
-
-
-class _Accepted(msgspec.Struct):
-    """The body of a 202."""
-
-    points: int
-    seq: int
 
 
 class _Refused(msgspec.Struct):
@@ -117,16 +112,23 @@ class HttpLink:
         why = f"{self._url}: answered {said.status}: {said.text}"
         if said.status in COME_BACK:
             raise Unreachable(why, status=said.status, retry_after_s=int(said.retry_after_s))
-        if said.status in _MISCONFIGURED:
-            raise Unreachable(why, status=said.status)
-        try:
-            if 200 <= said.status < 300:
-                accepted = msgspec.json.decode(said.body, type=_Accepted)
-                return Ack(number, accepted.points, accepted.seq)
-            refused = msgspec.json.decode(said.body, type=_Refused)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise NotTaken(f"{why}; that is no node's answer") from None
-        return Refusal(number, said.status, refused.error, refused.line, refused.column, refused.index)
+        if 200 <= said.status < 300:
+            found = confirmation_of(
+                WriteProtocol.NATIVE, said.status, said.body, content_type=said.content_type
+            )
+            if isinstance(found, Stored):
+                return Ack(number, found.points or 0, found.seq or 0)
+            why = f"{self._url}: {found.reason}"
+        elif said.status in _VERDICTS:
+            try:
+                refused = msgspec.json.decode(said.body, type=_Refused)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                why += "; that is not a node's answer"
+            else:
+                return Refusal(
+                    number, said.status, refused.error, refused.line, refused.column, refused.index
+                )
+        raise Unreachable(why, status=said.status, wrong_peer=True, hint=hint_for(said.status))
 
 
 @asynccontextmanager

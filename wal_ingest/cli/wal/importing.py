@@ -12,7 +12,15 @@ import msgspec
 import typer
 
 from wal_ingest.cli.infile import InFile, whole_lines
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.options import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    TokenFileOption,
+    TokenOption,
+    load_config,
+    token_of,
+)
 from wal_ingest.cli.output import count_text, points_text, print_json
 from wal_ingest.cli.sifting import BadRecord, Refused, sift
 from wal_ingest.errors import ConfigError, PointError, WalIngestError
@@ -55,6 +63,8 @@ def import_points(
         str | None,
         typer.Option("--url", metavar="URL", help="Send them to the server at URL.", show_default=False),
     ] = None,
+    token: TokenOption = "",
+    token_file: TokenFileOption = None,
     skip_invalid: Annotated[
         str | None,
         typer.Option(
@@ -83,12 +93,13 @@ def import_points(
     from wal_ingest.wal.entry import Destination
 
     unit = _unit(precision)
+    write_token = token_of(token, token_file)
     settings = load_config(config, data_dir=data_dir).settings
     total = sum(Path(name).stat().st_size for name in files if Path(name).is_file())
     failed: WalIngestError | None = None
     with Stop() as stop, bar("importing", total or None) as shown, contextlib.ExitStack() as held:
         rejected = held.enter_context(OutFile(skip_invalid)) if skip_invalid else None
-        door = open_door(settings, url, stop)
+        door = open_door(settings, url, stop, token=write_token)
         held.callback(door.close)
         told = Imported(to=door.to)
         entries = _Entries(unit, Destination(org, bucket), settings.server.line_bytes_max, rejected, told)

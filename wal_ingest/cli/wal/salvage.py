@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.options import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    TokenFileOption,
+    TokenOption,
+    load_config,
+    token_of,
+)
 from wal_ingest.cli.output import entries_text, points_text, print_json
 from wal_ingest.cli.ranges import lost_text
 from wal_ingest.errors import ConfigError
@@ -68,6 +76,8 @@ def salvage(
         str | None,
         typer.Option("--url", metavar="URL", help="Send them to the server at URL.", show_default=False),
     ] = None,
+    token: TokenOption = "",
+    token_file: TokenFileOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what can be read.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also what was salvaged before.")] = False,
     json: JsonOption = False,
@@ -84,6 +94,7 @@ def salvage(
 
     if out is not None and url is not None:
         raise ConfigError("--out and --url exclude each other", hint="choose one place for the points")
+    write_token = token_of(token, token_file)
     settings = load_config(config, data_dir=data_dir).settings
     paths, passed_over = _which(settings, files or [], every, again or dry_run)
     with Stop() as stop, bar("salvaging", sum(path.stat().st_size for path in paths)) as shown:
@@ -95,7 +106,7 @@ def salvage(
             elif out is not None:
                 told = work.write(out)
             else:
-                told = work.append(settings, url)
+                told = work.append(settings, url, token=write_token)
         finally:
             rescue.close()
     told.passed_over = [str(path) for path in passed_over]
@@ -180,12 +191,12 @@ class _Work:
                     file.write(entry.gzip_member())
         return self._noted(out)
 
-    def append(self, settings: Settings, url: str | None) -> Rescue:
+    def append(self, settings: Settings, url: str | None, *, token: str = "") -> Rescue:
         """Appends the entries, directly or through a server, and then leaves the notes."""
         from wal_ingest.cli.appending import open_door
         from wal_ingest.wal.entry import NewEntry
 
-        door = open_door(settings, url, self._stop)
+        door = open_door(settings, url, self._stop, token=token)
         try:
             group: list[NewEntry] = []
             size = 0

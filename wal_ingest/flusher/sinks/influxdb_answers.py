@@ -2,7 +2,8 @@
 
 | answer | outcome |
 |---|---|
-| 2xx | `Confirmed` (but not an HTML page: that is some other server) |
+| 204 | `Confirmed`: see `wal_ingest.confirmation`, which knows what confirms |
+| any other 2xx | `Misconfigured`: a login page, a default backend, an error that is answered with 200 |
 | 400, 422 in an InfluxDB's own form | `Rejected`, with the `dropped=N` of a partial write where the server says it |
 | … about the database, bucket or organisation | `Misconfigured`: parking every point would be a poor answer to it |
 | … as plain text, with InfluxDB's headers | `Unavailable`, suspect: VictoriaMetrics, see below |
@@ -25,6 +26,7 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
+from wal_ingest.confirmation import Stored, WriteProtocol, confirmation_of
 from wal_ingest.flusher.check import Check
 from wal_ingest.flusher.outcome import (
     Confirmed,
@@ -60,9 +62,10 @@ _OF_ACCESS = frozenset({401, 403, 404})
 def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: int) -> Outcome:
     """The outcome of a write that was answered at all. `headers` must find names in any case."""
     if 200 <= status < 300:
-        if headers.get("content-type", "").lower().startswith("text/html") and body:
-            return Misconfigured(f"HTTP {status} with an HTML page: this is not an InfluxDB server", status)
-        return Confirmed()
+        found = confirmation_of(
+            WriteProtocol.INFLUXDB, status, body, content_type=headers.get("content-type", "")
+        )
+        return Confirmed() if isinstance(found, Stored) else Misconfigured(plain(found.reason), status)
     said = reason_of(body) or plain(headers.get("x-influxdb-error", ""))
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if status in (400, 422):
@@ -139,8 +142,12 @@ def checks_of(url: str, status: int, headers: Mapping[str, str], body: bytes) ->
     address = Check("address", True, f"{url} answers" + (f", as InfluxDB {version}" if version else ""))
     what = "token, organisation and bucket"
     said = reason_of(body)
-    if 200 <= status < 300 and isinstance(outcome_of(status, headers, body, now_ns=0), Confirmed):
-        return [address, Check(what, True, "accepted, as far as this server looks at them")]
+    if 200 <= status < 300:
+        outcome = outcome_of(status, headers, body, now_ns=0)
+        if isinstance(outcome, Confirmed):
+            return [address, Check(what, True, "accepted, as far as this server looks at them")]
+        reason = getattr(outcome, "reason", "")
+        return [Check("address", False, f"{url} does not answer as an InfluxDB does ({reason})")]
     if status == 400 and _WANTS_POINTS.search(said):
         return [address, Check(what, True, "accepted")]
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
