@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "http": {"points", "wal"},
     "client": {"points", "wal"},
     "agent": {"points", "wal", "client"},
-    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control"},
+    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "acts"},
 }
 SHARED = {"errors", "settings"}
 
