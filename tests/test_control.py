@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import os
+import pwd
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,7 +16,9 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
+from wal_ingest.acts import Act
 from wal_ingest.control import CONTROL_NAME, Command, NoControl, ask, serve_control
 from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
 
@@ -29,6 +35,37 @@ async def served(data_dir: Path, **commands: Command) -> AsyncIterator[None]:
         await nursery.start(serve_control, data_dir, {"echo": echo, **commands})
         yield
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_command_is_logged_as_a_warning_with_who_gave_it_what_and_how_many(
+    tmp_path: Path, fails: bool
+) -> None:
+    async def skip(_arguments: Mapping[str, Any]) -> object:
+        if fails:
+            raise ConfigError("no sink is called x")
+        return {"expired_points": 12}
+
+    acts: list[Act] = []
+    commands: dict[str, Command] = {"sink.skip": skip, "sinks": echo}
+    async with trio.open_nursery() as nursery:
+        with capture_logs() as lines:
+            await nursery.start(functools.partial(serve_control, operated=acts.append), tmp_path, commands)
+            await in_thread(lambda: ask(tmp_path, "sinks"))
+            with pytest.raises(ConfigError) if fails else contextlib.nullcontext():
+                await in_thread(lambda: ask(tmp_path, "sink.skip", sink="x", ids=[1, 2], far="y" * 500))
+        nursery.cancel_scope.cancel()
+    [line] = lines
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert (line["log_level"], line["command"]) == ("warning", "sink.skip")
+    assert (line["user"], line["uid"], line["pid"]) == (user, os.getuid(), os.getpid())
+    assert line["arguments"] == {"sink": "x", "ids": 2, "far": "y" * 100}
+    assert line["outcome"] == ({} if fails else {"expired_points": 12})
+    assert ("error" in line) == fails
+    came = "failed: no sink is called x" if fails else "expired_points=12"
+    assert [str(act) for act in acts] == [
+        f"sink skip (sink=x, ids=2, far={'y' * 100}) by {user} (uid {os.getuid()}, pid {os.getpid()}): {came}"
+    ]
 
 
 async def in_thread(work: Callable[[], T]) -> T:

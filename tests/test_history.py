@@ -98,7 +98,7 @@ def test_a_history_that_has_seen_one_moment_knows_no_rates() -> None:
     assert history.confirmed_per_s("influxdb") == 0
     assert history.catch_up_s("influxdb") is None
     assert history.full_in_s() is None
-    assert History().full_in_s() is None
+    assert History().full_in_s() is History().disk_full_in_s() is None
 
 
 def test_a_sample_that_is_not_later_is_ignored() -> None:
@@ -185,33 +185,44 @@ def test_an_hour_of_samples_leaves_an_hour_of_steps_and_a_minute_of_samples() ->
 
 def test_the_time_to_full_follows_from_the_growth_of_the_last_minute() -> None:
     def at(second: int) -> Sample:
-        return sample(second, rooms=(1_000_000 - 100 * second, 500_000 - 100 * second))
+        return sample(second, wal_room=1_000_000 - 100 * second, disk_room=500_000 - 100 * second)
 
-    assert watched(100, at).full_in_s() == pytest.approx(4_900)
+    history = watched(100, at)
+    assert history.full_in_s() == pytest.approx(4_900), "at its own growth, by the nearer of the two limits"
+    assert history.disk_full_in_s() == pytest.approx(4_900)
 
 
-def test_the_nearer_of_two_limits_is_told() -> None:
-    def at(second: int) -> Sample:
-        return sample(second, rooms=(1_000 - second, 100_000 - 900 * second))
-
-    assert watched(30, at).full_in_s() == pytest.approx(73_000 / 900)
+def test_a_disk_that_others_fill_leaves_the_wal_without_a_time_to_full() -> None:
+    history = watched(60, lambda second: sample(second, wal_room=1e6, disk_room=100_000 - 900 * second))
+    assert history.full_in_s() is None
+    assert history.disk_full_in_s() == pytest.approx(46_000 / 900)
 
 
 @pytest.mark.parametrize("growth", [0, -50, 0.0001])
 def test_a_wal_that_does_not_grow_to_speak_of_has_no_time_to_full(growth: float) -> None:
-    assert watched(100, lambda second: sample(second, rooms=(1e6 - growth * second,))).full_in_s() is None
+    history = watched(100, lambda second: sample(second, wal_room=1e6 - growth * second))
+    assert history.full_in_s() is None
+    assert history.disk_full_in_s() is None
 
 
 def test_a_wal_that_goes_up_and_down_has_no_time_to_full_though_it_just_went_up() -> None:
     def at(second: int) -> Sample:
-        return sample(second, rooms=(1_000_000 - 1_000 * (second % 20),))
+        return sample(second, wal_room=1_000_000 - 1_000 * (second % 20))
 
     assert [watched(seconds, at).full_in_s() for seconds in range(30, 120)] == [None] * 90
 
 
+def test_a_trend_of_less_than_half_a_minute_is_no_trend() -> None:
+    def at(second: int) -> Sample:
+        return sample(second, wal_room=1_000 - second, disk_room=1_000 - second)
+
+    assert (watched(29, at).full_in_s(), watched(29, at).disk_full_in_s()) == (None, None)
+    assert watched(30, at).full_in_s() == pytest.approx(970)
+
+
 def test_a_wal_that_began_to_fill_some_seconds_ago_has_a_time_to_full() -> None:
     def at(second: int) -> Sample:
-        return sample(second, rooms=(1_000_000 - 1_000 * max(0, second - 100),))
+        return sample(second, wal_room=1_000_000 - 1_000 * max(0, second - 100))
 
     assert watched(115, at).full_in_s() is None
     told = watched(130, at).full_in_s()
@@ -220,7 +231,8 @@ def test_a_wal_that_began_to_fill_some_seconds_ago_has_a_time_to_full() -> None:
 
 
 def test_a_limit_that_is_reached_is_zero_seconds_away() -> None:
-    assert watched(5, lambda second: sample(second, rooms=(10_000, 0))).full_in_s() == 0
+    history = watched(5, lambda second: sample(second, wal_room=10_000, disk_room=0))
+    assert history.full_in_s() == history.disk_full_in_s() == 0
 
 
 # -- when a sink has caught up --------------------------------------------------------------------------
@@ -260,6 +272,14 @@ def test_a_sink_that_keeps_pace_a_second_behind_does_not_fall_behind() -> None:
 def test_what_has_only_just_come_in_is_no_backlog() -> None:
     history = watched(60, lambda second: sample(second, second // 60, sinks=sink(second // 60, 0)))
     assert history.catch_up_s("influxdb") == pytest.approx(10)
+
+
+def test_the_rates_of_less_than_five_seconds_are_no_estimate() -> None:
+    def at(second: int) -> Sample:
+        return sample(second, 1_000_000, sinks=sink(1_000_000 - 100 * second, 100 * second))
+
+    assert watched(4, at).catch_up_s("influxdb") is None
+    assert watched(5, at).catch_up_s("influxdb") == pytest.approx(999_500 / 100)
 
 
 def test_a_sink_that_nobody_knows_has_no_figures() -> None:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "http": {"points", "wal"},
     "client": {"points", "wal"},
     "agent": {"points", "wal", "client", "signals"},
-    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals"},
+    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals", "acts"},
 }
 SHARED = {"errors", "settings", "addresses", "listeners", "confirmation"}
 

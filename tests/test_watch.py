@@ -16,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rigs.processes import wait_until
 from tests.rigs.service import Service
 from tests.wal.factories import Clock, new_entry, open_store, settings
+from wal_ingest.acts import Peer, act_of
 from wal_ingest.errors import StorageFailed
-from wal_ingest.flusher.status import Progress, SinkStatus
+from wal_ingest.flusher.status import Progress, SinkState, SinkStatus
 from wal_ingest.http import ingest
 from wal_ingest.metrics import PREFIX, TABLE, Kind, Metrics
 from wal_ingest.service.numbers import Numbers
@@ -231,23 +232,96 @@ def test_dead_letters_that_cannot_be_counted_leave_the_count_as_it_was(
     assert node.watch._read_letters() == ()
 
 
-async def test_dead_letters_are_in_the_status_by_reason(node: Node) -> None:
-    letter = DeadLetter("influxdb", 1, b"m v=1 1\n", "HTTP 422: too old", 422, 5 * S, Destination())
-    node.append(1)
-    node.store.commit_cursor("influxdb", Cursor(seq=1, points=1, parked=1), [letter])
-    node.watch.letters = node.watch._read_letters()
-    numbers = Numbers(
+def numbers_of(node: Node, *, reasons: Sequence[str] = ()) -> Numbers:
+    """What a node says of itself, on the test's clocks."""
+    return Numbers(
         node.store,
         node.writer,
         Settings(),
         node.watch,
         node.statuses,
-        not_ready=lambda: ["the WAL is full"],
+        not_ready=lambda: reasons,
         streams=lambda: 0,
         now=lambda: datetime.fromtimestamp(node.clock() / S, UTC),
         monotonic_s=lambda: node.at_s,
         started=datetime.fromtimestamp(0, UTC),
     )
+
+
+async def test_a_sink_that_takes_nothing_now_has_no_estimate_of_when_it_has_caught_up(node: Node) -> None:
+    numbers = numbers_of(node)
+    await node.look()
+    for number in range(1, 9):
+        node.append(number, points=10)
+        await node.look()
+    node.progress.enter(SinkState.DELIVERING, 0)
+    assert numbers.status()["sinks"][0]["catch_up_s"] is not None  # type: ignore[index]
+    for state in (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED, SinkState.PAUSED):
+        node.progress.enter(state, 0)
+        assert numbers.status()["sinks"][0]["catch_up_s"] is None, state  # type: ignore[index]
+        assert numbers.metrics()["sink_catch_up_seconds"] == {("influxdb",): math.inf}
+
+
+async def test_points_that_were_given_up_turn_the_verdict_for_a_day_and_stay_in_the_account(
+    node: Node,
+) -> None:
+    numbers = numbers_of(node)
+    node.append(1, points=5)
+    await node.look()
+    node.cursor = node.cursor.expired_to(seq=1, points_after=5)
+    await node.look()
+    told: Any = numbers.status()
+    assert told["verdict"]["level"] == "attention"
+    node.clock.advance_s(90_000)
+    told = numbers.status()
+    assert told["verdict"]["level"] == "good"
+    assert (
+        told["verdict"]["sentence"] == "Taking points; 5 points of influxdb given up; the rest is delivered"
+    )
+    node.watch.given_up_ns = node.watch._given_up = 0
+    await node.look()
+    told = numbers.status()
+    assert told["verdict"]["level"] == "attention", "after a restart nothing is known of when it was"
+
+
+async def test_refused_requests_turn_the_verdict_until_they_are_five_minutes_old(node: Node) -> None:
+    numbers = numbers_of(node)
+    await node.look()
+    for _ in range(50):
+        node.watch.requests.refused("/metrics", 401)
+    told: Any = numbers.status()
+    assert told["verdict"]["level"] == "bad"
+    assert told["verdict"]["sentence"].startswith("REFUSING ALL 50 requests")
+    for _ in range(32):
+        await node.look(s=10)
+    told = numbers.status()
+    assert told["verdict"] == {
+        "level": "good",
+        "sentence": "Taking points; everything delivered",
+        "remedies": [],
+        "key": "",
+    }
+
+
+async def test_what_operators_do_is_among_the_events_and_not_among_the_errors(node: Node) -> None:
+    node.progress.error("HTTP 401: unauthorized", node.clock())
+    await node.look()
+    node.clock.advance_s(1)
+    node.watch.operated(act_of("sink.skip", Peer(0, "root", 7), {"sink": "influxdb"}, {"expired_points": 12}))
+    told: Any = numbers_of(node).status()
+    assert [(event["kind"], event["message"]) for event in told["events"]] == [
+        ("operator", "sink skip (sink=influxdb) by root (uid 0, pid 7): expired_points=12"),
+        ("error", "HTTP 401: unauthorized"),
+    ]
+    assert [error["message"] for error in told["errors"]] == ["HTTP 401: unauthorized"]
+
+
+async def test_dead_letters_are_in_the_status_by_reason(node: Node) -> None:
+    letter = DeadLetter("influxdb", 1, b"m v=1 1\n", "HTTP 422: too old", 422, 5 * S, Destination())
+    node.append(1)
+    node.store.commit_cursor("influxdb", Cursor(seq=1, points=1, parked=1), [letter])
+    node.watch.letters = node.watch._read_letters()
+    numbers = numbers_of(node, reasons=["the WAL is full"])
     told = numbers.status()
     assert told["dead_letters"] == [
         {
@@ -330,6 +404,8 @@ def test_a_node_under_load_tells_of_itself_in_every_metric_and_document(tmp_path
     assert numbers["sink_catch_up_seconds/archive"] == 0
     shown = example("/status.json")
     assert shape(told) == shape(shown | {"dead_letters": []})
+    assert told["append"]["p99_ms"] == told["commit"]["p99_ms"], "the old name, kept"
+    assert {sink["name"]: sink["catch_up_s"] for sink in told["sinks"]} == {"influxdb": None, "archive": 0.0}
     assert told["wal"]["points_accepted"] == 20_000
     assert told["commit"]["p99_ms"] >= told["commit"]["p50_ms"] > 0
     assert told["errors"][0]["source"] == "influxdb"

@@ -6,6 +6,10 @@ the network. One request a connection, one line of JSON each way:
     → {"command": "sink.pause", "arguments": {"sink": "influxdb"}}
     ← {"result": …}    or    {"error": "…", "hint": "…", "kind": "config" | "operator" | "failed"}
 
+Every command that changes something is logged as a warning with who gave it (the kernel names the process at the other
+end of the socket), its arguments and what came of it, and reported to `operated`. That is done here, once for all
+commands: one that is added is logged without more.
+
 The path of a Unix socket may have 107 bytes, and a data directory's may be longer. So both sides go by a descriptor of
 the directory, through /proc/self/fd.
 """
@@ -18,12 +22,14 @@ import json
 import logging
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from wal_ingest.acts import Act, Peer, act_of, log_act, user_name
 from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
 
 CONTROL_NAME = "control.sock"
@@ -38,7 +44,20 @@ _ANSWER_S_MAX = 300.0
 # Takes the arguments, gives something that JSON can say. Raises `WalIngestError` for what the client should be told.
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 
+# Commands that change nothing, and so are not logged.
+READ_ONLY = frozenset({"sinks"})
+
 log = logging.getLogger(__name__)
+
+
+def _peer(stream: trio.SocketStream) -> Peer:
+    """Who is at the other end; blocks, as user names may come from a directory service."""
+    try:
+        found = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _gid = struct.unpack("3i", found)
+    except OSError:
+        return Peer(-1, "unknown", -1)
+    return Peer(uid, user_name(uid), pid)
 
 
 class NoControl(WalIngestError):
@@ -49,9 +68,12 @@ async def serve_control(
     data_dir: Path,
     commands: Mapping[str, Command],
     *,
+    operated: Callable[[Act], None] = lambda _act: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves commands until cancelled. The caller holds the data directory, so a socket that is there is a dead one's.
+
+    `operated` is called after each command that is not in `READ_ONLY`, whatever came of it.
 
     A file system that has no sockets costs the commands, not the node: it is logged, and this returns.
 
@@ -66,7 +88,7 @@ async def serve_control(
     try:
         with trio.socket.from_stdlib_socket(listening) as sock:
             await trio.serve_listeners(
-                functools.partial(_answer, commands=commands),
+                functools.partial(_answer, commands=commands, operated=operated),
                 [trio.SocketListener(sock)],
                 task_status=_Started(task_status),
             )
@@ -104,11 +126,15 @@ class _Started(trio.TaskStatus[Any]):
         self._told.started()
 
 
-async def _answer(stream: trio.abc.Stream, commands: Mapping[str, Command]) -> None:
+async def _answer(
+    stream: trio.SocketStream, commands: Mapping[str, Command], operated: Callable[[Act], None]
+) -> None:
     """One connection, whatever comes of it: it must not end the node."""
     with contextlib.suppress(trio.BrokenResourceError):
         async with stream:
-            answer = await _answer_to(await _request(stream), commands)
+            # Before the request is read: the kernel knows the peer also when it has gone since.
+            peer = await trio.to_thread.run_sync(_peer, stream)
+            answer = await _answer_to(await _request(stream), commands, peer, operated)
             with trio.move_on_after(_REQUEST_S_MAX):
                 await stream.send_all(json.dumps(answer).encode() + b"\n")
 
@@ -124,21 +150,30 @@ async def _request(stream: trio.abc.Stream) -> bytes:
     return bytes(request)
 
 
-async def _answer_to(request: bytes, commands: Mapping[str, Command]) -> dict[str, object]:
+async def _answer_to(
+    request: bytes, commands: Mapping[str, Command], peer: Peer, operated: Callable[[Act], None]
+) -> dict[str, object]:
     try:
         asked = json.loads(request)
-        command, arguments = commands[asked["command"]], dict(asked.get("arguments", {}))
+        name = asked["command"]
+        command, arguments = commands[name], dict(asked.get("arguments", {}))
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": "this node does not know the command", "hint": "", "kind": "failed"}
+    answer: dict[str, object]
     try:
-        return {"result": await command(arguments)}
+        answer = {"result": await command(arguments)}
     except WalIngestError as exc:
         kinds = ((ConfigError, "config"), (OperatorNeeded, "operator"), (WalIngestError, "failed"))
         kind = next(kind for error, kind in kinds if isinstance(exc, error))
-        return {"error": str(exc), "hint": exc.hint, "kind": kind}
+        answer = {"error": str(exc), "hint": exc.hint, "kind": kind}
     except Exception as exc:
-        log.exception("the command %s failed in a way that is a bug", asked["command"])
-        return {"error": f"{type(exc).__name__}: {exc}", "hint": "see the node's log", "kind": "failed"}
+        log.exception("the command %s failed in a way that is a bug", name)
+        answer = {"error": f"{type(exc).__name__}: {exc}", "hint": "see the node's log", "kind": "failed"}
+    if name not in READ_ONLY:
+        act = act_of(name, peer, arguments, answer.get("result"), str(answer.get("error", "")))
+        log_act(act)
+        operated(act)
+    return answer
 
 
 def ask(data_dir: Path, command: str, **arguments: object) -> Any:

@@ -29,6 +29,10 @@ _RATE_S = 10.0
 # Growth that would fill the WAL only after so long is no growth: it is the noise of a node that keeps pace.
 FORECAST_S_MAX = 7 * 86_400.0
 
+# A shorter trend is no trend: of growth, of a sink that catches up.
+_GROWTH_S_MIN = 30.0
+_CATCH_UP_S_MIN = 5.0
+
 # Fewer samples than three times this say nothing about growth.
 _FALL_VALUES_MIN = 3
 
@@ -82,8 +86,8 @@ class SinkSample:
 class Sample:
     """One moment. `at_s` is on a clock that only goes forward; counts are since any one moment.
 
-    `appends` are `Durations.counts`, from append to durable. `rooms` are the bytes that are left under each limit at
-    which nothing new is taken: the WAL's own, the disk's.
+    `appends` are `Durations.counts`, from append to durable. `wal_room` and `disk_room` are the bytes that are left
+    under the limits at which nothing new is taken, the WAL's own and the disk's; infinite where there is none.
     """
 
     at_s: float
@@ -94,7 +98,8 @@ class Sample:
     entries: int
     appends: tuple[int, ...]
     wal_bytes: int
-    rooms: tuple[float, ...] = ()
+    wal_room: float = math.inf
+    disk_room: float = math.inf
     sinks: Mapping[str, SinkSample] = field(default_factory=dict)
 
 
@@ -200,23 +205,33 @@ class History:
         )
 
     def full_in_s(self) -> float | None:
-        """Seconds until the nearest limit, at the growth of the last minute; None when there is no growth.
+        """Seconds until the WAL has no room, under its limit or on its disk, at its own growth over the last minute.
 
-        0 when a limit is reached. Growth that would take more than a week counts as none.
+        0 when a limit is reached; None when the WAL does not grow, whatever else fills the disk, and when its growth
+        would take more than a week.
         """
         if not self._recent:
             return None
-        rooms = self._recent[-1].rooms
-        if any(room <= 0 for room in rooms):
+        last = self._recent[-1]
+        return self._reached_in_s(
+            min(last.wal_room, last.disk_room), [each.wal_room for each in self._recent]
+        )
+
+    def disk_full_in_s(self) -> float | None:
+        """Seconds until the disk reaches its floor, at the trend of the last minute, whatever fills it; as above."""
+        rooms = [each.disk_room for each in self._recent]
+        return self._reached_in_s(rooms[-1], rooms) if rooms else None
+
+    def _reached_in_s(self, room: float, rooms: Sequence[float]) -> float | None:
+        """Seconds until nothing is left of `room` at the rate at which `rooms`, one per sample, shrink."""
+        if room <= 0:
             return 0.0
-        found = []
-        for index, room in enumerate(rooms):
-            if not _falls([sample.rooms[index] for sample in self._recent]):
-                continue
-            shrinks_per_s = -_slope((sample.at_s, sample.rooms[index]) for sample in self._recent)
-            if shrinks_per_s > 0 and room / shrinks_per_s <= FORECAST_S_MAX:
-                found.append(room / shrinks_per_s)
-        return min(found, default=None)
+        over_s = self._recent[-1].at_s - self._recent[0].at_s
+        if over_s < _GROWTH_S_MIN or not math.isfinite(rooms[-1]) or not _falls(rooms):
+            return None
+        shrinks_per_s = -_slope(zip((sample.at_s for sample in self._recent), rooms, strict=True))
+        found = room / shrinks_per_s if shrinks_per_s > 0 else math.inf
+        return found if found <= FORECAST_S_MAX else None
 
     def confirmed_per_s(self, sink: str) -> float:
         """Points that a sink confirmed over the last ten seconds, by the second."""
@@ -227,10 +242,11 @@ class History:
         return (last.sinks[sink].confirmed_points - first.sinks[sink].confirmed_points) / seconds
 
     def catch_up_s(self, sink: str) -> float | None:
-        """Seconds until nothing waits for a sink, at the rates of the last ten seconds; None: it falls behind.
+        """Seconds until nothing waits for a sink, at the rates of the last ten seconds; None: it falls behind, or
+        fewer than five seconds are known.
 
-        A sink for which no more waits than came in within these ten seconds keeps pace: what is asked then is when it
-        will have what waits now.
+        A sink for which no more waits than came in within these ten seconds keeps pace: the result is when it will
+        have what waits now. The caller knows whether the sink delivers at all.
         """
         if not self._recent or sink not in self._recent[-1].sinks:
             return None
@@ -241,6 +257,8 @@ class History:
         if span is None or sink not in span[0].sinks:
             return None
         first, last, seconds = span
+        if seconds < _CATCH_UP_S_MIN:
+            return None
         accepted_per_s = (last.points - first.points) / seconds
         passed_per_s = (last.sinks[sink].passed_points - first.sinks[sink].passed_points) / seconds
         if waiting <= accepted_per_s * seconds:

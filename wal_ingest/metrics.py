@@ -117,16 +117,30 @@ TABLE = (
     Declared(
         "wal_full_in_seconds",
         _GAUGE,
-        "Seconds until nothing new can be taken, at the growth of the last "
-        "minute, by the WAL's limit or the disk's, whichever is nearer; +Inf when it is not growing.",
+        "Seconds until the WAL has no room left under its limit or on its disk, at its own growth over the last "
+        "minute; 0 when it is full, +Inf when it is not growing.",
     ),
     Declared("disk_free_bytes", _GAUGE, "Bytes free on the WAL's disk."),
     Declared("disk_free_bytes_min", _GAUGE, "Bytes that must stay free there (wal.free_disk_bytes_min)."),
+    Declared(
+        "disk_full_in_seconds",
+        _GAUGE,
+        "Seconds until the WAL's disk reaches that floor, at the trend of the last minute, whatever fills it; "
+        "0 when it is reached, +Inf when it is not filling.",
+    ),
+    Declared(
+        "sink_accepted_points",
+        _COUNTER,
+        "Points accepted since the sink began: the sum of its confirmed, waiting and given up points and its dead "
+        "letters.",
+        _SINK,
+    ),
     Declared("sink_confirmed_points", _COUNTER, "Points that the sink has confirmed, durably noted.", _SINK),
     Declared(
         "sink_parked_points",
         _COUNTER,
-        "Points parked since the start, as the sink refused them for good.",
+        "Points parked since the start of the process, as the sink refused them for good; "
+        "wal_ingest_sink_dead_letters has those that are kept.",
         _SINK,
     ),
     Declared("sink_dead_letters", _GAUGE, "Dead letters that are kept: neither retried nor dropped.", _SINK),
@@ -137,6 +151,12 @@ TABLE = (
         _SINK,
     ),
     Declared("sink_expired_points", _COUNTER, "Points that an operator decided to skip for the sink.", _SINK),
+    Declared(
+        "sink_given_up_points",
+        _COUNTER,
+        "Points that the sink will never get: the sum of its skipped and its expired points.",
+        _SINK,
+    ),
     Declared("sink_waiting_points", _GAUGE, "Points that the sink has yet to confirm.", _SINK),
     Declared(
         "sink_lag_seconds",
@@ -148,7 +168,7 @@ TABLE = (
         "sink_catch_up_seconds",
         _GAUGE,
         "Seconds until nothing waits for the sink, at the rates of the "
-        "last 10 s; 0 when nothing waits, +Inf when it falls behind.",
+        "last 10 s; 0 when nothing waits, +Inf when it falls behind or does not deliver.",
         _SINK,
     ),
     Declared(
@@ -184,7 +204,8 @@ Values = Mapping[str, float | Mapping[tuple[str, ...], float]]
 class FrontObserver:
     """What the front door tells, once per request (see `wal_ingest.http.ingest.Observer`).
 
-    `requests`, `body_bytes` and `appends` are the same in plain numbers, for whoever looks once a second.
+    `requests`, `accepted` (of them), `body_bytes` and `appends` are the same in plain numbers, to be sampled once a
+    second.
     """
 
     def __init__(self, measured: Mapping[str, Counter | Histogram]) -> None:
@@ -199,12 +220,14 @@ class FrontObserver:
         self._bytes = {route: size.labels(route) for route in stored}
         self._append_s = _histogram(measured, "append_seconds")
         self.requests = 0
+        self.accepted = 0
         self.body_bytes = 0
         self.appends = Durations()
 
     def answered(self, route: str, result: str, points: int, body_bytes: int) -> None:
         """A write request was answered; `points` and `body_bytes` are 0 unless it was accepted."""
         self.requests += 1
+        self.accepted += result == "accepted"
         self._requests[route, result].inc()
         if points:
             self.body_bytes += body_bytes

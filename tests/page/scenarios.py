@@ -7,6 +7,10 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+from wal_ingest.service.remedies import condition_of
+from wal_ingest.service.verdict import Facts, SinkFacts, verdict
+from wal_ingest.wal.accounts import Account
+
 NOW = datetime(2026, 11, 23, 2, 31, 7, tzinfo=UTC)
 GIB = 1 << 30
 
@@ -21,9 +25,12 @@ def ago(**passed: float) -> str:
 
 def sink(name: str = "influxdb", **changed: Any) -> dict[str, Any]:
     """A sink that delivers, but for what is `changed`."""
+    condition = condition_of(changed.get("state", "delivering"))
     return {
         "name": name,
         "state": "delivering",
+        "level": condition.level.word,
+        "meaning": condition.meaning,
         "required": True,
         "since": ago(hours=5),
         "last_error": "",
@@ -32,7 +39,9 @@ def sink(name: str = "influxdb", **changed: Any) -> dict[str, Any]:
         "lag_s": 0.8,
         "confirmed_points": 4_873_205_117,
         "confirmed_per_s": 482_340.0,
+        "dead_letters": 0,
         "parked_points": 0,
+        "given_up_points": 0,
         "skipped_points": 0,
         "expired_points": 0,
         "unaccounted_points": 0,
@@ -56,10 +65,11 @@ def healthy(**changed: Any) -> Status:
         "points_kept": 3_204_000,
         "oldest_waiting_s": 0.9,
         "full_in_s": None,
+        "disk_full_in_s": None,
         "damaged_files": 0,
         **changed.pop("wal", {}),
     }
-    return {
+    status = {
         "version": "0.1.0",
         "now": NOW.isoformat(),
         "started": ago(days=2, hours=4),
@@ -68,13 +78,49 @@ def healthy(**changed: Any) -> Status:
         "ready": True,
         "reasons": [],
         "rates": {"requests_per_s": 482.0, "points_per_s": 482_113.0, "bytes_per_s": 34_600_000.0},
+        "append": {"p50_ms": 1.31, "p99_ms": 4.87},
         "commit": {"p50_ms": 1.31, "p99_ms": 4.87, "per_s": 311.0, "entries_per_commit": 1.55},
         "wal": wal,
         "sinks": [sink()],
         "errors": [],
+        "events": [],
         "dead_letters": [],
         **changed,
     }
+    given = changed.get("verdict")
+    return concluded(status) | ({"verdict": given} if given else {})
+
+
+def concluded(status: Status) -> Status:
+    """The same with the account and the verdict that follow from the rest, as the node itself concludes them."""
+    status["account"] = {one["name"]: _account(one).as_json() for one in status["sinks"]}
+    now = datetime.fromisoformat(status["now"])
+    facts = Facts(
+        reasons=status["reasons"],
+        sinks=[
+            SinkFacts(
+                one["name"],
+                one["state"],
+                (now - datetime.fromisoformat(one["since"])).total_seconds(),
+                one["lag_s"] or 0.0,
+                one["catch_up_s"],
+                _account(one),
+            )
+            for one in status["sinks"]
+        ],
+        full_in_s=status["wal"]["full_in_s"],
+        disk_full_in_s=status["wal"]["disk_full_in_s"],
+        damaged_files=status["wal"]["damaged_files"],
+    )
+    status["verdict"] = verdict(facts).as_json()
+    return status
+
+
+def _account(one: dict[str, Any]) -> Account:
+    delivered, waiting, parked = one["confirmed_points"], one["waiting_points"], one["dead_letters"]
+    given_up, unaccounted = one["given_up_points"], one["unaccounted_points"]
+    accepted = delivered + waiting + parked + given_up + unaccounted
+    return Account(accepted, delivered, waiting, parked, given_up, unaccounted)
 
 
 def sink_away() -> Status:
@@ -89,6 +135,7 @@ def sink_away() -> Status:
         lag_s=1087.0,
         confirmed_per_s=0.0,
         retried_writes=118,
+        dead_letters=412,
         parked_points=412,
         catch_up_s=None,
     )
@@ -96,12 +143,13 @@ def sink_away() -> Status:
     return healthy(
         sinks=[away, kafka],
         wal={"bytes": 21 * GIB, "full_in_s": 2510.0, "oldest_waiting_s": 1087.0},
-        errors=[
-            {"at": ago(seconds=12), "source": "influxdb", "message": refused},
+        events=[
+            {"at": ago(seconds=12), "kind": "error", "source": "influxdb", "message": refused},
             {
-                "at": ago(days=1, minutes=3),
-                "source": "http",
-                "message": "413: a body of 41 MiB from 10.2.0.9",
+                "at": ago(hours=26),
+                "kind": "operator",
+                "source": "operator",
+                "message": "sink pause (sink=kafka) by ada (uid 1000, pid 4711): done",
             },
         ],
         dead_letters=[
@@ -139,6 +187,7 @@ def just_started() -> Status:
     """Nothing has come in yet, so little is known."""
     status = healthy(sinks=[sink("archive", state="idle", waiting_points=0, lag_s=None, catch_up_s=0)])
     status["rates"] = dict.fromkeys(status["rates"], 0.0)
+    status["append"] = {"p50_ms": None, "p99_ms": None}
     status["commit"] = {"p50_ms": None, "p99_ms": None, "per_s": 0.0, "entries_per_commit": None}
     status["wal"] |= {"points_accepted": 0, "last_seq": 0, "oldest_waiting_s": None}
     return status

@@ -69,19 +69,52 @@ def test_the_sentence_is_at_the_top_in_its_colour_and_is_spoken(chromium: Browse
         assert watched.page.title().startswith("ACT")
 
 
+@pytest.mark.parametrize(
+    ("level", "title", "colour"),
+    [("good", "OK", "2e9e5b"), ("attention", "Look", "d98e04"), ("bad", "ACT", "d6322d")],
+)
+def test_sentence_title_and_icon_are_those_of_the_nodes_own_verdict(
+    chromium: Browser, level: str, title: str, colour: str
+) -> None:
+    status = scenarios.healthy(
+        verdict={
+            "level": level,
+            "sentence": "As the node says",
+            "remedies": [{"says": "Do this:", "run": "wal-ingest x"}],
+            "key": "k",
+        }
+    )
+    with opened(chromium, status, scenarios.history("influxdb")) as (_, watched):
+        assert watched.text("#verdict") == "As the node says"
+        assert words(watched.text("#advice")) == "Do this: wal-ingest x"
+        assert watched.page.get_attribute("#banner", "data-level") == level
+        assert watched.page.title().startswith(title)
+        assert colour in (watched.page.get_attribute("#icon", "href") or "")
+
+
 def test_a_sink_in_trouble_shows_its_state_its_lag_and_its_last_error(chromium: Browser) -> None:
     with opened(chromium, *SCENARIOS["sink away"]) as (_, watched):
         cards = watched.page.locator(".sink")
         assert cards.count() == 2
         card = words(cards.first.inner_text())
-        for said in ("retrying", "since 02:13", "1.2 M points", "18 min", "Parked 412", "connection refused"):
+        for said in (
+            "retrying",
+            "since 02:13",
+            "1.2 M points",
+            "18 min",
+            "Parked 412",
+            "connection refused",
+            "not now",
+        ):
             assert said in card
+        assert card.endswith("connection refused")
+        assert "4,874,409,642 accepted = 4,873,205,117 delivered + 1,204,113 waiting + 412 parked" in card
         assert "optional" not in card
         assert "optional" in cards.nth(1).inner_text()
-        assert words(watched.text("#advice")).endswith("wal-ingest sink resume kafka")
+        assert "wal-ingest sink resume kafka" in words(watched.text("#advice"))
         assert "412 points influxdb" in words(watched.text("#dead"))
         assert "field type conflict" in watched.text("#dead")
-        assert "413: a body of 41 MiB" in watched.text("#errors")
+        assert "sink pause (sink=kafka) by ada (uid 1000, pid 4711)" in watched.text("#events")
 
 
 def test_the_tiles_show_rates_latency_and_how_full_it_is(chromium: Browser) -> None:
@@ -90,7 +123,7 @@ def test_the_tiles_show_rates_latency_and_how_full_it_is(chromium: Browser) -> N
         assert tiles[0].startswith("Coming in 482 k points/s")
         assert tiles[1].startswith("Append to durable 4.87 ms p99, last minute p50 1.31 ms")
         assert tiles[2].startswith("WAL 21 GiB of 50 GiB, 42 % Full in 41 min")
-        assert tiles[3].startswith("Disk 317 GiB free")
+        assert tiles[3].startswith("Disk 317 GiB free Refuses below 1 GiB Reaches that in not filling")
         assert watched.page.get_attribute("#wal-bar", "aria-valuenow") == "42.0"
 
 
@@ -100,18 +133,20 @@ def test_a_new_node_shows_what_it_does_not_know_as_unknown(chromium: Browser) ->
         assert watched.text("#oldest") == "none"
         assert "nothing yet" in watched.text("#plot-rate")
         assert watched.page.is_visible("#no-dead")
-        assert watched.page.is_visible("#no-errors")
+        assert watched.page.is_visible("#no-events")
 
 
 def test_texts_of_others_never_become_markup(chromium: Browser) -> None:
     hostile = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     status = scenarios.sink_away()
     status |= {"ready": False, "reasons": [hostile], "version": hostile, "wal_id": hostile}
-    status["sinks"][0] |= {"name": hostile, "state": hostile, "last_error": hostile}
-    status["errors"][0] |= {"source": hostile, "message": hostile * 50}
+    status["sinks"][0] |= {"name": hostile, "state": hostile, "meaning": hostile, "last_error": hostile}
+    scenarios.concluded(status)
+    status["events"] = status["events"][:1]
+    status["events"][0] |= {"source": hostile, "message": hostile * 50}
     status["dead_letters"][0] |= {"sink": hostile, "reason": hostile}
     with opened(chromium, status, scenarios.history(hostile, "kafka"), width=360) as (_, watched):
-        assert watched.text("#errors .text") == hostile * 50
+        assert watched.text("#events .text") == hostile * 50
         assert watched.text("#dead .text") == hostile
         assert hostile in watched.text("#verdict")
         assert watched.page.locator("img, body script").count() == 0
@@ -157,9 +192,9 @@ def test_a_change_is_spoken_once_and_figures_are_not(chromium: Browser) -> None:
         spoken = watched.page.text_content("#said")
         later = scenarios.sink_away()
         later["sinks"][0]["waiting_points"] = 7_700_000
-        node.status = later
+        node.status = scenarios.concluded(later)
         ask_again(watched)
-        watched.wait_for_text("#verdict", "7.7")
+        watched.wait_for_text("#verdict", "7,700,000")
         assert watched.page.text_content("#said") == spoken
         node.status = scenarios.healthy()
         ask_again(watched)

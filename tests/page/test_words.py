@@ -1,4 +1,4 @@
-"""Numbers, times and the state of a node in words, and the arithmetic of the plots, as the browser runs them."""
+"""Numbers and times in words, and the arithmetic of the plots, as the browser runs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from tests.page import scenarios
 from tests.page.node import FakeNode
-from tests.page.scenarios import Status
 from tests.rigs.chromium import Watched, watched_page
 
 if TYPE_CHECKING:
@@ -146,77 +145,3 @@ def test_what_is_not_known_is_a_gap(
         values,
     )
     assert drawn == [line, area]
-
-
-@pytest.mark.parametrize(
-    ("status", "sentence", "level"),
-    [
-        (scenarios.healthy(), "Taking points; delivery keeps up", "ok"),
-        (
-            scenarios.healthy(sinks=[scenarios.sink(state="idle", waiting_points=0, lag_s=0)]),
-            "Taking points; everything delivered",
-            "ok",
-        ),
-        (scenarios.healthy(sinks=[]), "Taking points; no sink is configured", "ok"),
-        (
-            scenarios.healthy(
-                sinks=[
-                    scenarios.sink(
-                        state="retrying", since=scenarios.ago(minutes=18), waiting_points=1_204_113
-                    )
-                ]
-            ),
-            "Taking points; influxdb is away since 02:13, 1.2 M points wait, nothing is lost",
-            "warn",
-        ),
-        (
-            scenarios.healthy(
-                sinks=[scenarios.sink(lag_s=240.0, waiting_points=9_000_000, catch_up_s=120.0)]
-            ),
-            "Taking points; influxdb is 4 min behind, caught up in 2 min, nothing is lost",
-            "ok",
-        ),
-        (
-            scenarios.healthy(sinks=[scenarios.sink(lag_s=240.0, catch_up_s=None)]),
-            "Taking points; influxdb is 4 min behind, and falls further, nothing is lost",
-            "warn",
-        ),
-        (
-            scenarios.sink_away(),
-            "Taking points; influxdb is away since 02:13, 1.2 M points wait; kafka is paused since "
-            "22 Nov 00:31; space runs out in 41 min; nothing is lost",
-            "warn",
-        ),
-        (
-            scenarios.wal_full(),
-            "NOT taking points: the WAL is full: 50.0 GiB of 50.0 GiB; influxdb refuses us since "
-            "22 Nov 00:31, 40 G points wait; nothing is lost",
-            "bad",
-        ),
-        (
-            scenarios.healthy(
-                wal={"damaged_files": 1}, sinks=[scenarios.sink(state="failed", waiting_points=1)]
-            ),
-            "Taking points; influxdb gave up at 22 Nov 21:31, 1 point waits; 1 damaged file set aside",
-            "bad",
-        ),
-        (
-            scenarios.healthy(sinks=[scenarios.sink(unaccounted_points=3)]),
-            "Taking points; 3 points of influxdb unaccounted for; delivery keeps up",
-            "bad",
-        ),
-        (
-            scenarios.healthy(sinks=[scenarios.sink(state="dreaming", waiting_points=0)]),
-            "Taking points; influxdb is dreaming since 22 Nov 21:31, nothing is lost",
-            "warn",
-        ),
-        (
-            scenarios.healthy(wal={"full_in_s": 600.0}),
-            "Taking points; space runs out in 10 min; delivery keeps up",
-            "bad",
-        ),
-    ],
-)
-def test_a_sentence_says_how_it_is(watched: Watched, status: Status, sentence: str, level: str) -> None:
-    said = call(watched, "verdict", "verdict", status)
-    assert (said["sentence"].replace("\u202f", " "), said["level"]) == (sentence, level)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.wal.factories import new_entry, open_store
-from wal_ingest.wal.accounts import disagreements
+from wal_ingest.wal.accounts import account_of, disagreements
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.store import Store
 
@@ -66,3 +68,59 @@ def test_an_entry_that_is_not_where_it_should_be_is_looked_for_further_on(
     monkeypatch.setattr("wal_ingest.wal.accounts.read_entry", lambda _path, _seq: None)
     assert disagreements({"influxdb": Cursor(1, 99, confirmed=99)}, store.wal.segments()) == []
     store.close()
+
+
+# What may happen to a sink's cursor, each with a number of points.
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["accept", "confirm", "park", "damage", "expire", "retry", "drop"]),
+        st.integers(0, 50),
+    ),
+    max_size=40,
+)
+
+
+@given(st.integers(0, 100), ACTS)
+def test_the_account_adds_up_whatever_happens_to_the_cursor(since: int, acts: list[tuple[str, int]]) -> None:
+    cursor, total = Cursor(points=since, since=since), since
+    for seq, (act, number) in enumerate(acts, start=1):
+        left = total - cursor.points
+        points = min(number, left)
+        if act == "accept":
+            total += number
+        elif act in ("confirm", "park", "damage"):
+            # After damage the batch is not the next one: what lies between cannot be read.
+            missing = left - points if act == "damage" else 0
+            cursor = cursor.passed(
+                seq=seq,
+                points_after=cursor.points + missing + points,
+                points=points,
+                parked=points if act == "park" else 0,
+                position=None,
+            )
+        elif act == "expire":
+            cursor = cursor.expired_to(seq=seq, points_after=cursor.points + points)
+        else:
+            cursor = cursor.without_letters(min(number, cursor.parked), written=act == "retry")
+        account = account_of(cursor, total)
+        assert account.unaccounted == 0
+        assert account.accepted == total - since
+        assert account.accepted == account.delivered + account.waiting + account.parked + account.given_up
+        assert min(account.as_json().values()) >= 0
+
+
+def test_points_that_went_no_known_way_show_as_unaccounted() -> None:
+    account = account_of(Cursor(points=10, confirmed=7), 12)
+    assert account.as_json() == {
+        "accepted": 12,
+        "delivered": 7,
+        "waiting": 2,
+        "parked": 0,
+        "given_up": 0,
+        "unaccounted": 3,
+    }
+
+
+def test_a_log_whose_segments_are_gone_ends_where_the_cursor_is() -> None:
+    account = account_of(Cursor(points=10, confirmed=10), 0)
+    assert (account.accepted, account.waiting, account.unaccounted) == (10, 0, 0)

@@ -62,9 +62,20 @@ def operate(settings: Settings, command: str, **arguments: Any) -> Any:
     try:
         for moved in store.wal.damaged:
             _tell(moved)
-        return _OFFLINE[command](store, **arguments)
+        result = _OFFLINE[command](store, **arguments)
     finally:
         store.close()
+    _record(command, arguments, result)
+    return result
+
+
+def _record(command: str, arguments: dict[str, Any], result: object) -> None:
+    """Says on standard error who changed what: there is no node that could log it."""
+    from wal_ingest.acts import act_of, own_peer
+
+    sys.stderr.write(
+        f"no node is running; changed on disk: {act_of(command, own_peer(), arguments, result)}\n"
+    )
 
 
 def must_not_be_root(data_dir: Path) -> None:

@@ -21,9 +21,6 @@ from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_
 # Why the node cannot take points now, a sentence each; nothing when it can.
 Readiness = Callable[[], Sequence[str]]
 
-# Each sink by its name: its state, what waits for it, and where it is in trouble the reason and since when.
-SinkDetails = Callable[[], Mapping[str, Mapping[str, object]]]
-
 # What the status page shows of now, and of the last hour: see API.md.
 Document = Callable[[], Mapping[str, object]]
 
@@ -43,13 +40,16 @@ def create_admin_app(
     *,
     readiness: Readiness,
     now: Callable[[], datetime],
-    sinks: SinkDetails = dict,
+    details: Document = lambda: {"sinks": {}},
     metrics: Callable[[], bytes] = bytes,
     status: Document = dict,
     history: Document = dict,
     refusals: RefusalLog | None = None,
 ) -> QuartTrio:
-    """The Quart-Trio app with every route that is not a write route; `now` gives aware times."""
+    """The Quart-Trio app with every route that is not a write route; `now` gives aware times.
+
+    `details` is what `/readyz` shows beside whether the node is ready: see API.md.
+    """
     app = QuartTrio("wal_ingest.http.admin", static_folder=None)
     started = now()
     _name_requests(app, refusals or RefusalLog(monotonic_s=time.monotonic))
@@ -74,8 +74,8 @@ def create_admin_app(
     async def readyz() -> Response:
         reasons = list(readiness())
         if reasons:
-            return _not_ready({"status": "not ready", "reasons": reasons, "sinks": sinks()})
-        return jsonify({"status": "ready", "reasons": [], "sinks": sinks()})
+            return _not_ready({"status": "not ready", "reasons": reasons, **details()})
+        return jsonify({"status": "ready", "reasons": [], **details()})
 
     @app.get("/health")
     async def health() -> Response:

@@ -43,20 +43,27 @@ def new_request_id() -> bytes:
 class RefusalLog:
     """Writes a line for each refused request, but no more than `LINES_PER_S` in a second.
 
-    `failed` is called with the words for each request that failed for a reason that nobody foresaw.
+    `failed` is called with the words for each request that failed for a reason that nobody foresaw, `counted` with the
+    route and the status of each refusal, also of those that get no line.
     """
 
     def __init__(
-        self, *, monotonic_s: Callable[[], float], failed: Callable[[str], None] = lambda _words: None
+        self,
+        *,
+        monotonic_s: Callable[[], float],
+        failed: Callable[[str], None] = lambda _words: None,
+        counted: Callable[[str, int], None] = lambda _route, _status: None,
     ) -> None:
         self._monotonic_s = monotonic_s
         self._failed = failed
+        self._counted = counted
         self._second = 0
         self._lines = 0
         self._left_out = 0
 
     def refused(self, request_id: bytes, route: str, status: int, reason: str, source: str) -> None:
         """A request was answered with a 4xx or 503; `source` is the address that it came from."""
+        self._counted(route, status)
         if self._may_write():
             write = _log.warning if status >= 500 else _log.info
             write("request refused", **_fields(request_id, route, status, reason, source))
@@ -64,6 +71,7 @@ class RefusalLog:
     def broke(self, request_id: bytes, route: str, error: Exception, source: str) -> None:
         """A request was answered 500 because of an error of ours; called while that is being handled."""
         reason = f"{type(error).__name__}: {error}"
+        self._counted(route, 500)
         self._failed(f"a request to {route} failed: {reason}")
         if self._may_write():
             _log.exception("a request failed", **_fields(request_id, route, 500, reason, source))

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -191,10 +192,14 @@ class Service:
     async def _run_parts(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> None:
         numbers = self._numbers(store, writer, runners)
         caretakers = Caretakers(store, writer, runners, self._settings.wal, self._moved, now_ns=time.time_ns)
-        refusals = RefusalLog(monotonic_s=time.monotonic, failed=numbers.watch.failed_request)
+        refusals = RefusalLog(
+            monotonic_s=time.monotonic,
+            failed=numbers.watch.failed_request,
+            counted=numbers.watch.requests.refused,
+        )
         admin = create_admin_app(
             readiness=numbers.not_ready,
-            sinks=numbers.sink_details,
+            details=numbers.readiness,
             metrics=self._metrics.exposition(numbers.metrics),
             now=numbers.now,
             status=numbers.status,
@@ -243,7 +248,8 @@ class Service:
                     commands = node_commands(
                         store, LogReader(store, writer), runners, changed=self._moved.set
                     )
-                    await wal.start(serve_control, store.data_dir, commands)
+                    control = partial(serve_control, operated=numbers.watch.operated)
+                    await wal.start(control, store.data_dir, commands)
                     async with trio.open_nursery() as front:
                         addresses = await front.start(self._serve, app)
                         wal.start_soon(Collector().run)

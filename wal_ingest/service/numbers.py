@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,13 +12,20 @@ from wal_ingest.errors import WalFull
 from wal_ingest.flusher.status import SinkState, SinkStatus
 from wal_ingest.history import STEP_S
 from wal_ingest.metrics import Values
-from wal_ingest.service.watch import Watch, holding
+from wal_ingest.service.recent import WINDOW_S
+from wal_ingest.service.remedies import Level, condition_of
+from wal_ingest.service.verdict import Facts, SinkFacts, Verdict, verdict
+from wal_ingest.service.watch import ERRORS_MAX, Watch, holding
 from wal_ingest.settings import Settings
+from wal_ingest.wal.accounts import Account, account_of
 from wal_ingest.wal.store import Store
 from wal_ingest.wal.writer import Writer
 
 # States of a sink that an operator should hear of.
 TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED, SinkState.ABSENT)
+
+# States in which a sink takes points, so that there is a rate to go by.
+_TAKING = (SinkState.IDLE, SinkState.DELIVERING)
 
 _LETTER_GROUPS_MAX = 20
 
@@ -43,6 +50,10 @@ class Numbers:
     def metrics(self) -> Values:
         """A value for every name in the table of metrics that is not measured at the act."""
         sinks, watch = self.statuses(), self.watch
+        accounts = self.accounts(sinks)
+
+        def count(value: Callable[[Account], float]) -> dict[tuple[str, ...], float]:
+            return {(name,): value(account) for name, account in accounts.items()}
 
         def each(value: Callable[[SinkStatus], float]) -> dict[tuple[str, ...], float]:
             return {(sink.name,): value(sink) for sink in sinks}
@@ -61,15 +72,18 @@ class Numbers:
             "wal_full_in_seconds": _or_never(self._full_in_s()),
             "disk_free_bytes": watch.disk_free_bytes,
             "disk_free_bytes_min": limits.free_disk_bytes_min,
-            "sink_confirmed_points": each(lambda sink: sink.cursor.confirmed),
+            "disk_full_in_seconds": _or_never(watch.history.disk_full_in_s()),
+            "sink_accepted_points": count(lambda account: account.accepted),
+            "sink_confirmed_points": count(lambda account: account.delivered),
             "sink_parked_points": each(lambda sink: sink.parked_points),
-            "sink_dead_letters": each(lambda sink: sink.cursor.parked),
+            "sink_dead_letters": count(lambda account: account.parked),
+            "sink_given_up_points": count(lambda account: account.given_up),
             "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
             "sink_expired_points": each(lambda sink: sink.cursor.expired),
-            "sink_waiting_points": each(lambda sink: wal.points_total - sink.cursor.settled),
+            "sink_waiting_points": count(lambda account: account.waiting),
             "sink_lag_seconds": each(self._lag_s),
             "sink_catch_up_seconds": each(lambda sink: _or_never(self._catch_up_s(sink))),
-            "sink_unaccounted_points": each(lambda sink: sink.cursor.unaccounted),
+            "sink_unaccounted_points": count(lambda account: account.unaccounted),
             "sink_rejected_writes": each(lambda sink: sink.rejected_writes),
             "sink_retried_writes": each(lambda sink: sink.retried_writes),
             "sink_in_flight_writes": each(lambda sink: sink.in_flight),
@@ -87,7 +101,10 @@ class Numbers:
         return self.watch.lag_s.get(sink.name, 0.0) if self._waits(sink) else 0.0
 
     def _catch_up_s(self, sink: SinkStatus) -> float | None:
-        return self.watch.history.catch_up_s(sink.name) if self._waits(sink) else 0.0
+        if not self._waits(sink):
+            return 0.0
+        # A sink that takes nothing now has no rate that an estimate could follow from.
+        return self.watch.history.catch_up_s(sink.name) if sink.state in _TAKING else None
 
     def _waits(self, sink: SinkStatus) -> bool:
         """Whether anything waits for a sink at this very moment, whatever the last look saw."""
@@ -96,26 +113,71 @@ class Numbers:
     def _full_in_s(self) -> float | None:
         return 0.0 if isinstance(self.writer.refusal(), WalFull) else self.watch.history.full_in_s()
 
+    # -- the account and the verdict -------------------------------------------------------------------
+
+    def accounts(self, sinks: Sequence[SinkStatus]) -> dict[str, Account]:
+        """The account of each sink, all by the same count of accepted points, taken after the cursors."""
+        total = self.store.wal.points_total
+        return {sink.name: account_of(sink.cursor, total) for sink in sinks}
+
+    def verdict(self, sinks: Sequence[SinkStatus], accounts: Mapping[str, Account]) -> Verdict:
+        """How the node is, from the same figures that the documents show."""
+        now_s, given_up_ns = self.now().timestamp(), self.watch.given_up_ns
+        accepted, refused = self.watch.requests.counts()
+        return verdict(
+            Facts(
+                reasons=self.not_ready(),
+                sinks=[
+                    SinkFacts(
+                        sink.name,
+                        sink.state.value,
+                        max(0.0, now_s - sink.since_ns / 1e9),
+                        self._lag_s(sink),
+                        self._catch_up_s(sink),
+                        accounts[sink.name],
+                    )
+                    for sink in sinks
+                ],
+                full_in_s=self._full_in_s(),
+                disk_full_in_s=self.watch.history.disk_full_in_s(),
+                damaged_files=len(self.store.wal.damaged),
+                missing_points=sum(gap.points for gap in self.store.wal.gaps())
+                + sum(lost.points or 1 for lost in self.store.missing),
+                refused=refused,
+                accepted=accepted,
+                window_s=WINDOW_S,
+                given_up_s=max(0.0, now_s - given_up_ns / 1e9) if given_up_ns else None,
+            )
+        )
+
     # -- /readyz ---------------------------------------------------------------------------------------
 
-    def sink_details(self) -> dict[str, dict[str, object]]:
-        """Each sink by its name: whether it takes points, and if not, why and since when."""
+    def readiness(self) -> dict[str, object]:
+        """What `/readyz` shows beside whether the node is ready: each sink by its name, the account, the verdict."""
+        sinks = self.statuses()
+        accounts = self.accounts(sinks)
+        found = self.verdict(sinks, accounts)
         details: dict[str, dict[str, object]] = {}
-        for status in self.statuses():
+        for status in sinks:
             details[status.name] = {
                 "state": status.state.value,
-                "waiting_points": self.store.wal.points_total - status.cursor.settled,
-                "parked_points": status.cursor.parked,
+                "waiting_points": accounts[status.name].waiting,
+                "parked_points": accounts[status.name].parked,
             }
-            if status.state in TROUBLED:
+            if condition_of(status.state.value).level is not Level.GOOD:
                 details[status.name] |= {"since": _iso(status.since_ns), "reason": status.last_error}
-        return details
+        return {
+            "sinks": details,
+            "account": _accounts_json(accounts),
+            "verdict": {"level": found.level.word, "sentence": found.sentence},
+        }
 
     # -- /status.json ----------------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
         """What the status page shows of now."""
         watch, sinks = self.watch, self.statuses()
+        accounts = self.accounts(sinks)
         reasons = list(self.not_ready())
         rates, commits = watch.history.rates(), watch.history.commits()
         return {
@@ -124,6 +186,8 @@ class Numbers:
             "started": self.started.isoformat(timespec="seconds"),
             "wal_id": str(self.store.state.wal_id),
             "data_dir": self.settings.server.data_dir,
+            "verdict": self.verdict(sinks, accounts).as_json(),
+            "account": _accounts_json(accounts),
             "ready": not reasons,
             "reasons": reasons,
             "rates": {
@@ -131,18 +195,21 @@ class Numbers:
                 "points_per_s": _rounded(rates.points_per_s),
                 "bytes_per_s": _rounded(rates.bytes_per_s),
             },
+            "append": {"p50_ms": _ms(commits.p50_s), "p99_ms": _ms(commits.p99_s)},
             "commit": {
+                # Deprecated, the same as in `append`: these are no durations of commits.
                 "p50_ms": _ms(commits.p50_s),
                 "p99_ms": _ms(commits.p99_s),
                 "per_s": _rounded(commits.per_s),
                 "entries_per_commit": _rounded(commits.entries_per_commit),
             },
             "wal": self._wal(sinks),
-            "sinks": [self._sink(sink) for sink in sinks],
+            "sinks": [self._sink(sink, accounts[sink.name]) for sink in sinks],
             "errors": [
                 {"at": _iso(seen.at_ns), "source": seen.source, "message": seen.message}
                 for seen in watch.errors.listed()
             ],
+            "events": self._events(),
             "dead_letters": [
                 {
                     "sink": group.sink,
@@ -153,6 +220,16 @@ class Numbers:
                 for group in watch.letters[:_LETTER_GROUPS_MAX]
             ],
         }
+
+    def _events(self) -> list[dict[str, object]]:
+        """What went wrong and what operators did, the newest first."""
+        kinds = (("error", self.watch.errors), ("operator", self.watch.acts))
+        seen = [(kind, event) for kind, events in kinds for event in events.listed()]
+        seen.sort(key=lambda each: each[1].at_ns, reverse=True)
+        return [
+            {"at": _iso(event.at_ns), "kind": kind, "source": event.source, "message": event.message}
+            for kind, event in seen[: 2 * ERRORS_MAX]
+        ]
 
     def _wal(self, sinks: Sequence[SinkStatus]) -> dict[str, object]:
         wal, limits = self.store.wal, self.settings.wal
@@ -168,22 +245,28 @@ class Numbers:
             "points_kept": wal.points_total - wal.first_points_before,
             "oldest_waiting_s": _rounded(self._oldest_waiting_s(sinks)) if waits else None,
             "full_in_s": _rounded(self._full_in_s()),
+            "disk_full_in_s": _rounded(self.watch.history.disk_full_in_s()),
             "damaged_files": len(wal.damaged),
         }
 
-    def _sink(self, sink: SinkStatus) -> dict[str, object]:
+    def _sink(self, sink: SinkStatus, account: Account) -> dict[str, object]:
+        condition = condition_of(sink.state.value)
         return {
             "name": sink.name,
             "state": sink.state.value,
+            "level": condition.level.word,
+            "meaning": condition.meaning,
             "required": sink.required,
             "since": _iso(sink.since_ns),
             "last_error": sink.last_error,
             "last_error_at": _iso(sink.last_error_ns) if sink.last_error_ns else None,
-            "waiting_points": self.store.wal.points_total - sink.cursor.settled,
+            "waiting_points": account.waiting,
             "lag_s": _rounded(self._lag_s(sink)),
             "confirmed_points": sink.cursor.confirmed,
             "confirmed_per_s": _rounded(self.watch.history.confirmed_per_s(sink.name)),
-            "parked_points": sink.cursor.parked,
+            "dead_letters": account.parked,
+            "parked_points": account.parked,  # deprecated: the metric by this name counts since the start
+            "given_up_points": account.given_up,
             "skipped_points": sink.cursor.skipped,
             "expired_points": sink.cursor.expired,
             "unaccounted_points": sink.cursor.unaccounted,
@@ -216,6 +299,10 @@ class Numbers:
                 for name, values in known.items()
             },
         }
+
+
+def _accounts_json(accounts: Mapping[str, Account]) -> dict[str, dict[str, int]]:
+    return {name: account.as_json() for name, account in accounts.items()}
 
 
 def _rounded(value: float | None) -> float | None:

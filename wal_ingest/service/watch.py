@@ -14,10 +14,12 @@ from pathlib import Path
 
 import trio
 
+from wal_ingest.acts import Act
 from wal_ingest.errors import ComeBackLater, StorageFailed, WalDamaged, WalIngestError
 from wal_ingest.flusher.status import SinkStatus
 from wal_ingest.history import History, Sample, SinkSample
-from wal_ingest.metrics import Metrics
+from wal_ingest.metrics import ROUTES, Metrics
+from wal_ingest.service.recent import RecentRequests
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.letters import LetterGroup
 from wal_ingest.wal.log import Wal
@@ -41,7 +43,7 @@ class SeenError:
 
 
 class LastErrors:
-    """The last things that went wrong, each once, the newest first."""
+    """The last things that went wrong, or that operators did, each once, the newest first."""
 
     def __init__(self) -> None:
         self._seen: deque[SeenError] = deque(maxlen=ERRORS_MAX)
@@ -63,6 +65,8 @@ class Watch:
     """Looks at the node once a second; everybody else reads what it saw from memory.
 
     `lag_s` is by sink the age in seconds of the oldest entry that it has yet to confirm, 0.0 when there is none.
+    `given_up_ns` is the Unix time at which points were last given up, 0 for never; what was given up before the start
+    counts as given up at the start, because when it was is not known. `acts` are operators' commands.
     """
 
     def __init__(
@@ -88,6 +92,10 @@ class Watch:
         self._oldest: dict[str, tuple[int, int]] = {}
         self._damaged_seen = 0
         self._refusal_seen: type[ComeBackLater] | None = None
+        self._given_up = 0
+        self.given_up_ns = 0
+        self.requests = RecentRequests(ROUTES)
+        self.acts = LastErrors()
         self.history = History()
         self.errors = LastErrors()
         self.lag_s: dict[str, float] = {}
@@ -107,7 +115,9 @@ class Watch:
         statuses = self._statuses()
         self.lag_s = await trio.to_thread.run_sync(self._look_at_disk, statuses)
         self.history.add(self._sample(statuses))
+        self.requests.sample(self._monotonic_s(), self._metrics.front.accepted)
         self._note_errors(statuses)
+        self._note_given_up(statuses)
 
     async def _count_letters(self) -> None:
         while True:
@@ -123,6 +133,10 @@ class Watch:
     def failed_request(self, words: str) -> None:
         """A request failed for a reason that nobody foresaw."""
         self.errors.note(self._now_ns(), "http", words)
+
+    def operated(self, act: Act) -> None:
+        """An operator gave the node a command."""
+        self.acts.note(self._now_ns(), "operator", str(act))
 
     # -- in a thread -----------------------------------------------------------------------------------
 
@@ -148,6 +162,7 @@ class Watch:
     def _sample(self, statuses: Sequence[SinkStatus]) -> Sample:
         wal, front, commits = self._store.wal, self._metrics.front, self._metrics.commits
         total = wal.points_total
+        wal_room, disk_room = self._rooms(total, statuses)
         return Sample(
             at_s=self._monotonic_s(),
             requests=front.requests,
@@ -157,7 +172,8 @@ class Watch:
             entries=commits.entries,
             appends=front.appends.counts(),
             wal_bytes=wal.bytes,
-            rooms=self._rooms(total, statuses),
+            wal_room=wal_room,
+            disk_room=disk_room,
             sinks={
                 status.name: SinkSample(
                     total - status.cursor.settled, status.cursor.settled, status.cursor.confirmed
@@ -177,6 +193,12 @@ class Watch:
         waiting_bytes = size * min(1.0, max(0, total - passed) / kept) if kept > 0 else 0.0
         on_disk = self.disk_free_bytes - self._settings.free_disk_bytes_min
         return self._settings.wal_bytes_max - waiting_bytes, on_disk + size - waiting_bytes
+
+    def _note_given_up(self, statuses: Sequence[SinkStatus]) -> None:
+        given_up = sum(status.cursor.skipped + status.cursor.expired for status in statuses)
+        if given_up > self._given_up:
+            self.given_up_ns = self._now_ns()
+        self._given_up = given_up
 
     def _note_errors(self, statuses: Sequence[SinkStatus]) -> None:
         now_ns = self._now_ns()

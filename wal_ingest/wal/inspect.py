@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from wal_ingest.errors import NoWal, StorageFailed, WalDamaged
+from wal_ingest.wal.accounts import Account, account_of
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.directory import exists, holder_of
 from wal_ingest.wal.extent import LostRange
@@ -37,7 +38,7 @@ class SegmentStatus(msgspec.Struct, frozen=True, kw_only=True):
 class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far one sink has come, by its durable cursor.
 
-    `waiting_points` counts what is behind the cursor; `oldest_waiting_s` is the age in seconds of the oldest
+    `waiting_points` counts what comes after the cursor; `oldest_waiting_s` is the age in seconds of the oldest
     entry there, None when nothing waits. `parked` counts the sink's dead letters. For each sink
 
         points_accepted = since_points + confirmed_points + parked + skipped_points + expired_points + waiting_points
@@ -67,7 +68,8 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A data directory at one moment. `server_pid` is None when no server has it open, 0 when it cannot be told.
 
-    `gaps` are between the segments that are there now; `lost` is what starts have ever found missing.
+    `gaps` are between the segments that are there now; `lost` is what starts have ever found missing. `account` is by sink the
+    same as in the node's `/status.json`.
     """
 
     data_dir: str
@@ -83,6 +85,7 @@ class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     gaps: list[Gap]
     lost: list[LostRange]
     sinks: dict[str, SinkStatus]
+    account: dict[str, Account]
 
 
 def status(data_dir: Path, *, now_ns: int) -> WalStatus:
@@ -98,13 +101,14 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
     state = read_state(data_dir / STATE_NAME)
     segments, rows = _segments(wal_dir)
     last = segments[-1].ends if segments else None
+    points_accepted = last.points_after if last else 0
     return WalStatus(
         data_dir=str(data_dir),
         server_pid=holder_of(data_dir),
         wal_id=str(state.wal_id),
         first_seq=segments[0].ends.header.first_seq if segments else 0,
         last_seq=last.last_seq if last else 0,
-        points_accepted=last.points_after if last else 0,
+        points_accepted=points_accepted,
         points_kept=sum(row.points for row in rows),
         bytes=sum(row.bytes for row in rows),
         segments=rows,
@@ -115,6 +119,7 @@ def status(data_dir: Path, *, now_ns: int) -> WalStatus:
             name: _sink(cursor, _trouble(name, state, cursor), segments, now_ns)
             for name, cursor in state.cursors.items()
         },
+        account={name: account_of(cursor, points_accepted) for name, cursor in state.cursors.items()},
     )
 
 

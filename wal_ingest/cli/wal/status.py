@@ -55,6 +55,14 @@ def _print_status(found: WalStatus) -> None:
         )
     console.print()
     console.print(sinks)
+    console.print()
+    for name, account in found.account.items():
+        console.print(
+            f"{name}: {account.accepted:,} accepted = {account.delivered:,} delivered + {account.waiting:,} waiting"
+            f" + {account.parked:,} parked + {account.given_up:,} given up"
+            + (f" + {account.unaccounted:,} unaccounted" if account.unaccounted else ""),
+            markup=False,
+        )
     for name, sink in found.sinks.items():
         if sink.state != "ok":
             console.print(f"{name}: {sink.state} for {age_text(sink.state_s)}: {sink.reason}")

@@ -1,8 +1,8 @@
 """The status page's files, as they are served: no build step, nothing from elsewhere.
 
-`index.html` is the skeleton, `status.css` its looks. `status.js` asks the node and hands what it says to
-the other modules: `status-verdict.js` (how is it, in a sentence), `status-view.js` (figures, sinks, lists),
-`status-plot.js` (the plots) and `status-words.js` (numbers and times in words).
+`index.html` is the skeleton, `status.css` its looks. `status.js` polls the node and passes the answers to the other
+modules: `status-view.js` (verdict, figures, sinks, lists), `status-plot.js` (the plots) and `status-words.js` (numbers
+and times in words). The verdict, the levels and the meanings are the server's: the page has no opinion of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ _FILES = {
     "/status.css": "status.css",
     "/status.js": "status.js",
     "/status-plot.js": "status-plot.js",
-    "/status-verdict.js": "status-verdict.js",
     "/status-view.js": "status-view.js",
     "/status-words.js": "status-words.js",
 }

@@ -1,6 +1,5 @@
 // Puts what the node says into the page. Every text goes in as text, never as markup.
 
-import { stateOf } from "./status-verdict.js";
 import { UNKNOWN, bytes, clock, count, counted, duration, milliseconds, perSecond } from "./status-words.js";
 
 const byId = (id) => document.getElementById(id);
@@ -18,7 +17,7 @@ const exactly = (value) => (Number.isFinite(value) ? value.toLocaleString("en") 
 
 /** The header, the tiles and the footer. */
 export function showFigures(status) {
-  const { rates, commit, wal } = status;
+  const { rates, append, commit, wal } = status;
   sayAll({
     version: `version ${status.version}`,
     up: `up ${duration((Date.parse(status.now) - Date.parse(status.started)) / 1000)}`,
@@ -26,14 +25,15 @@ export function showFigures(status) {
     "requests-rate": perSecond(count(rates.requests_per_s)),
     "bytes-rate": perSecond(bytes(rates.bytes_per_s)),
     accepted: count(wal.points_accepted),
-    p99: milliseconds(commit.p99_ms),
-    p50: milliseconds(commit.p50_ms),
+    p99: milliseconds(append.p99_ms),
+    p50: milliseconds(append.p50_ms),
     "commits-rate": perSecond(count(commit.per_s)),
     entries: count(commit.entries_per_commit),
     oldest: wal.oldest_waiting_s === null ? "none" : duration(wal.oldest_waiting_s),
     segments: count(wal.segments),
     "disk-free": bytes(wal.disk_free_bytes),
     "disk-min": bytes(wal.disk_free_bytes_min),
+    "disk-full-in": wal.disk_full_in_s === null ? "not filling" : duration(wal.disk_full_in_s),
     "last-seq": exactly(wal.last_seq) || UNKNOWN,
     damaged: wal.damaged_files ? count(wal.damaged_files) : "none",
     "data-dir": `Data in ${status.data_dir}`,
@@ -58,7 +58,7 @@ function showFill(wal) {
   const bar = byId("wal-bar");
   bar.setAttribute("aria-valuenow", percent.toFixed(1));
   bar.setAttribute("aria-valuetext", `${bytes(wal.bytes)} of ${bytes(wal.bytes_max)}`);
-  bar.dataset.level = percent >= 90 ? "bad" : percent >= 60 ? "warn" : "ok";
+  bar.dataset.level = percent >= 90 ? "bad" : percent >= 60 ? "attention" : "good";
   bar.firstElementChild.style.width = `${percent}%`;
 }
 
@@ -79,23 +79,25 @@ function fillParts(element, texts) {
 /** A card for each sink. */
 export function showSinks(status) {
   byId("no-sinks").hidden = status.sinks.length > 0;
-  inPlace(byId("sinks"), status.sinks, "sink-card", (card, sink) => fillSink(card, sink, status.now));
+  inPlace(byId("sinks"), status.sinks, "sink-card", (card, sink) => {
+    fillSink(card, sink, status.account[sink.name], status.now);
+  });
 }
 
-function fillSink(card, sink, now) {
-  const { level, means } = stateOf(sink);
-  card.dataset.level = level;
+function fillSink(card, sink, account, now) {
+  card.dataset.level = sink.level;
   fillParts(card, {
     name: sink.name,
     state: sink.state,
-    since: `since ${clock(sink.since, now)}${means ? ` – ${means}` : ""}`,
+    since: `since ${clock(sink.since, now)}${sink.meaning ? ` – ${sink.meaning}` : ""}`,
     waiting: counted(sink.waiting_points, "point"),
     lag: duration(sink.lag_s),
     rate: perSecond(count(sink.confirmed_per_s)),
     eta: caughtUp(sink),
     confirmed: count(sink.confirmed_points),
-    parked: count(sink.parked_points),
-    skipped: `${count(sink.skipped_points)} · ${count(sink.expired_points)}`,
+    parked: count(sink.dead_letters),
+    skipped: count(sink.given_up_points),
+    account: accountText(account),
     writes: `${count(sink.retried_writes)} · ${count(sink.in_flight)}`,
     lost: count(sink.unaccounted_points),
     "error-at": sink.last_error ? `Last error, ${clock(sink.last_error_at, now, { seconds: true })}:` : "",
@@ -103,22 +105,30 @@ function fillSink(card, sink, now) {
   });
   part(card, "waiting").title = exactly(sink.waiting_points);
   part(card, "confirmed").title = exactly(sink.confirmed_points);
-  part(card, "parked").classList.toggle("warned", sink.parked_points > 0);
-  part(card, "skipped").classList.toggle("alarm", sink.skipped_points > 0);
+  part(card, "parked").classList.toggle("warned", sink.dead_letters > 0);
+  part(card, "skipped").classList.toggle("warned", sink.given_up_points > 0);
   part(card, "optional").hidden = sink.required;
   part(card, "lost-row").hidden = !sink.unaccounted_points;
   part(card, "error-row").hidden = !sink.last_error;
+}
+
+/** The sum in exact figures, as the node counts it. */
+function accountText({ accepted, delivered, waiting, parked, given_up: givenUp, unaccounted }) {
+  const parts = { delivered, waiting, parked, "given up": givenUp };
+  if (unaccounted) parts.unaccounted = unaccounted;
+  const sum = Object.entries(parts).map(([name, value]) => `${exactly(value)} ${name}`).join(" + ");
+  return `${exactly(accepted)} accepted = ${sum}`;
 }
 
 function caughtUp(sink) {
   if (sink.waiting_points === 0) return "nothing waits";
   if (sink.catch_up_s !== null && sink.catch_up_s < 1) return "keeps up";
   if (sink.catch_up_s !== null) return `in ${duration(sink.catch_up_s)}`;
-  return stateOf(sink).level === "ok" ? "falls behind" : "not now";
+  return sink.level === "good" ? "falls behind" : "not now";
 }
 
-/** Dead letters by reason, and the last errors. */
-export function showLists({ dead_letters: dead, errors, now }) {
+/** Dead letters by reason, and the last events: errors, and what operators did. */
+export function showLists({ dead_letters: dead, events, now }) {
   byId("no-dead").hidden = dead.length > 0;
   inPlace(byId("dead"), dead, "list-item", (item, letter) => fillParts(item, {
     what: counted(letter.points, "point"),
@@ -126,29 +136,27 @@ export function showLists({ dead_letters: dead, errors, now }) {
     when: `last ${clock(letter.last_at, now, { seconds: true })}`,
     text: letter.reason,
   }));
-  byId("no-errors").hidden = errors.length > 0;
-  inPlace(byId("errors"), errors, "list-item", (item, error) => fillParts(item, {
-    what: clock(error.at, now, { seconds: true }),
-    who: error.source,
+  byId("no-events").hidden = events.length > 0;
+  inPlace(byId("events"), events, "list-item", (item, event) => fillParts(item, {
+    what: clock(event.at, now, { seconds: true }),
+    who: event.source,
     when: "",
-    text: error.message,
+    text: event.message,
   }));
 }
 
-const ICON_COLOURS = { ok: "2e9e5b", warn: "d98e04", bad: "d6322d", none: "888888" };
+const ICON_COLOURS = { good: "2e9e5b", attention: "d98e04", bad: "d6322d", none: "888888" };
 
 /** The sentence at the top, the tab's title and icon; the state is spoken only when `key` is another one. */
-export function showVerdict({ level, sentence, advice, key }, wasKey) {
+export function showVerdict({ level, sentence, remedies, key }, wasKey) {
   byId("banner").dataset.level = level;
   say(byId("verdict"), sentence);
-  inPlace(byId("advice"), advice, "advice-item", (item, { says, run }) => {
-    fillParts(item, { says, run: run || "" });
-  });
+  inPlace(byId("advice"), remedies, "advice-item", fillParts);
   const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><circle cx="4" cy="4" r="4" fill="#${
     ICON_COLOURS[level]}"/></svg>`;
   const href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
   if (byId("icon").href !== href) byId("icon").href = href;
-  const title = `${{ ok: "OK", warn: "Look", bad: "ACT", none: "?" }[level]} · wal-ingest ${location.host}`;
+  const title = `${{ good: "OK", attention: "Look", bad: "ACT", none: "?" }[level]} · wal-ingest ${location.host}`;
   if (document.title !== title) document.title = title;
   if (key !== wasKey) say(byId("said"), sentence);
 }

@@ -4,7 +4,6 @@
 // the last figures in grey, and goes on asking.
 
 import { createPlot } from "./status-plot.js";
-import { verdict } from "./status-verdict.js";
 import { say, showFigures, showLists, showPlace, showSinks, showVerdict } from "./status-view.js";
 import { bytes, clock, count, duration, milliseconds, perSecond } from "./status-words.js";
 
@@ -59,7 +58,7 @@ function statusWork() {
     key = told.key;
   };
   const answered = (status) => {
-    present(verdict(status));
+    present(status.verdict);
     showFigures(status);
     showSinks(status);
     showLists(status);
@@ -88,10 +87,11 @@ function silence(error, since, heard) {
   return {
     level: "bad",
     sentence: `No status from this node since ${clock(since, now, { seconds: true })}, for ${ago}: ${error.message}`,
-    advice: [{
+    remedies: [{
       says: heard
         ? "The figures below are from then. This page asks again every 2 s and goes on by itself."
         : "This page asks again every 2 s. Does the node run, and is this its address?",
+      run: "",
     }],
     key: "silent",
   };
