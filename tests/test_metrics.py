@@ -30,6 +30,9 @@ def test_every_declared_metric_is_shown_with_its_kind_help_and_labels() -> None:
     }
     metrics = Metrics()
     metrics.sink_writes("sink-x")(0.5)
+    for lines in (0, 3):
+        metrics.front.refused("/write", "malformed", "10.0.0.7", lines)
+    metrics.front.noticed("/write", "time_past", "10.0.0.7", 5)
     families = shown(metrics.exposition(lambda: values)().decode())
     ours = {name for name in families if name.startswith(PREFIX)}
     assert ours == {PREFIX + declared.name for declared in TABLE}

@@ -9,6 +9,7 @@ The rooms do not know this module: each takes a small observer of its own, and `
 from __future__ import annotations
 
 import enum
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ class Declared:
 
 
 PREFIX = "wal_ingest_"
-ROUTES = ("/metrics", "/api/v2/write", "/write", "/stream", "unparsed", "other")
-RESULTS = ("accepted", "invalid", "too_large", "unavailable", "failed")
+ROUTES = ("/metrics", "/api/v2/write", "/write", "/api/v3/write_lp", "/stream", "unparsed", "other")
+RESULTS = ("accepted", "partial", "invalid", "unauthorized", "too_large", "unavailable", "failed")
 
 _SINK = ("sink",)
 _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -69,8 +70,8 @@ TABLE = (
     Declared(
         "ingest_requests",
         _COUNTER,
-        "Write requests and frames of streams answered; result is accepted, invalid (4xx), too_large (413), "
-        "unavailable (503) or failed (500); "
+        "Write requests and frames of streams answered; result is accepted, partial (good lines stored, others "
+        "refused), invalid (4xx), unauthorized (401), too_large (413), unavailable (503) or failed (500); "
         "route unparsed is of requests that are not valid HTTP/1.1, other of refused web pages.",
         ("route", "result"),
         measured=True,
@@ -83,6 +84,28 @@ TABLE = (
         _COUNTER,
         "Bytes of accepted bodies and frames as they came, compressed or not.",
         ("route",),
+        measured=True,
+    ),
+    Declared(
+        "ingest_refusals",
+        _COUNTER,
+        "Requests and frames refused as a whole, by reason.",
+        ("route", "reason"),
+        measured=True,
+    ),
+    Declared(
+        "ingest_refused_lines",
+        _COUNTER,
+        "Lines left out of requests whose other lines were stored, by reason.",
+        ("route", "reason"),
+        measured=True,
+    ),
+    Declared(
+        "ingest_odd_points",
+        _COUNTER,
+        "Points accepted although odd: time_past (before 1990), time_future (more than a day ahead), not_utf8 (read as "
+        "Windows-1252). Times are sampled: of a request in which none is found, none is counted.",
+        ("route", "oddity"),
         measured=True,
     ),
     Declared(
@@ -201,6 +224,25 @@ TABLE = (
 Values = Mapping[str, float | Mapping[tuple[str, ...], float]]
 
 
+class SourceCounts:
+    """What was refused or odd, by source and word, for the sources that gave cause most recently."""
+
+    def __init__(self, sources_max: int = 1_000) -> None:
+        self._sources_max = sources_max
+        self._counts: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def add(self, source: str, word: str, count: int) -> None:
+        """Counts; the pair of source and word that was silent longest is forgotten when there are too many."""
+        key = (source, word)
+        self._counts[key] = self._counts.pop(key, 0) + count
+        if len(self._counts) > self._sources_max:
+            self._counts.popitem(last=False)
+
+    def listed(self) -> list[tuple[str, str, int]]:
+        """Source, word and count, the most recent first."""
+        return [(source, word, count) for (source, word), count in reversed(self._counts.items())]
+
+
 class FrontObserver:
     """What the front door tells, once per request (see `wal_ingest.http.ingest.Observer`).
 
@@ -218,6 +260,10 @@ class FrontObserver:
         stored = [route for route in ROUTES if route not in ("unparsed", "other")]
         self._points = {route: points.labels(route) for route in stored}
         self._bytes = {route: size.labels(route) for route in stored}
+        self._refusals = _counter(measured, "ingest_refusals")
+        self._refused_lines = _counter(measured, "ingest_refused_lines")
+        self._odd_points = _counter(measured, "ingest_odd_points")
+        self.by_source = SourceCounts()
         self._append_s = _histogram(measured, "append_seconds")
         self.requests = 0
         self.accepted = 0
@@ -233,6 +279,16 @@ class FrontObserver:
             self.body_bytes += body_bytes
             self._points[route].inc(points)
             self._bytes[route].inc(body_bytes)
+
+    def refused(self, route: str, reason: str, source: str, lines: int) -> None:
+        """A request was refused as a whole (`lines` is 0), or so many of its lines."""
+        (self._refused_lines if lines else self._refusals).labels(route, reason).inc(lines or 1)
+        self.by_source.add(source, reason, lines or 1)
+
+    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
+        """So many points were accepted although they are odd."""
+        self._odd_points.labels(route, oddity).inc(points)
+        self.by_source.add(source, oddity, points)
 
     def appended(self, seconds: float) -> None:
         """An append became durable after so many seconds."""

@@ -65,6 +65,25 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=0,
         ),
     ] = 1024
+    partial_writes: Annotated[
+        str,
+        _why(
+            "Where the good lines of a request are stored although others are bad, and the bad ones reported: "
+            '"dialect" on /write and /api/v3/write_lp, as InfluxDB 1 and 3 do; "always" on /api/v2/write too; "never". '
+            "A request decides for itself with accept_partial=true or false.",
+            pattern="^(dialect|always|never)$",
+        ),
+    ] = "dialect"
+    time_window_past_s: Annotated[
+        float,
+        _why(
+            "Age in seconds beyond which a point is refused; 0 takes any. Catches times in a wrong unit.",
+            ge=0,
+        ),
+    ] = 0.0
+    time_window_future_s: Annotated[
+        float, _why("Seconds ahead of the clock beyond which a point is refused; 0 takes any.", ge=0)
+    ] = 0.0
     bodies_bytes_max: Annotated[
         int,
         _why(

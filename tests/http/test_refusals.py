@@ -25,12 +25,20 @@ class Noted:
     def __init__(self) -> None:
         self.answers: list[tuple[str, str, int, int]] = []
         self.appends: list[float] = []
+        self.refusals: list[tuple[str, str, str, int]] = []
+        self.oddities: list[tuple[str, str, str, int]] = []
 
     def answered(self, route: str, result: str, points: int, body_bytes: int) -> None:
         self.answers.append((route, result, points, body_bytes))
 
     def appended(self, seconds: float) -> None:
         self.appends.append(seconds)
+
+    def refused(self, route: str, reason: str, source: str, lines: int) -> None:
+        self.refusals.append((route, reason, source, lines))
+
+    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
+        self.oddities.append((route, oddity, source, points))
 
 
 # -- ids ------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_a_failed_sink_is_resumed_wherever_it_is_spoken_of_and_never_restarted()
     assert "until a restart" not in dashboard
 
 
-@pytest.mark.parametrize("state", sorted(CONDITIONS.keys() - {"absent"}))
+@pytest.mark.parametrize("state", sorted(CONDITIONS))
 def test_the_command_of_a_remedy_exists(state: str) -> None:
     remedy = CONDITIONS[state].remedy
     if remedy is None:

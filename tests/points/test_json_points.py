@@ -127,16 +127,16 @@ REFUSED: list[tuple[Any, str]] = [
     (fleet(serverId="a\nb"), "a line feed or another control character in the serverId"),
     (fleet(serverId="a\x7f"), "a line feed or another control character in the serverId"),
     (fleet(serverId="a\\"), "a backslash before a space, comma or '=', or at the end, of the serverId"),
-    (fleet(serverId=5), "Expected `str`, got `int` at serverId"),
-    (fleet(cpu="1"), "Expected `float`, got `str` at cpu"),
-    (fleet(cpu=True), "Expected `float`, got `bool` at cpu"),
-    (fleet(cpu=None), "Expected `float`, got `null` at cpu"),
+    (fleet(serverId=5), "an integer where a string is needed at serverId"),
+    (fleet(cpu="1"), "a string where an integer or a number is needed at cpu"),
+    (fleet(cpu=True), "a boolean where an integer or a number is needed at cpu"),
+    (fleet(cpu=None), "null where an integer or a number is needed at cpu"),
     ({"serverId": "a", "cpu": 1}, "missing: ram"),
     ({}, "missing: serverId, cpu, ram"),
-    (fleet(disk=1), "Object contains unknown field `disk`"),
-    (fleet(timestamp=1.5), "Expected `int | null`, got `float` at timestamp"),
-    (fleet(timestamp=True), "Expected `int | null`, got `bool` at timestamp"),
-    (fleet(timestamp="5"), "Expected `int | null`, got `str` at timestamp"),
+    (fleet(disk=1), "the name 'disk' is not known here"),
+    (fleet(timestamp=1.5), "a number where an integer or null is needed at timestamp"),
+    (fleet(timestamp=True), "a boolean where an integer or null is needed at timestamp"),
+    (fleet(timestamp="5"), "a string where an integer or null is needed at timestamp"),
     (fleet(timestamp=9_223_372_036_855), "the timestamp is out of range"),
     (fleet(timestamp=-9_223_372_036_855), "the timestamp is out of range"),
     (fleet(timestamp=10**40), "the timestamp is out of range"),
@@ -153,22 +153,31 @@ REFUSED: list[tuple[Any, str]] = [
         "a backslash before a space, comma or '=', or at the end, of the tag value",
     ),
     (general(tags={"k\n": "v"}), "a line feed or another control character in the tag key"),
-    (general(tags={"k": 5}), "Expected `str`, got `int` at tags[...]"),
-    (general(tags={"k": None}), "Expected `str`, got `null` at tags[...]"),
+    (general(tags={"k": 5}), "an integer where a string is needed at tags[...]"),
+    (general(tags={"k": None}), "null where a string is needed at tags[...]"),
     (general(fields={}), "no fields"),
     (general(fields={"": 1}), "an empty field key"),
     (general(fields={"f\\": 1}), "a backslash before a space"),
-    (general(fields={"f": None}), "Expected `bool | int | float | str`, got `null` at fields[...]"),
-    (general(fields={"f": [1]}), "Expected `bool | int | float | str`, got `array` at fields[...]"),
-    (general(fields={"f": {"g": 1}}), "Expected `bool | int | float | str`, got `object` at fields[...]"),
+    (
+        general(fields={"f": None}),
+        "null where a boolean, an integer, a number or a string is needed at fields[...]",
+    ),
+    (
+        general(fields={"f": [1]}),
+        "an array where a boolean, an integer, a number or a string is needed at fields[...]",
+    ),
+    (
+        general(fields={"f": {"g": 1}}),
+        "an object where a boolean, an integer, a number or a string is needed at fields[...]",
+    ),
     (general(fields={"f": "a\nb"}), "a line feed inside a string field is not supported"),
     ({"measurement": "m", "tags": {"a": "b"}}, "no fields"),
     ({"fields": {"f": 1}}, "missing: measurement"),
     (general(cpu=1), "keys of both shapes"),
-    (general(time=1), "Object contains unknown field `time`"),
-    ([1], "Expected `object`, got `array`"),
-    ("point", "Expected `object`, got `str`"),
-    (None, "Expected `object`, got `null`"),
+    (general(time=1), "the name 'time' is not known here"),
+    ([1], "an array where an object is needed"),
+    ("point", "a string where an object is needed"),
+    (None, "null where an object is needed"),
 ]
 
 
@@ -199,7 +208,7 @@ def test_numbers_beyond_a_float_are_refused(number: str) -> None:
         f'{{"serverId":"a","cpu":1,"ram":{number}}}',
         f'{{"measurement":"m","fields":{{"f":{number}}}}}',
     ):
-        with pytest.raises(PointError, match=r"Number out of range|beyond 2\^53"):
+        with pytest.raises(PointError, match=r"number is out of range|beyond 2\^53"):
             accept(body.encode())
 
 
@@ -297,7 +306,7 @@ def test_where_a_key_stands_twice_the_last_one_counts() -> None:
 texts = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('\\ ,="#\n\r\x00é')), max_size=8
 )
-numbers = st.one_of(st.integers(-(2**70), 2**70), st.floats(allow_nan=False, allow_infinity=False))
+numbers = st.one_of(st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False))
 timestamps = st.one_of(st.none(), st.just(0), st.integers(-(10**13), 10**13))
 fleet_points = st.fixed_dictionaries(
     {"serverId": texts, "cpu": numbers, "ram": numbers}, optional={"timestamp": timestamps}

@@ -28,6 +28,12 @@ METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 RETRY_AFTER_S = 5
 
+_REASONS = {
+    404: "there is no {path} here; there are: POST /metrics, /api/v2/write, /write and /api/v3/write_lp; /query; "
+    "GET /stream, /metrics, /healthz, /readyz, /health, /ready, /ping, /status.json, /history.json and /",
+    405: "{path} is not for {method}: the header Allow lists the methods",
+}
+
 # How much of a path that nobody knows goes into the log.
 _PATH_CHARS_MAX = 200
 
@@ -119,11 +125,16 @@ def _name_requests(app: QuartTrio, refusals: RefusalLog) -> None:
 
     @app.errorhandler(HTTPException)
     async def refuse(error: HTTPException) -> Response:
-        status, reason = error.code or 500, error.description or error.name
+        status = error.code or 500
+        path = request.path[:_PATH_CHARS_MAX]
+        reason = _reason(error, path, request.method)
         g.request_id = client_request_id(request.scope["headers"]) or new_request_id()
-        path, client = request.path[:_PATH_CHARS_MAX], request.scope.get("client")
+        client = request.scope.get("client")
         refusals.refused(g.request_id, path, status, reason, client[0] if client else "")
-        response = jsonify({"error": reason})
+        if path.startswith(("/api/v2/", "/api/v3/")):
+            response = jsonify({"code": error.name.lower(), "message": reason})
+        else:
+            response = jsonify({"error": reason})
         response.status_code = status
         for name, value in error.get_headers():
             if name.lower() not in ("content-type", "content-length"):
@@ -138,6 +149,14 @@ def _name_requests(app: QuartTrio, refusals: RefusalLog) -> None:
         if request_id is not None:
             response.headers["X-Request-Id"] = request_id.decode()
         return response
+
+
+def _reason(error: HTTPException, path: str, method: str) -> str:
+    """Why a request is refused, in our words where there are any."""
+    words = _REASONS.get(error.code or 500)
+    if words is None:
+        return error.description or error.name
+    return words.replace("{path}", path).replace("{method}", method)
 
 
 def _asset(content_type: str, body: bytes) -> Callable[[], Coroutine[None, None, Response]]:

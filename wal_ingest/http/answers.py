@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from wal_ingest.errors import ComeBackLater, PointError, RequestError
+from wal_ingest.errors import BodyTooSlow, ComeBackLater, PointError, RequestError
+from wal_ingest.http.checking import Checked
+from wal_ingest.http.observer import Reason
 from wal_ingest.http.requests import Dialect
+from wal_ingest.points.times import TimeOutsideWindow
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -53,7 +56,17 @@ _CODES = {
     500: "internal error",
     503: "unavailable",
 }
+_REASONS = {
+    401: Reason.UNAUTHORIZED,
+    405: Reason.METHOD,
+    408: Reason.TOO_SLOW,
+    413: Reason.TOO_LARGE,
+    415: Reason.MEDIA_TYPE,
+    500: Reason.FAILED,
+    503: Reason.UNAVAILABLE,
+}
 _HEADER_TEXT_MAX = 400
+_LINES_IN_MESSAGE_MAX = 5
 
 
 def accepted(dialect: Dialect, *, points: int, seq: int) -> Answer:
@@ -64,8 +77,51 @@ def accepted(dialect: Dialect, *, points: int, seq: int) -> Answer:
     return Answer(202, (_JSON_TYPE, (b"content-length", b"%d" % len(body))), body)
 
 
-def problem_of(error: RequestError | ComeBackLater) -> Problem:
-    """What an error says to the client."""
+def partly(dialect: Dialect, checked: Checked) -> tuple[Problem, Answer]:
+    """What is answered when lines were left out of a request, once the others are durable; and what the log says.
+
+    The words are each InfluxDB's own, because clients look for them: a Telegraf that finds "partial write" or "unable
+    to parse" does not send the request again.
+    """
+    words = "\n".join(
+        f"unable to parse '{each.text}': {each.error.reason}"
+        for each in checked.refusals[:_LINES_IN_MESSAGE_MAX]
+    )
+    if checked.lines.points:
+        words = f"partial write: {words} dropped={checked.dropped}"
+    problem = Problem(400, words)
+    if dialect is Dialect.INFLUXDB_V3:
+        data = [
+            {
+                "original_line": each.text,
+                "line_number": each.error.line,
+                "error_message": each.error.reason,
+            }
+            for each in checked.refusals
+        ]
+        content = {"error": "partial write of line protocol occurred", "data": data}
+        return problem, _json_answer(400, content)
+    if dialect is Dialect.INFLUXDB_V2 and checked.lines.points:
+        # What InfluxDB 2 sends when it has written a part: with 400 its clients take nothing to be written.
+        content = {
+            "code": "unprocessable entity",
+            "message": f"failure writing points to database: {words}",
+        }
+        headers = [(b"x-platform-error-code", b"unprocessable entity")]
+        return replace(problem, status=422), _json_answer(422, content, headers)
+    return problem, refused(dialect, problem)
+
+
+def _json_answer(status: int, content: object, headers: Headers = (), *, closes: bool = False) -> Answer:
+    body = json.dumps(content).encode() + b"\n"
+    return Answer(status, (_JSON_TYPE, *headers, (b"content-length", b"%d" % len(body))), body, closes)
+
+
+def problem_of(error: RequestError | ComeBackLater, dialect: Dialect = Dialect.NATIVE) -> Problem:
+    """What an error says to the client, in the manner of the dialect."""
+    if isinstance(error, BodyTooSlow) and dialect is not Dialect.NATIVE:
+        # Telegraf and others drop a request that is answered 408, and send one again that is answered 503.
+        return Problem(503, str(error), retry_after_s=1)
     if isinstance(error, ComeBackLater):
         return Problem(503, str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, PointError):
@@ -77,7 +133,9 @@ def refused(dialect: Dialect, problem: Problem, *, closes: bool = False, allow: 
     """The answer to a request of which nothing was stored; `allow` lists the methods of a 405."""
     headers: list[tuple[bytes, bytes]] = [_JSON_TYPE]
     content: dict[str, object]
-    if dialect is Dialect.INFLUXDB_V2:
+    if dialect is Dialect.INFLUXDB_V3:
+        content = _v3_content(problem)
+    elif dialect is Dialect.INFLUXDB_V2:
         code = _CODES.get(problem.status, "invalid")
         content = {"code": code, "message": problem.message}
         headers.append((b"x-platform-error-code", code.encode()))
@@ -103,6 +161,14 @@ def refused(dialect: Dialect, problem: Problem, *, closes: bool = False, allow: 
     return Answer(problem.status, headers, body, closes)
 
 
+def _v3_content(problem: Problem) -> dict[str, object]:
+    """InfluxDB 3 names the line of a refused body apart."""
+    if problem.line is None:
+        return {"error": problem.message}
+    data = {"original_line": "", "line_number": problem.line, "error_message": problem.message}
+    return {"error": "parsing failed for write_lp endpoint", "data": data}
+
+
 def upgrade_required() -> Answer:
     """The answer to a request without a WebSocket handshake where streams are."""
     body = b'{"error": "streams begin with a WebSocket handshake, sub-protocol wal-ingest.v1"}\n'
@@ -124,11 +190,24 @@ def result_of(status: int) -> str:
     """What became of a request, in the word that the metrics have for it."""
     if status < 400:
         return "accepted"
+    if status == 401:
+        return "unauthorized"
     if status == 413:
         return "too_large"
     if status < 500:
         return "invalid"
     return "unavailable" if status == 503 else "failed"
+
+
+def reason_of(error: Exception | None, status: int) -> Reason:
+    """The word that refusals are counted by, of an error or, where there is none, of a status."""
+    if isinstance(error, TimeOutsideWindow):
+        return Reason.TIME
+    if isinstance(error, PointError):
+        return Reason.TOO_LONG if "(server.line_bytes_max)" in error.reason else Reason.MALFORMED
+    if isinstance(error, BodyTooSlow):
+        return Reason.TOO_SLOW
+    return _REASONS.get(status, Reason.REQUEST)
 
 
 def unexpected() -> Problem:

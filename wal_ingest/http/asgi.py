@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,21 @@ from wal_ingest.http.body import Receive, discard_body
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Scope = dict[str, Any]
 AsgiCallable = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+_SLASHES = re.compile(r"//+")
+
+
+def with_plain_path(scope: Scope) -> Scope:
+    """The scope with its path as the routes have it: without doubled slashes or one at the end.
+
+    Base addresses that are configured with a slash at the end make such paths.
+    """
+    path = scope["path"]
+    if "//" not in path and (len(path) == 1 or path[-1:] != "/"):
+        return scope
+    plain = _SLASHES.sub("/", path).rstrip("/") or "/"
+    return scope | {"path": plain, "raw_path": plain.encode()}
 
 
 def source_of(scope: Scope) -> str:

@@ -6,21 +6,39 @@ request runs; what would hold up everybody else's goes to a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import trio
 
-from wal_ingest.errors import BodyTooLarge
+from wal_ingest.errors import BodyTooLarge, PointError
 from wal_ingest.http.body import Hold
+from wal_ingest.http.observer import Oddity
 from wal_ingest.http.requests import Format, sniff
-from wal_ingest.points import Lines, Precision
-from wal_ingest.points.encoding import decode_body
+from wal_ingest.points import Lines, Precision, split_lines, split_points
+from wal_ingest.points.encoding import TooManyMembers, decode_body
 from wal_ingest.points.json_points import accept_json, accept_ndjson
-from wal_ingest.points.line_protocol import accept_line_protocol, accept_line_protocol_fast
+from wal_ingest.points.line_protocol import (
+    accept_good_lines,
+    accept_line_protocol,
+    accept_line_protocol_fast,
+)
+from wal_ingest.points.text import as_utf8, without_mark
+from wal_ingest.points.times import (
+    TimeGuess,
+    TimeOutsideWindow,
+    TimeWindow,
+    implausible_points,
+    outside,
+    window_reason,
+    with_guessed_times,
+)
+from wal_ingest.points.utf8 import first_invalid_byte
 from wal_ingest.settings import ServerSettings
 
 T = TypeVar("T")
+P = TypeVar("P", Precision, None)
 
 # A body of up to this many bytes, after decompression, is checked without going to a thread.
 INLINE_BYTES_MAX = 256 * 1024
@@ -32,6 +50,59 @@ SLOW_INLINE_BYTES_MAX = 4 * 1024
 
 # Bodies that are checked in threads at one time: each may take `body_bytes_max` more than the budget counts.
 CHECKING_THREADS_MAX = 2
+
+
+# Compressed bodies of more members or frames than this are decoded in a thread: each costs as much as a small body.
+INLINE_MEMBERS_MAX = 16
+
+# How many refused lines of a request are described, and how much of each is quoted.
+REFUSALS_MAX = 100
+REFUSED_TEXT_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a body is to be read: `written` and `precision` are None where the sender did not name them.
+
+    `partial` says that good lines of line protocol are taken although others are bad.
+    """
+
+    written: Format | None
+    precision: Precision | TimeGuess | None = None
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedLine:
+    """A line that was left out: its text (cut off when long) and why."""
+
+    text: str
+    error: PointError
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The canonical lines of a body, and what is to be reported of it.
+
+    `dropped` lines were left out, the first of them are in `refusals`. `past` and `future` count points with
+    implausible times, `repaired` lines that were not UTF-8.
+    """
+
+    lines: Lines
+    dropped: int = 0
+    refusals: tuple[RefusedLine, ...] = ()
+    past: int = 0
+    future: int = 0
+    repaired: int = 0
+
+    def oddities(self) -> Iterator[tuple[Oddity, int]]:
+        """What is odd about the points, with how many are."""
+        counts = (
+            (Oddity.TIME_PAST, self.past),
+            (Oddity.TIME_FUTURE, self.future),
+            (Oddity.NOT_UTF8, self.repaired),
+        )
+        return ((oddity, count) for oddity, count in counts if count)
 
 
 class ThreadDoor(Protocol):
@@ -71,7 +142,14 @@ class Checker:
         decoded = None
         if len(body) <= INLINE_BYTES_MAX:
             try:
-                decoded = decode_body(body, encoding, bytes_max=min(INLINE_BYTES_MAX, bytes_max))
+                decoded = decode_body(
+                    body,
+                    encoding,
+                    bytes_max=min(INLINE_BYTES_MAX, bytes_max),
+                    members_max=INLINE_MEMBERS_MAX,
+                )
+            except TooManyMembers:
+                pass
             except BodyTooLarge:
                 if bytes_max <= INLINE_BYTES_MAX:
                     raise
@@ -80,45 +158,146 @@ class Checker:
         hold.take(len(decoded))
         return decoded
 
-    async def lines(
-        self, body: bytes, *, written: Format | None, precision: Precision | None, now_ns: int
-    ) -> Lines:
-        """The canonical lines of a decoded body; `written` is None when the sender did not say how it is written.
+    async def check(self, body: bytes, reading: Reading, *, now_ns: int) -> Checked:
+        """The canonical lines of a decoded body.
 
-        Raises PointError, BadRequest. Cancellation: nothing is left behind.
+        Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`. Cancellation: nothing is
+        left behind.
         """
-        written = written if written is not None else sniff(body)
+        body = without_mark(body)
+        written = reading.written if reading.written is not None else sniff(body)
+        check = _Check(body, written, reading, self._settings, now_ns)
         inline_bytes_max = SLOW_INLINE_BYTES_MAX
         if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
-            lines = accept_line_protocol_fast(
-                body,
-                precision=precision or Precision.NS,
-                now_ns=now_ns,
-                line_bytes_max=self._settings.line_bytes_max,
-            )
-            if lines is not None:
-                return lines
+            checked = check.fast()
+            if checked is not None:
+                return checked
         elif written is not Format.LINE_PROTOCOL:
             inline_bytes_max = JSON_INLINE_BYTES_MAX
         if len(body) <= inline_bytes_max:
-            return self._validate(body, written, precision, now_ns)
-        return await self._in_thread(lambda: self._validate(body, written, precision, now_ns))
+            return check.whole()
+        return await self._in_thread(check.whole)
 
-    def _validate(self, body: bytes, written: Format, precision: Precision | None, now_ns: int) -> Lines:
-        """The whole of it, however slow: line by line where it must be."""
-        settings = self._settings
-        if written is Format.LINE_PROTOCOL:
-            return accept_line_protocol(
-                body,
-                precision=precision or Precision.NS,
-                now_ns=now_ns,
-                line_bytes_max=settings.line_bytes_max,
+    async def cut(self, lines: Lines, points_max: int) -> list[Lines]:
+        """The lines in pieces of at most so many points. Cancellation: nothing is left behind."""
+        if len(lines.data) <= INLINE_BYTES_MAX:
+            return split_lines(lines, points_max)
+        return await self._in_thread(lambda: split_lines(lines, points_max))
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One body on its way to canonical lines: `fast` does what goes in bulk, `whole` everything, however slow."""
+
+    body: bytes
+    written: Format
+    reading: Reading
+    settings: ServerSettings
+    now_ns: int
+
+    def fast(self) -> Checked | None:
+        """The lines of a body of good line protocol; None when it is not that, or is more than bulk work."""
+        try:
+            lines = accept_line_protocol_fast(
+                self.body,
+                precision=self._precision(Precision.NS),
+                now_ns=self.now_ns,
+                line_bytes_max=self.settings.line_bytes_max,
             )
-        accept = accept_json if written is Format.JSON else accept_ndjson
-        return accept(
-            body,
-            now_ns=now_ns,
-            precision=precision or Precision.MS,
-            depth_max=settings.json_depth_max,
-            line_bytes_max=settings.line_bytes_max,
+        except PointError:
+            return None
+        return None if lines is None else self._finished(lines)
+
+    def whole(self) -> Checked:
+        """Line by line where it must be. Raises as `Checker.check`."""
+        if self.written is Format.LINE_PROTOCOL:
+            return self._line_protocol()
+        accept = accept_json if self.written is Format.JSON else accept_ndjson
+        lines = accept(
+            self.body,
+            now_ns=self.now_ns,
+            precision=self._precision(None),
+            depth_max=self.settings.json_depth_max,
+            line_bytes_max=self.settings.line_bytes_max,
         )
+        return self._finished(lines)
+
+    def _line_protocol(self) -> Checked:
+        body, repaired = self.body, 0
+        if first_invalid_byte(body) is not None:
+            body, repaired = as_utf8(body)
+        precision, limit = self._precision(Precision.NS), self.settings.line_bytes_max
+        if not self.reading.partial:
+            lines = accept_line_protocol(body, precision=precision, now_ns=self.now_ns, line_bytes_max=limit)
+            return self._finished(lines, repaired=repaired)
+        good = accept_good_lines(
+            body,
+            precision=precision,
+            now_ns=self.now_ns,
+            line_bytes_max=limit,
+            refusals_max=REFUSALS_MAX,
+        )
+        refusals = tuple(RefusedLine(_text_of(body, each.line), each) for each in good.refusals)
+        return self._finished(good.lines, good.dropped, refusals, repaired)
+
+    def _precision(self, default: P) -> Precision | P:
+        """The unit that the parser takes; where it is guessed, times are taken as they stand and changed afterwards."""
+        precision = self.reading.precision
+        if isinstance(precision, TimeGuess):
+            return Precision.NS
+        return precision or default
+
+    def _finished(
+        self, lines: Lines, dropped: int = 0, refusals: tuple[RefusedLine, ...] = (), repaired: int = 0
+    ) -> Checked:
+        """What is to be done with times, once the lines are canonical. Raises TimeOutsideWindow."""
+        if isinstance(self.reading.precision, TimeGuess):
+            lines = with_guessed_times(lines, self.reading.precision)
+        settings = self.settings
+        window = TimeWindow.around(
+            self.now_ns, past_s=settings.time_window_past_s, future_s=settings.time_window_future_s
+        )
+        if window is not None:
+            late = outside(lines, window)
+            if late:
+                lines, refused = self._without(lines, late, window)
+                dropped, refusals = dropped + len(late), (*refusals, *refused)[:REFUSALS_MAX]
+        past, future = implausible_points(lines, self.now_ns)
+        return Checked(lines, dropped, refusals, past, future, repaired)
+
+    def _without(
+        self, lines: Lines, late: Mapping[int, int], window: TimeWindow
+    ) -> tuple[Lines, list[RefusedLine]]:
+        """The lines without those whose time is outside the window; raises for the first unless `partial`."""
+        precision = self.reading.precision
+        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
+        unit_ns = (precision if isinstance(precision, Precision) else default).value
+        points = split_points(lines.data, lines.points)
+        refused = []
+        for index, time in list(late.items())[:REFUSALS_MAX]:
+            reason = window_reason(time, unit_ns, window, self.now_ns)
+            if self.written is Format.JSON:
+                error = TimeOutsideWindow(reason, index=index)
+            else:
+                error = TimeOutsideWindow(reason, line=self._line_of(points, index, unit_ns))
+            if not self.reading.partial:
+                raise error
+            refused.append(RefusedLine(_text_of(self.body, error.line), error))
+        kept = [point for index, point in enumerate(points) if index not in late]
+        return Lines(b"".join(kept), len(kept)), refused
+
+    def _line_of(self, points: list[bytes], index: int, unit_ns: int) -> int:
+        """The line of the body that a point came from, as far as the text still shows it."""
+        head, _, time = points[index].rstrip(b"\n").rpartition(b" ")
+        found = self.body.find(b"%b %d" % (head, int(time) // unit_ns))
+        return index + 1 if found < 0 else self.body.count(b"\n", 0, found) + 1
+
+
+def _text_of(body: bytes, line: int | None) -> str:
+    """The text of a line of the body, the first `REFUSED_TEXT_MAX` characters of it."""
+    start = 0
+    for _ in range((line or 1) - 1):
+        start = body.find(b"\n", start) + 1
+    end = body.find(b"\n", start)
+    text = body[start : end if end >= 0 else len(body)].rstrip(b"\r")
+    return text[: 4 * REFUSED_TEXT_MAX].decode(errors="replace")[:REFUSED_TEXT_MAX]

@@ -3,7 +3,8 @@
 Invariants:
 
 1. A 2xx is sent only after `append` returned: the points are durable.
-2. A request is stored whole or not at all: all its entries are handed over in one `append`.
+2. A request is stored whole or not at all: all its entries are handed over in one `append`. Where its dialect takes
+   the good lines of a request, "whole" is these, and the bad ones are reported after that append.
 3. One time of acceptance for the whole request: it stamps lines without a time, and is on every entry.
 4. A request that fails, whatever way, is answered, and neither its connection's neighbours nor the server notice.
 
@@ -19,12 +20,13 @@ costs half as much again.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from wal_ingest.addresses import parse_bind
 from wal_ingest.errors import BadRequest, ComeBackLater, RequestError
-from wal_ingest.http import answers
+from wal_ingest.http import answers, queries
 from wal_ingest.http.access import Access
 from wal_ingest.http.answers import Answer, Problem, upgrade_required
 from wal_ingest.http.appending import Appender
@@ -35,12 +37,13 @@ from wal_ingest.http.asgi import (
     answer_early,
     refuse_websocket,
     source_of,
+    with_plain_path,
     without_body,
 )
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
-from wal_ingest.http.checking import Checker
+from wal_ingest.http.checking import Checked, Checker, Reading
 from wal_ingest.http.hypercorn_mends import Unparsed
-from wal_ingest.http.observer import Nobody, Observer
+from wal_ingest.http.observer import Nobody, Observer, Reason
 from wal_ingest.http.origins import OriginRefused, Origins
 from wal_ingest.http.proxies import TrustedProxies
 from wal_ingest.http.refusals import RefusalLog, client_request_id, new_request_id
@@ -51,8 +54,8 @@ from wal_ingest.http.requests import (
     read_content_type,
     read_headers,
     read_query,
+    takes_partial,
 )
-from wal_ingest.points import split_lines
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
 
@@ -60,7 +63,9 @@ ROUTES = {
     "/metrics": Dialect.NATIVE,
     "/api/v2/write": Dialect.INFLUXDB_V2,
     "/write": Dialect.INFLUXDB_V1,
+    "/api/v3/write_lp": Dialect.INFLUXDB_V3,
 }
+QUERY_PATH = "/query"
 STREAM_PATH = "/stream"
 # The route, for the log and the counts, of a request that the HTTP parser refused: its own is unknown.
 UNPARSED_ROUTE = "unparsed"
@@ -75,7 +80,7 @@ class _Asked:
 
     query: Query
     encoding: str
-    written: Format | None
+    reading: Reading
     source: str
     now_ns: int
 
@@ -129,6 +134,7 @@ class Ingest:
                 await self._refuse_origin(exc, scope, receive, send)
                 return
         if scope["type"] == "http":
+            scope = with_plain_path(scope)
             dialect = ROUTES.get(scope["path"])
             # `GET /metrics` is Prometheus' and not a write that was sent the wrong way.
             reads = dialect is Dialect.NATIVE and scope["method"] in ("GET", "HEAD")
@@ -136,9 +142,12 @@ class Ingest:
                 await self._write_route(dialect, scope, receive, send)
             elif scope["path"] == STREAM_PATH and self._streams is not None:
                 await answer_early(upgrade_required(), receive, send)
+            elif scope["path"] == QUERY_PATH:
+                await answer_early(await queries.answer(scope, receive), receive, send)
             else:
                 await self._fallback(scope, without_body(receive), send)
         elif scope["type"] == "websocket":
+            scope = with_plain_path(scope)
             if self._streams is not None and scope["path"] == STREAM_PATH:
                 await self._streams(scope, receive, send)
             else:
@@ -169,15 +178,26 @@ class Ingest:
         try:
             asked, body = await self._read(dialect, scope, receive, hold)
             body_is_read = True
-            answer, points = await self._store(dialect, asked, body, hold)
-            if request_id is not None:
-                answer = answers.with_request_id(answer, request_id)
-            self._observer.answered(scope["path"], "accepted", points, len(body))
+            answer, checked = await self._store(dialect, asked, body, hold)
+            self._report(scope["path"], asked.source, checked)
+            if checked.dropped:
+                answer = self._refuse_lines(dialect, scope, request_id, checked, len(body))
+            else:
+                if request_id is not None:
+                    answer = answers.with_request_id(answer, request_id)
+                self._observer.answered(scope["path"], "accepted", checked.lines.points, len(body))
         except ClientGone:
             return
         except (RequestError, ComeBackLater) as exc:
-            problem = answers.problem_of(exc)
-            answer = self._refuse(dialect, problem, scope, request_id, closes=not body_is_read)
+            problem = answers.problem_of(exc, dialect)
+            answer = self._refuse(
+                dialect,
+                problem,
+                scope,
+                request_id,
+                closes=not body_is_read,
+                reason=answers.reason_of(exc, problem.status),
+            )
             # Its frames hold the body and what was made of it, and an error that came through a thread is part
             # of a cycle: without this, refused bodies pile up until the next collection.
             exc.__traceback__ = None
@@ -214,18 +234,44 @@ class Ingest:
         closes: bool,
         allow: bytes = b"",
         error: Exception | None = None,
+        reason: Reason | None = None,
     ) -> Answer:
         """Counts and logs a refusal (`error` is what nobody foresaw) and makes its answer, which carries an id."""
         request_id = request_id or new_request_id()
         route, source = scope["path"][:_PATH_CHARS_MAX], source_of(scope)
         counted = route if route in ROUTES or route == STREAM_PATH else OTHER_ROUTE
         self._observer.answered(counted, answers.result_of(problem.status), 0, 0)
+        word = reason or answers.reason_of(None, problem.status)
+        self._observer.refused(counted, word.value, source, 0)
         if error is None:
             self._refusals.refused(request_id, route, problem.status, problem.message, source)
         else:
             self._refusals.broke(request_id, route, error, source)
         answer = answers.refused(dialect, problem, closes=closes, allow=allow)
         return answers.with_request_id(answer, request_id)
+
+    def _refuse_lines(
+        self, dialect: Dialect, scope: Scope, request_id: bytes | None, checked: Checked, body_bytes: int
+    ) -> Answer:
+        """As `_refuse`, for lines that were left out of a request whose others are durable by now."""
+        request_id = request_id or new_request_id()
+        route, source = scope["path"], source_of(scope)
+        problem, answer = answers.partly(dialect, checked)
+        points = checked.lines.points
+        self._observer.answered(
+            route, "partial" if points else "invalid", points, body_bytes if points else 0
+        )
+        reasons = Counter(answers.reason_of(each.error, 400) for each in checked.refusals)
+        # Lines beyond those that are described are counted with the first one's reason.
+        reasons[next(iter(reasons))] += checked.dropped - len(checked.refusals)
+        for reason, lines in reasons.items():
+            self._observer.refused(route, reason.value, source, lines)
+        self._refusals.refused(request_id, route, problem.status, problem.message, source)
+        return answers.with_request_id(answer, request_id)
+
+    def _report(self, route: str, source: str, checked: Checked) -> None:
+        for oddity, points in checked.oddities():
+            self._observer.noticed(route, oddity.value, source, points)
 
     async def _read(
         self, dialect: Dialect, scope: Scope, receive: Receive, hold: Hold
@@ -245,23 +291,25 @@ class Ingest:
             body_s_max=settings.body_s_max,
             bytes_per_s_min=settings.body_bytes_per_s_min,
         )
-        return _Asked(query, headers.encoding, written, source_of(scope), self._now_ns()), body
+        reading = Reading(written, query.precision, takes_partial(dialect, query, settings.partial_writes))
+        return _Asked(query, headers.encoding, reading, source_of(scope), self._now_ns()), body
 
-    async def _store(self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold) -> tuple[Answer, int]:
-        """Decode, validate, cut into entries, append; then, and only then, the answer that says so, and the points."""
+    async def _store(
+        self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold
+    ) -> tuple[Answer, Checked]:
+        """Decode, validate, cut into entries, append; then, and only then, the answer that says so."""
         body = await self._checker.decode(body, asked.encoding, hold)
-        lines = await self._checker.lines(
-            body, written=asked.written, precision=asked.query.precision, now_ns=asked.now_ns
-        )
+        checked = await self._checker.check(body, asked.reading, now_ns=asked.now_ns)
+        lines = checked.lines
         if not lines.points:
             if dialect is Dialect.NATIVE:
                 raise BadRequest("the body has no points")
-            return answers.NO_CONTENT, 0
+            return answers.NO_CONTENT, checked
         entries = [
             NewEntry(piece.data, piece.points, asked.now_ns, asked.source, asked.query.destination)
-            for piece in split_lines(lines, ENTRY_POINTS_MAX)
+            for piece in await self._checker.cut(lines, ENTRY_POINTS_MAX)
         ]
         began_s = self._monotonic_s()
         appended = await self._appender.append(entries)
         self._observer.appended(self._monotonic_s() - began_s)
-        return answers.accepted(dialect, points=lines.points, seq=appended.last_seq), lines.points
+        return answers.accepted(dialect, points=lines.points, seq=appended.last_seq), checked

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 from wal_ingest.errors import BadRequest, BodyTooLarge, UnsupportedMedia
 from wal_ingest.points import Precision
 from wal_ingest.points.encoding import SPOKEN
+from wal_ingest.points.times import TimeGuess
 from wal_ingest.wal.entry import NAME_BYTES_MAX, Destination
 
 
@@ -32,14 +33,16 @@ class Dialect(enum.Enum):
     NATIVE = "native"
     INFLUXDB_V1 = "InfluxDB 1"
     INFLUXDB_V2 = "InfluxDB 2"
+    INFLUXDB_V3 = "InfluxDB 3"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the query says: `precision` is None when it does not name one."""
+    """What the query says: `precision` and `accept_partial` are None where it does not name them."""
 
-    precision: Precision | None
+    precision: Precision | TimeGuess | None
     destination: Destination
+    accept_partial: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,12 @@ class BodyHeaders:
 
 
 _SHORT = {"ns": Precision.NS, "us": Precision.US, "ms": Precision.MS, "s": Precision.S}
-_PRECISIONS: Mapping[Dialect, Mapping[str, Precision]] = {
+_PRECISIONS: Mapping[Dialect, Mapping[str, Precision | TimeGuess]] = {
     Dialect.NATIVE: _SHORT,
     Dialect.INFLUXDB_V2: _SHORT,
     Dialect.INFLUXDB_V1: {
         **_SHORT,
+        "us": TimeGuess.US_OR_NS,
         "n": Precision.NS,
         "u": Precision.US,
         "µ": Precision.US,  # the micro sign, U+00B5
@@ -64,7 +68,26 @@ _PRECISIONS: Mapping[Dialect, Mapping[str, Precision]] = {
         "m": Precision.M,
         "h": Precision.H,
     },
+    Dialect.INFLUXDB_V3: {
+        **_SHORT,
+        "nanosecond": Precision.NS,
+        "microsecond": Precision.US,
+        "millisecond": Precision.MS,
+        "second": Precision.S,
+        "n": Precision.NS,
+        "u": Precision.US,
+        "auto": TimeGuess.AUTO,
+    },
 }
+_PRECISION_WITHOUT_NAME: Mapping[Dialect, TimeGuess] = {Dialect.INFLUXDB_V3: TimeGuess.AUTO}
+
+# Where the words of `server.partial_writes` are decided: the dialects that store the good lines of a request.
+_PARTIAL_DIALECTS: Mapping[str, frozenset[Dialect]] = {
+    "dialect": frozenset({Dialect.INFLUXDB_V1, Dialect.INFLUXDB_V3}),
+    "always": frozenset({Dialect.INFLUXDB_V1, Dialect.INFLUXDB_V2, Dialect.INFLUXDB_V3}),
+    "never": frozenset(),
+}
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 _FORMATS = {
     "application/json": Format.JSON,
@@ -93,12 +116,31 @@ def read_query(dialect: Dialect, query: bytes) -> Query:
         ) from exc
     # The first of several counts, as in InfluxDB.
     said = dict(reversed(pairs))
-    return Query(_precision(dialect, said.get("precision", "")), _destination(dialect, said))
+    return Query(
+        _precision(dialect, said.get("precision", "")),
+        _destination(dialect, said),
+        None if dialect is Dialect.NATIVE else _accept_partial(said.get("accept_partial", "")),
+    )
 
 
-def _precision(dialect: Dialect, name: str) -> Precision | None:
-    if not name:
+def takes_partial(dialect: Dialect, query: Query, setting: str) -> bool:
+    """Whether the good lines of a request are stored when others are bad; `setting` is `server.partial_writes`."""
+    if dialect is Dialect.NATIVE:
+        return False
+    return dialect in _PARTIAL_DIALECTS[setting] if query.accept_partial is None else query.accept_partial
+
+
+def _accept_partial(word: str) -> bool | None:
+    if not word:
         return None
+    if word.lower() not in _TRUTH:
+        raise BadRequest(f"accept_partial is {word[:20]!r}: use true or false")
+    return _TRUTH[word.lower()]
+
+
+def _precision(dialect: Dialect, name: str) -> Precision | TimeGuess | None:
+    if not name:
+        return _PRECISION_WITHOUT_NAME.get(dialect)
     known = _PRECISIONS[dialect]
     if name not in known:
         raise BadRequest(f"precision {name[:20]!r} is not known here: use one of {', '.join(known)}")
@@ -109,6 +151,8 @@ def _destination(dialect: Dialect, said: Mapping[str, str]) -> Destination:
     if dialect is Dialect.INFLUXDB_V1:
         database, policy = said.get("db", ""), said.get("rp", "")
         named = Destination("", f"{database}/{policy}" if policy else database)
+    elif dialect is Dialect.INFLUXDB_V3:
+        named = Destination(said.get("org", ""), said.get("db", ""))
     elif dialect is Dialect.INFLUXDB_V2:
         named = Destination(said.get("org") or said.get("orgID", ""), said.get("bucket", ""))
     else:

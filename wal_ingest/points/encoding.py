@@ -39,16 +39,24 @@ _MEMBERS_MAX = 10_000
 _ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
 """What RFC 8878 tells every decoder to support."""
 
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = tuple(bytes([low, 0x2A, 0x4D, 0x18]) for low in range(0x50, 0x60))
+
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's names for the three framings
 
 
-def decode_body(body: bytes, encoding: str, *, bytes_max: int) -> bytes:
+class TooManyMembers(BadRequest):
+    """The body has more gzip members or zstd frames than the caller takes."""
+
+
+def decode_body(body: bytes, encoding: str, *, bytes_max: int, members_max: int = _MEMBERS_MAX) -> bytes:
     """The body without its encoding, at most `bytes_max` bytes of it.
 
     `encoding` is the header's value; empty means identity. Several gzip members or zstd frames in a row are one
     body, as their specifications have it. Raises BadRequest when the body is broken, cut short, or followed by
-    something else; BodyTooLarge when it would take more than `bytes_max`; UnsupportedMedia for an encoding that is
-    not spoken here.
+    something else; TooManyMembers; BodyTooLarge when it would take more than `bytes_max`; UnsupportedMedia for an
+    encoding that is not spoken here.
     """
     match encoding.strip().lower():
         case "" | "identity":
@@ -56,11 +64,11 @@ def decode_body(body: bytes, encoding: str, *, bytes_max: int) -> bytes:
                 raise _too_large(bytes_max)
             return body
         case "gzip" | "x-gzip":
-            return _inflate(body, _GZIP, "gzip", bytes_max)
+            return _inflate(body, _GZIP, "gzip", bytes_max, members_max)
         case "deflate":
             return _deflate(body, bytes_max)
         case "zstd" if _SPEAKS_ZSTD:
-            return _unzstd(body, bytes_max)
+            return _unzstd(body, bytes_max, members_max)
     raise UnsupportedMedia(
         f"Content-Encoding {encoding!r} is not spoken here; these are: {', '.join(SPOKEN)}"
     )
@@ -91,21 +99,23 @@ def _deflate(body: bytes, bytes_max: int) -> bytes:
     looks_like_zlib = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
     if looks_like_zlib:
         try:
-            return _inflate(body, _ZLIB, "deflate", bytes_max)
+            return _inflate(body, _ZLIB, "deflate", bytes_max, 1)
         except BadRequest as exc:
             try:
-                return _inflate(body, _RAW, "deflate", bytes_max)
+                return _inflate(body, _RAW, "deflate", bytes_max, 1)
             except BadRequest:
                 raise exc from None
-    return _inflate(body, _RAW, "deflate", bytes_max)
+    return _inflate(body, _RAW, "deflate", bytes_max, 1)
 
 
-def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
+def _inflate(body: bytes, wbits: int, name: str, bytes_max: int, members_max: int) -> bytes:
     """All members when `wbits` says gzip, else the one stream."""
+    if wbits == _GZIP and not body.startswith(_GZIP_MAGIC[: len(body)]):
+        raise BadRequest("the body is not gzip, although its Content-Encoding says so")
     out = _Gathered(bytes_max)
     rest = b""
     fed = 0
-    for _ in range(_MEMBERS_MAX if wbits == _GZIP else 1):
+    for _ in range(members_max):
         inflater = _zlib.decompressobj(wbits)
         while not inflater.eof:
             if not rest:
@@ -116,16 +126,17 @@ def _inflate(body: bytes, wbits: int, name: str, bytes_max: int) -> bytes:
             try:
                 out.add(inflater.decompress(rest, _PIECE_BYTES))
             except _ZLIB_ERROR as exc:
-                raise BadRequest(f"the {name} body is broken: {exc}") from exc
+                raise BadRequest(f"the {name} body is broken: its data or its checksum is wrong") from exc
             rest = inflater.unconsumed_tail
         rest = inflater.unused_data
         if not rest and fed == len(body):
             return out.value()
-    what = f"more than {_MEMBERS_MAX} members" if wbits == _GZIP else "something behind its end"
-    raise BadRequest(f"the {name} body has {what}")
+    if wbits == _GZIP:
+        raise TooManyMembers(f"the {name} body has more than {members_max} members")
+    raise BadRequest(f"the {name} body has something after its end")
 
 
-def _unzstd(body: bytes, bytes_max: int) -> bytes:
+def _unzstd(body: bytes, bytes_max: int, members_max: int) -> bytes:
     try:
         declared = zstandard.frame_content_size(body)
         if declared > bytes_max:
@@ -136,30 +147,32 @@ def _unzstd(body: bytes, bytes_max: int) -> bytes:
                 return zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
             except zstandard.ZstdError:
                 pass  # broken, or followed by another frame: the stream reader tells
-        return _unzstd_stream(body, bytes_max)
+        return _unzstd_stream(body, bytes_max, members_max)
     except zstandard.ZstdError as exc:
-        raise BadRequest(f"the zstd body is broken: {exc}") from exc
+        if not body.startswith((_ZSTD_MAGIC[: len(body)], *_ZSTD_SKIPPABLE)):
+            raise BadRequest("the body is not zstd, although its Content-Encoding says so") from exc
+        raise BadRequest("the zstd body is broken: its data or its checksum is wrong") from exc
 
 
-def _unzstd_stream(body: bytes, bytes_max: int) -> bytes:
+def _unzstd_stream(body: bytes, bytes_max: int, members_max: int) -> bytes:
     """All frames, whatever they declare."""
     out = _Gathered(bytes_max)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
     with decompressor.stream_reader(body, read_across_frames=True) as reader:
         while piece := reader.read(_PIECE_BYTES):
             out.add(piece)
-    _check_zstd_is_whole(body)
+    _check_zstd_is_whole(body, members_max)
     return out.value()
 
 
-def _check_zstd_is_whole(body: bytes) -> None:
+def _check_zstd_is_whole(body: bytes, members_max: int) -> None:
     """Raises BadRequest when the last frame is cut short, which the stream reader does not tell.
 
     Decodes once more and drops the output, of which the caller has found out that it keeps to the limit.
     """
     rest = b""
     fed = 0
-    for _ in range(_MEMBERS_MAX):
+    for _ in range(members_max):
         decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX).decompressobj()
         while not decoder.eof:
             if not rest:
@@ -172,4 +185,4 @@ def _check_zstd_is_whole(body: bytes) -> None:
         rest = decoder.unused_data
         if not rest and fed == len(body):
             return
-    raise BadRequest(f"the zstd body has more than {_MEMBERS_MAX} frames")
+    raise TooManyMembers(f"the zstd body has more than {members_max} frames")

@@ -8,8 +8,9 @@ last one counts, as JSON libraries have it.
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import msgspec
@@ -17,6 +18,8 @@ import msgspec
 from wal_ingest.errors import BadRequest, PointError
 from wal_ingest.points.json_depth import deeper_than
 from wal_ingest.points.json_shapes import AnyPoint, FleetPoint, LineWriter, fleet_lines
+from wal_ingest.points.json_slices import array_slices, has_too_many_names, line_slices
+from wal_ingest.points.json_words import malformed_reason, value_reason
 from wal_ingest.points.line_protocol import start_of_long_line
 from wal_ingest.points.lines import Lines, Precision
 
@@ -29,38 +32,53 @@ _FLEET = msgspec.json.Decoder(FleetPoint)
 _ANY = msgspec.json.Decoder(AnyPoint)
 
 _FIRST = re.compile(rb"[ \t\r\n]*+(.?)", re.DOTALL)
+_LAST_BRACKET = re.compile(rb"\][ \t\r\n]*+\Z")
 _FULL_LINE = re.compile(rb"(?m)^[ \t\r]*+[^ \t\r\n][^\n]*+")
 _PLACE = re.compile(r" - at `\$(?:\[(\d+)\])?(.*)`\Z", re.DOTALL)
+
+# Telegraf's batches: the array is the value of the only name.
+_TELEGRAF_BATCH = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"metrics"[ \t\r\n]*+:[ \t\r\n]*+\[')
+_TELEGRAF_END = re.compile(rb"\][ \t\r\n]*+\}[ \t\r\n]*+\Z")
 
 
 def accept_json(
     body: bytes,
     *,
     now_ns: int,
-    precision: Precision = Precision.MS,
+    precision: Precision | None = None,
     depth_max: int,
     line_bytes_max: int = _LINE_BYTES_MAX,
 ) -> Lines:
-    """The canonical lines of one JSON point or an array of them, whose times are in units of `precision`.
+    """The canonical lines of one JSON point, an array of them, or a batch of Telegraf's.
 
-    Points without a timestamp, or with null, get `now_ns` (Unix time in nanoseconds). An empty array gives
+    Times are in units of `precision`, without one in milliseconds, or in Telegraf's shape in the unit that their size
+    shows. Points without a timestamp, or with null, get `now_ns` (Unix time in nanoseconds). An empty array gives
     `Lines(b"", 0)`. Raises PointError with the index (0 for a single object) and reason for the first point that
     is malformed or makes a line longer than `line_bytes_max` bytes; BadRequest when the body is no JSON, or is
     nested in more than `depth_max` levels.
     """
-    try:
-        if _first_character(body) == b"[":
-            return _lines(body, _FLEET_ARRAY.decode, _ANY_ARRAY.decode, precision, now_ns, line_bytes_max)
-        return _lines(body, _one_fleet, _one_any, precision, now_ns, line_bytes_max)
-    except _DECODE_ERRORS as exc:
-        _refuse(body, exc, depth_max)
+    writer = _Writer(precision, now_ns, line_bytes_max)
+    points, data = 0, io.BytesIO()
+    for piece, decode_fleet, decode_any in _pieces(body):
+        try:
+            _check_names(piece, line_bytes_max, depth_max)
+            lines = writer.lines(piece, decode_fleet, decode_any)
+        except _DECODE_ERRORS as exc:
+            _refuse(piece, exc, depth_max, points)
+        except PointError as exc:
+            if exc.reason == _too_deep(depth_max):
+                raise BadRequest(exc.reason) from None
+            raise PointError(exc.reason, index=points + (exc.index or 0)) from None
+        data.write(lines.data)
+        points += lines.points
+    return Lines(data.getvalue(), points)
 
 
 def accept_ndjson(
     body: bytes,
     *,
     now_ns: int,
-    precision: Precision = Precision.MS,
+    precision: Precision | None = None,
     depth_max: int,
     line_bytes_max: int = _LINE_BYTES_MAX,
 ) -> Lines:
@@ -68,20 +86,80 @@ def accept_ndjson(
 
     As `accept_json`, but errors name the line, counted from 1.
     """
+    writer = _Writer(precision, now_ns, line_bytes_max)
+    points, before, data = 0, 0, io.BytesIO()
+    for piece in line_slices(body):
+        lines = _ndjson_lines(writer, piece, before, depth_max)
+        data.write(lines.data)
+        points += lines.points
+        before += piece.count(b"\n")
+    return Lines(data.getvalue(), points)
+
+
+def _ndjson_lines(writer: _Writer, piece: bytes, before: int, depth_max: int) -> Lines:
+    """The lines of some of the body's lines, which `before` others precede."""
     try:
-        lines = _lines(body, _FLEET.decode_lines, _ANY.decode_lines, precision, now_ns, line_bytes_max)
-        if lines.points == _full_lines(body):
+        _check_names(piece, writer.line_bytes_max, depth_max)
+        lines = writer.lines(piece, _FLEET.decode_lines, _ANY.decode_lines)
+        if lines.points == _full_lines(piece):
             return lines
     except PointError as exc:
-        raise PointError(exc.reason, line=_line_number(body, exc.index or 0)) from None
+        raise PointError(exc.reason, line=before + _line_number(piece, exc.index or 0)) from None
     except _DECODE_ERRORS:
         pass
     # Something is wrong, or an object does not keep to its line. Line by line it shows where.
-    _refuse_first_bad_line(body, depth_max)
+    _refuse_first_bad_line(piece, before, depth_max)
     raise BadRequest("the body is no NDJSON: it must hold one JSON object a line")
 
 
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
+_Fleet = Callable[[bytes], list[FleetPoint]]
+_Any = Callable[[bytes], list[AnyPoint]]
+
+
+def _pieces(body: bytes) -> Iterator[tuple[bytes, _Fleet, _Any]]:
+    """The body in pieces that are decoded one after the other, each with its decoders."""
+    first = _first_character(body)
+    batch = _TELEGRAF_BATCH.match(body) if first == b"{" else None
+    if first == b"[":
+        start, ending = body.index(b"[") + 1, _LAST_BRACKET
+    elif batch is not None:
+        start, ending = batch.end(), _TELEGRAF_END
+    else:
+        yield body, _one_fleet, _one_any
+        return
+    end = ending.search(body, max(start, len(body) - _ENDING_BYTES_MAX))
+    if end is None:
+        # Not closed near its end: the decoder finds what is wrong, or that there is only white space.
+        end = ending.search(body, start)
+    if end is None:
+        yield from _unclosed(body, start)
+        return
+    for piece in array_slices(body, start, end.start()):
+        yield piece, _FLEET_ARRAY.decode, _ANY_ARRAY.decode
+
+
+_ENDING_BYTES_MAX = 256
+
+
+def _unclosed(body: bytes, start: int) -> Iterator[tuple[bytes, _Fleet, _Any]]:
+    """What is whole of an array that is cut short, to find a bad element before the end is found missing."""
+    for piece in array_slices(body, start, len(body)):
+        whole = piece[:-1] if len(piece) - 2 + start >= len(body) else piece
+        yield whole, _FLEET_ARRAY.decode, _ANY_ARRAY.decode
+    raise BadRequest("the JSON is malformed: the array is not closed")
+
+
+def _check_names(piece: bytes, line_bytes_max: int, depth_max: int) -> None:
+    """Raises PointError when a piece, which is one large point then, has more names than a line can hold."""
+    if has_too_many_names(piece, line_bytes_max):
+        if deeper_than(piece, depth_max):
+            raise PointError(_too_deep(depth_max), index=0)
+        raise PointError(_too_long(line_bytes_max), index=0)
+
+
+def _too_deep(depth_max: int) -> str:
+    return f"the JSON is nested in more than {depth_max} levels (server.json_depth_max)"
 
 
 def _one_fleet(body: bytes) -> list[FleetPoint]:
@@ -92,27 +170,35 @@ def _one_any(body: bytes) -> list[AnyPoint]:
     return [_ANY.decode(body)]
 
 
-def _lines(
-    body: bytes,
-    decode_fleet: Callable[[bytes], list[FleetPoint]],
-    decode_any: Callable[[bytes], list[AnyPoint]],
-    precision: Precision,
-    now_ns: int,
-    line_bytes_max: int,
-) -> Lines:
-    """Decodes and writes: the fleet's shape in bulk, whatever else point by point."""
-    try:
-        fleet = decode_fleet(body)
-    except msgspec.ValidationError:
-        points = decode_any(body)
-        data = LineWriter(precision=precision, now_ns=now_ns).lines(points)
-    else:
-        data = fleet_lines(fleet, precision=precision, now_ns=now_ns) if fleet else b""
-    long_line = start_of_long_line(data, line_bytes_max)
-    if long_line is not None:
-        reason = f"the point takes more than {line_bytes_max} bytes as a line (server.line_bytes_max)"
-        raise PointError(reason, index=data.count(b"\n", 0, long_line))
-    return Lines(data, data.count(b"\n"))
+def _too_long(line_bytes_max: int) -> str:
+    return f"the point takes more than {line_bytes_max} bytes as a line (server.line_bytes_max)"
+
+
+class _Writer:
+    """Decodes pieces of one body and writes them: the fleet's shape in bulk, everything else point by point."""
+
+    def __init__(self, precision: Precision | None, now_ns: int, line_bytes_max: int) -> None:
+        self._precision = precision
+        self._now_ns = now_ns
+        self.line_bytes_max = line_bytes_max
+        self.too_long = _too_long(line_bytes_max)
+
+    def lines(self, piece: bytes, decode_fleet: _Fleet, decode_any: _Any) -> Lines:
+        """The lines of one piece. Raises PointError with the index in the piece, and what the decoders raise."""
+        try:
+            fleet = decode_fleet(piece)
+        except msgspec.ValidationError:
+            points = decode_any(piece)
+            data = LineWriter(precision=self._precision, now_ns=self._now_ns).lines(points)
+            count = len(points)
+        else:
+            precision = self._precision or Precision.MS
+            data = fleet_lines(fleet, precision=precision, now_ns=self._now_ns) if fleet else b""
+            count = len(fleet)
+        long_line = start_of_long_line(data, self.line_bytes_max)
+        if long_line is not None:
+            raise PointError(self.too_long, index=data.count(b"\n", 0, long_line))
+        return Lines(data, count)
 
 
 def _first_character(body: bytes) -> bytes:
@@ -122,22 +208,22 @@ def _first_character(body: bytes) -> bytes:
     return first[1]
 
 
-def _refuse(body: bytes, exc: Exception, depth_max: int) -> NoReturn:
-    """Raises what the sender is told about a body that a decoder refused."""
+def _refuse(body: bytes, exc: Exception, depth_max: int, before: int = 0) -> NoReturn:
+    """Raises what a body is refused with that a decoder did not take; `before` points precede it."""
     if deeper_than(body, depth_max):
-        raise BadRequest(
-            f"the JSON is nested in more than {depth_max} levels (server.json_depth_max)"
-        ) from None
+        raise BadRequest(_too_deep(depth_max)) from None
     if isinstance(exc, UnicodeDecodeError):
         raise BadRequest("the JSON holds invalid UTF-8") from None
     if not isinstance(exc, msgspec.ValidationError):
-        raise BadRequest(str(exc)) from None
+        raise BadRequest(malformed_reason(str(exc))) from None
     reason = str(exc)
     place = _PLACE.search(reason)
     if place is None:
-        raise PointError(reason, index=0) from None
+        raise PointError(value_reason(reason), index=before) from None
     where = f" at {place[2].lstrip('.')}" if place[2] else ""
-    raise PointError(reason[: place.start()] + where, index=int(place[1] or 0)) from None
+    raise PointError(
+        value_reason(reason[: place.start()]) + where, index=before + int(place[1] or 0)
+    ) from None
 
 
 def _full_lines(body: bytes) -> int:
@@ -156,12 +242,12 @@ def _line_number(body: bytes, index: int) -> int:
     return 1
 
 
-def _refuse_first_bad_line(body: bytes, depth_max: int) -> None:
+def _refuse_first_bad_line(body: bytes, before: int, depth_max: int) -> None:
     for line in _FULL_LINE.finditer(body):
         try:
             _ANY.decode(line[0])
         except _DECODE_ERRORS as exc:
-            number = body.count(b"\n", 0, line.start()) + 1
+            number = before + body.count(b"\n", 0, line.start()) + 1
             try:
                 _refuse(line[0], exc, depth_max)
             except PointError as error:

@@ -1,8 +1,9 @@
-"""The two shapes of a JSON point, and how they are written as lines.
+"""The shapes of a JSON point, and how they are written as lines.
 
 The fleet's shape, `{"serverId": "web-17", "cpu": 0.42, "ram": 0.61, "timestamp": 1763800000000}`, becomes the
 measurement `server_metrics` with the tag `server_id` and the float fields `cpu` and `ram`. The general shape is
-`{"measurement": "m", "tags": {"k": "v"}, "fields": {"f": 1.5}, "timestamp": 1763800000000}`.
+`{"measurement": "m", "tags": {"k": "v"}, "fields": {"f": 1.5}, "timestamp": 1763800000000}`. Telegraf's JSON is the
+general shape with `name` for `measurement`.
 
 JSON has one type of number, so every number becomes a float: were 1 an integer field, the 1.5 that follows it
 would conflict with it in the database. What a line cannot carry is refused by name rather than changed:
@@ -22,6 +23,7 @@ from wal_ingest.errors import PointError
 from wal_ingest.points.exact import TIME_NS_MAX, TIME_NS_MIN
 from wal_ingest.points.lines import Precision
 from wal_ingest.points.names import IN_KEY, IN_MEASUREMENT, name_text, string_text
+from wal_ingest.points.times import TimeGuess
 
 MEASUREMENT = "server_metrics"
 SERVER_TAG = "server_id"
@@ -37,21 +39,24 @@ class FleetPoint(Struct, forbid_unknown_fields=True, gc=False):
     """The fleet's shape, for bodies that hold nothing else."""
 
     server_id: str = msgspec.field(name="serverId")
-    cpu: float
-    ram: float
+    # Not float alone: of an integer that becomes a float one could no longer see that it was too large.
+    cpu: float | int
+    ram: float | int
     timestamp: int | None = None
 
 
 class AnyPoint(Struct, forbid_unknown_fields=True):
-    """Either shape; `line_of` tells which."""
+    """Any shape; `LineWriter` tells which."""
 
     server_id: str | UnsetType = msgspec.field(default=UNSET, name="serverId")
-    cpu: float | UnsetType = UNSET
-    ram: float | UnsetType = UNSET
+    cpu: float | int | UnsetType = UNSET
+    ram: float | int | UnsetType = UNSET
     measurement: str | UnsetType = UNSET
     tags: dict[str, str] | UnsetType = UNSET
     fields: dict[str, float | int | str | bool] | UnsetType = UNSET
     timestamp: int | None = None
+    # Telegraf's JSON has the measurement under this name.
+    name: str | UnsetType = UNSET
 
 
 # -- the fleet's shape in bulk ----------------------------------------------------------------------------
@@ -75,14 +80,38 @@ def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) 
     begin = f"{MEASUREMENT},{SERVER_TAG}="
     parts = ["", " cpu=", "", ",ram=", "", " ", "", "\n" + begin] * len(points)
     parts[0::8] = ids
-    parts[2::8] = _number_texts([point.cpu for point in points])
-    parts[4::8] = _number_texts([point.ram for point in points])
+    parts[2::8] = _float_texts([point.cpu for point in points])
+    parts[4::8] = _float_texts([point.ram for point in points])
     parts[6::8] = _number_texts(times)
     parts[-1] = "\n"
     return (begin + "".join(parts)).encode()
 
 
-def _number_texts(column: list[float] | list[int]) -> list[str]:
+def _float_texts(column: list[float | int]) -> list[str]:
+    """The numbers of a column as floats. Raises PointError with the index of the first integer beyond 2^53."""
+    texts = _number_texts(column)
+    # One pass in C over the types: bodies of floats, the usual ones, pay no more.
+    if int in set(map(type, column)):
+        for index, value in enumerate(column):
+            if isinstance(value, int):
+                try:
+                    texts[index] = repr(_exact_float(value))
+                except ValueError as exc:
+                    raise PointError(str(exc), index=index) from None
+    return texts
+
+
+def _exact_float(value: int) -> float:
+    """The same number as a float. Raises ValueError beyond 2^53."""
+    if abs(value) > EXACT_INT_MAX:
+        raise ValueError(
+            "an integer beyond 2^53, which a float cannot hold exactly: send it as line protocol, with an 'i' "
+            "after it, or as a string"
+        )
+    return float(value)
+
+
+def _number_texts(column: list[float | int] | list[int]) -> list[str]:
     return _encode(column)[1:-1].decode().split(",")
 
 
@@ -107,8 +136,10 @@ def _server_ids(points: list[FleetPoint]) -> list[str]:
 class LineWriter:
     """Writes points of one body as lines; remembers the names it has checked, which repeat from point to point."""
 
-    def __init__(self, *, precision: Precision, now_ns: int) -> None:
-        self._unit_ns = precision.value
+    def __init__(self, *, precision: Precision | None, now_ns: int) -> None:
+        """Without a precision times are milliseconds, and in Telegraf's shape of the unit that their size shows."""
+        self._precision = precision
+        self._unit_ns = (precision or Precision.MS).value
         self._now_ns = now_ns
         self._measurements: dict[str, str] = {}
         self._tag_keys: dict[str, str] = {}
@@ -125,10 +156,28 @@ class LineWriter:
         return "".join(out).encode()
 
     def _line(self, point: AnyPoint) -> str:
+        if point.name is not UNSET:
+            return f"{self._telegraf(point)} {self._telegraf_time(point.timestamp)}\n"
         time = self._time(point.timestamp)
         if point.measurement is not UNSET or point.fields is not UNSET or point.tags is not UNSET:
             return f"{self._general(point)} {time}\n"
         return f"{_fleet(point)} {time}\n"
+
+    def _telegraf(self, point: AnyPoint) -> str:
+        """Telegraf leaves out empty tags when it writes line protocol; so they are left out here."""
+        if point.measurement is not UNSET:
+            raise ValueError("keys of two shapes: name does not go with measurement")
+        tags = {key: value for key, value in (point.tags or {}).items() if key and value}
+        return self._general(msgspec.structs.replace(point, measurement=point.name, name=UNSET, tags=tags))
+
+    def _telegraf_time(self, timestamp: int | None) -> int:
+        """Telegraf's `json_timestamp_units` is seconds by default, and not named in what it sends."""
+        if timestamp is None or self._precision is not None:
+            return self._time(timestamp)
+        time = timestamp * TimeGuess.AUTO.unit_ns(timestamp)
+        if not TIME_NS_MIN <= time <= TIME_NS_MAX:
+            raise ValueError(_OUT_OF_RANGE)
+        return time
 
     def _general(self, point: AnyPoint) -> str:
         if point.server_id is not UNSET or point.cpu is not UNSET or point.ram is not UNSET:
@@ -170,7 +219,7 @@ def _fleet(point: AnyPoint) -> str:
         values = {"serverId": point.server_id, "cpu": point.cpu, "ram": point.ram}
         raise ValueError(f"missing: {', '.join(key for key, value in values.items() if value is UNSET)}")
     server = name_text(point.server_id, "serverId", IN_KEY)
-    return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={point.cpu!r},ram={point.ram!r}"
+    return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={_field_value(point.cpu)},ram={_field_value(point.ram)}"
 
 
 def _field_value(value: float | int | str | bool) -> str:
@@ -179,10 +228,5 @@ def _field_value(value: float | int | str | bool) -> str:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, int):
-        if abs(value) > EXACT_INT_MAX:
-            raise ValueError(
-                "an integer beyond 2^53, which a float cannot hold exactly: send it as line protocol, with an 'i' "
-                "behind it, or as a string"
-            )
-        return repr(float(value))
+        return repr(_exact_float(value))
     return string_text(value)

@@ -68,8 +68,8 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
 class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A data directory at one moment. `server_pid` is None when no server has it open, 0 when it cannot be told.
 
-    `gaps` are between the segments that are there now; `lost` is what starts have ever found missing. `account` is by sink the
-    same as in the node's `/status.json`.
+    `gaps` are between the segments that are there now; `lost` is what starts have ever found missing. `account` is by
+    sink, the same as in the node's `/status.json`.
     """
 
     data_dir: str

@@ -48,7 +48,7 @@ async def test_without_an_upgrade_the_route_says_what_it_wants() -> None:
             assert b"wal-ingest.v1" in answer.body
 
 
-@pytest.mark.parametrize("path", ["/other", "/stream/", "/metrics", "/"])
+@pytest.mark.parametrize("path", ["/other", "/metrics", "/"])
 async def test_elsewhere_there_is_no_websocket(path: str) -> None:
     async with node() as whole:
         peer = await whole.server.connect()

@@ -13,13 +13,14 @@ from wal_ingest.errors import BadRequest, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appender
 from wal_ingest.http.body import BodyBudget, Hold, TooManyBodies
-from wal_ingest.http.checking import Checker
+from wal_ingest.http.checking import Checker, Reading
 from wal_ingest.http.observer import Observer
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.pace import Pace
 from wal_ingest.http.stream.protocol import BadHeader, Frame, NumberUsed
-from wal_ingest.points import Precision, split_lines
+from wal_ingest.points import Precision
+from wal_ingest.points.times import TimeGuess
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, Destination, Mark, NewEntry
 from wal_ingest.wal.gzip_codec import crc32
@@ -50,7 +51,7 @@ class Asked:
 
     client_id: str | None
     plain: bool
-    precision: Precision | None
+    precision: Precision | TimeGuess | None
     destination: Destination
     source: str
 
@@ -122,7 +123,10 @@ class Intake:
             return self._again(frame, body, hold)
         now_ns = door.now_ns()
         precision = frame.precision or asked.precision
-        lines = await door.checker.lines(body, written=frame.written, precision=precision, now_ns=now_ns)
+        checked = await door.checker.check(body, Reading(frame.written, precision), now_ns=now_ns)
+        for oddity, points in checked.oddities():
+            door.observer.noticed(ROUTE, oddity.value, asked.source, points)
+        lines = checked.lines
         if not lines.points:
             raise BadRequest("the body has no points")
         mark = None
@@ -130,7 +134,7 @@ class Intake:
             mark = Mark(asked.client_id, frame.number, crc32(body))
         entries = [
             NewEntry(piece.data, piece.points, now_ns, asked.source, asked.destination, mark)
-            for piece in split_lines(lines, ENTRY_POINTS_MAX)
+            for piece in await door.checker.cut(lines, ENTRY_POINTS_MAX)
         ]
         self._highest = frame.number
         return Item(frame.number, hold, lines.points, len(frame.body), len(lines.data), entries)
@@ -153,6 +157,8 @@ class Intake:
     def _refused(self, number: int | None, exc: RequestError, hold: Hold) -> Item:
         problem = answers.problem_of(exc)
         self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
+        reason = answers.reason_of(exc, problem.status)
+        self._door.observer.refused(ROUTE, reason.value, self._asked.source, 0)
         self._door.refusals.refused(
             self.name(number), ROUTE, problem.status, problem.message, self._asked.source
         )

@@ -14,6 +14,8 @@ from wal_ingest.http.answers import Problem
 from wal_ingest.http.requests import ENCODINGS, Format
 from wal_ingest.points import Precision
 from wal_ingest.points.encoding import SPOKEN
+from wal_ingest.points.text import BYTE_ORDER_MARK
+from wal_ingest.points.times import TimeGuess
 from wal_ingest.wal.streams import Position
 
 SUBPROTOCOL = "wal-ingest.v1"
@@ -61,7 +63,7 @@ class Frame:
     body: bytes
     encoding: str = ""
     written: Format | None = Format.LINE_PROTOCOL
-    precision: Precision | None = None
+    precision: Precision | TimeGuess | None = None
 
 
 class BadHeader(BadRequest):
@@ -88,6 +90,7 @@ def read_frame(message: bytes) -> Frame:
 
     Raises BadHeader.
     """
+    message = message.removeprefix(BYTE_ORDER_MARK)
     end = message.find(b"\n", 0, HEADER_BYTES_MAX + 1)
     if end < 0:
         raise BadHeader(f"it does not end within {HEADER_BYTES_MAX} bytes by a line feed")
