@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import urllib.error
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -373,6 +374,13 @@ def test_a_node_under_load_tells_of_itself_in_every_metric_and_document(tmp_path
     with Service(tmp_path / "data", logs=tmp_path, settings=sinks) as service:
         for _ in range(20):
             service.post("/metrics", LINES, {"Content-Type": "text/plain"})
+        for route, bad in (
+            ("/api/v2/write", b"no line\n"),
+            ("/write", b"one,good=1 f=1 1763800000000000000\nno line\n"),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                service.post(route, bad, {})
+            refused.value.close()
         told = wait_until(
             lambda: (
                 (found := json.loads(service.get("/status.json")))["rates"]["points_per_s"] > 0
@@ -395,8 +403,8 @@ def test_a_node_under_load_tells_of_itself_in_every_metric_and_document(tmp_path
     for name in BUSY:
         assert max(value for key, value in numbers.items() if key.split("/")[0] == name) > 0, name
     assert numbers["ingest_requests_total//metrics/accepted"] == 20
-    assert numbers["commit_entries_sum"] == 20
-    assert numbers["accepted_points_total"] == numbers["sink_waiting_points/influxdb"] == 20_000
+    assert numbers["commit_entries_sum"] == 21
+    assert numbers["accepted_points_total"] == numbers["sink_waiting_points/influxdb"] == 20_001
     assert numbers["sink_retried_writes_total/influxdb"] + numbers["sink_write_seconds_count/influxdb"] > 0
     assert 0 < numbers["sink_lag_seconds/influxdb"] < 60
     assert numbers["sink_lag_seconds/influxdb"] == numbers["wal_oldest_waiting_seconds"]
@@ -406,7 +414,7 @@ def test_a_node_under_load_tells_of_itself_in_every_metric_and_document(tmp_path
     assert shape(told) == shape(shown | {"dead_letters": []})
     assert told["append"]["p99_ms"] == told["commit"]["p99_ms"], "the old name, kept"
     assert {sink["name"]: sink["catch_up_s"] for sink in told["sinks"]} == {"influxdb": None, "archive": 0.0}
-    assert told["wal"]["points_accepted"] == 20_000
+    assert told["wal"]["points_accepted"] == 20_001
     assert told["commit"]["p99_ms"] >= told["commit"]["p50_ms"] > 0
     assert told["errors"][0]["source"] == "influxdb"
     assert shape(history) == shape(example("/history.json"))

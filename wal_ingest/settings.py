@@ -125,7 +125,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         _why(
             "Origins of other web pages that may write here, such as https://metrics.example.org, separated by commas. "
-            "Pages of all other origins are answered 403; requests without Origin are not concerned."
+            "Pages of all other origins are answered 403, unless * stands here; requests without Origin are not "
+            "concerned."
         ),
     ] = ""
     allowed_hosts: Annotated[

@@ -203,8 +203,12 @@ def _lose_state(data_dir: Path, journal: Journal) -> None:
     (data_dir / "state.lmdb").write_bytes(bytes(8192))
 
 
-def check(data_dir: Path, journal: Journal) -> list[str]:
-    """Everything that does not hold after a life; an empty list is what is wanted. Writes and reads more, too."""
+def check(data_dir: Path, journal: Journal, *, unreadable: bool = False) -> list[str]:
+    """Everything that does not hold after a life; an empty list is what is wanted. Writes and reads more, too.
+
+    With `unreadable` the disk could not be read: then a segment may be set aside that nobody had damaged, and what is
+    in it must be delivered all the same.
+    """
     wrong: list[str] = []
     store = open_store(data_dir)
     kept = read_everything(store)
@@ -240,7 +244,7 @@ def check(data_dir: Path, journal: Journal) -> list[str]:
             wrong.append(f"seq {seq}: {len(missing)} points are neither confirmed by the sink nor parked")
     for path in (data_dir / "wal" / "damaged").glob("0*.lmdb*"):
         name = re.sub(r"\.(\d+|reason\.txt)$", "", path.name)
-        if name not in journal.damaged_files:
+        if name not in journal.damaged_files and not unreadable:
             wrong.append(f"{path.name} was set aside, and nobody had damaged it")
     store.close()
     return wrong

@@ -153,3 +153,10 @@ async def test_without_trusted_proxies_the_header_is_ignored() -> None:
             await peer.send(post("/write", LINE, "X-Forwarded-For: 1.2.3.4"))
             assert (await peer.answer()).status == 204
     assert door.wal.appends[0][0].source == "127.0.0.1"
+
+
+async def test_with_a_star_every_page_may_write() -> None:
+    app = front(ServerSettings(allowed_origins="*")).app
+    headers = {"Content-Type": "text/plain", "Host": "127.0.0.1:8400"}
+    for origin in ("https://evil.example", "null", "file://"):
+        assert (await ask(app, "POST", "/metrics", LINE, {**headers, "Origin": origin})).status == 202

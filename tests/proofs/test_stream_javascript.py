@@ -84,7 +84,7 @@ def _live_through_kills(service: Service, watched: Watched, where: str) -> None:
 
 def _service(tmp_path: Path) -> Service:
     """A server that comes back on the same port, and keeps in its WAL what was delivered."""
-    settings = {"wal.keep_confirmed_s": 3600, "log.level": "warning"}
+    settings = {"wal.keep_confirmed_s": 3600, "log.level": "warning", "server.allowed_origins": "*"}
     return Service(tmp_path / "data", logs=tmp_path, settings=settings, bind_port=free_port())
 
 

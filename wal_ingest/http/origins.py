@@ -26,6 +26,10 @@ _BROWSER_SIGNS = frozenset((b"origin", b"referer", b"accept-language", b"sec-fet
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
+# Any page may use the node.
+ANY = "*"
+
+
 class OriginRefused(RequestError):
     """A web page of another origin, or one with an unknown host, sent the request: list it in the settings."""
 
@@ -64,7 +68,7 @@ class Origins:
         port = _DEFAULT_PORTS.get(scheme, "")
         if authority and authority.removesuffix(port) == host.removesuffix(port):
             return
-        if origin not in self._allowed_origins:
+        if ANY not in self._allowed_origins and origin not in self._allowed_origins:
             raise OriginRefused(
                 f"pages of the origin {origin[:100]!r} may not use this node: list it in server.allowed_origins"
             )
@@ -106,6 +110,8 @@ def _is_address(name: str) -> bool:
 
 
 def _origin(text: str) -> str:
+    if text == ANY:
+        return ANY
     scheme, mark, authority = text.lower().rstrip("/").partition("://")
     if not mark or not authority or "/" in authority:
         raise ConfigError(
