@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.rigs.processes import wait_until
 from tests.rigs.service import Service
 from wal_ingest.http import ingest
-from wal_ingest.metrics import PREFIX, ROUTES, TABLE, Metrics, Values
+from wal_ingest.http.observer import Oddity, Reason
+from wal_ingest.metrics import ODDITIES, PREFIX, REASONS, ROUTES, TABLE, Metrics, Values
 
 VALUES: Values = {
     declared.name: {} if declared.labels else 0.0 for declared in TABLE if not declared.measured
@@ -78,6 +79,11 @@ def test_what_is_measured_is_counted_once_an_act() -> None:
 
 def test_the_front_door_and_the_table_speak_of_the_same_routes() -> None:
     assert set(ROUTES) == {*ingest.ROUTES, ingest.STREAM_PATH, ingest.UNPARSED_ROUTE, ingest.OTHER_ROUTE}
+
+
+def test_the_front_door_and_the_table_have_the_same_reasons() -> None:
+    assert tuple(reason.value for reason in Reason) == REASONS
+    assert tuple(oddity.value for oddity in Oddity) == ODDITIES
 
 
 def test_the_account_of_a_running_node_adds_up(tmp_path: Path) -> None:

@@ -58,6 +58,21 @@ class Declared:
 PREFIX = "wal_ingest_"
 ROUTES = ("/metrics", "/api/v2/write", "/write", "/api/v3/write_lp", "/stream", "unparsed", "other")
 RESULTS = ("accepted", "partial", "invalid", "unauthorized", "too_large", "unavailable", "failed")
+# The values of the labels `reason` and `oddity`; a test compares them with the front door's own.
+REASONS = (
+    "malformed",
+    "too_long",
+    "time",
+    "request",
+    "unauthorized",
+    "media_type",
+    "method",
+    "too_large",
+    "too_slow",
+    "unavailable",
+    "failed",
+)
+ODDITIES = ("time_past", "time_future", "not_utf8")
 
 _SINK = ("sink",)
 _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -263,6 +278,15 @@ class FrontObserver:
         self._refusals = _counter(measured, "ingest_refusals")
         self._refused_lines = _counter(measured, "ingest_refused_lines")
         self._odd_points = _counter(measured, "ingest_odd_points")
+        # Present before the first, so that a rate has a beginning.
+        for route in ROUTES:
+            for reason in REASONS:
+                self._refusals.labels(route, reason)
+        for route in stored:
+            for reason in REASONS[:3]:
+                self._refused_lines.labels(route, reason)
+            for oddity in ODDITIES:
+                self._odd_points.labels(route, oddity)
         self.by_source = SourceCounts()
         self._append_s = _histogram(measured, "append_seconds")
         self.requests = 0
