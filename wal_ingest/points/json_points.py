@@ -17,8 +17,7 @@ import msgspec
 from wal_ingest.errors import BadRequest, PointError
 from wal_ingest.points.json_depth import deeper_than
 from wal_ingest.points.json_shapes import AnyPoint, FleetPoint, LineWriter, fleet_lines
-from wal_ingest.points.line_protocol import start_of_long_line
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import Lines, Precision, split_points
 
 _LINE_BYTES_MAX = 64 * 1024
 
@@ -105,14 +104,17 @@ def _lines(
         fleet = decode_fleet(body)
     except msgspec.ValidationError:
         points = decode_any(body)
+        count = len(points)
         data = LineWriter(precision=precision, now_ns=now_ns).lines(points)
     else:
+        count = len(fleet)
         data = fleet_lines(fleet, precision=precision, now_ns=now_ns) if fleet else b""
-    long_line = start_of_long_line(data, line_bytes_max)
-    if long_line is not None:
-        reason = f"the point takes more than {line_bytes_max} bytes as a line (server.line_bytes_max)"
-        raise PointError(reason, index=data.count(b"\n", 0, long_line))
-    return Lines(data, data.count(b"\n"))
+    if len(data) > line_bytes_max:
+        for index, point in enumerate(split_points(data, count)):
+            if len(point) - 1 > line_bytes_max:
+                reason = f"the point takes more than {line_bytes_max} bytes as a line (server.line_bytes_max)"
+                raise PointError(reason, index=index)
+    return Lines(data, count)
 
 
 def _first_character(body: bytes) -> bytes:
