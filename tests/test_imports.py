@@ -18,7 +18,7 @@ PACKAGE = Path(wal_ingest.__file__).parent
 MAY_IMPORT = {
     "points": set(),
     "wal": set(),
-    "flusher": {"wal"},
+    "flusher": {"points", "wal"},
     "http": {"points", "wal"},
     "client": {"points", "wal"},
     "agent": {"points", "wal", "client"},
