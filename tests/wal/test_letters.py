@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,70 @@ def state_with(directory: Path, *letters: DeadLetter, points: int = 100) -> Stat
 )
 def test_a_group_of_reasons_leaves_out_what_differs_from_point_to_point(reason: str, group: str) -> None:
     assert reason_group(reason) == group
+
+
+def beyond_retention(number: int) -> str:
+    """What InfluxDB 2.8 says of old points: another series, time and count each time."""
+    series = f"cpu,host=web-{number},path=C:\\ {number}"
+    return (
+        f"HTTP 422: failure writing points to database: partial write: dropped {number % 7 + 1} points outside "
+        f"retention policy of duration 24h0m0s - oldest point {series} at 2025-11-{number % 28 + 1:02d}T08:26:40Z "
+        f"dropped because it violates a Retention Policy Lower Bound at 2026-11-28T05:{number % 60:02d}:40.{number + 1}"
+        f"Z, newest point {series} at 2025-11-30T08:26:{number % 60:02d}Z dropped because it violates a Retention "
+        f"Policy Lower Bound at 2026-11-28T05:31:40.123Z dropped={number % 7 + 1}"
+    )
+
+
+RETENTION_GROUP = (
+    "HTTP 422: failure writing points to database: partial write: dropped N points outside retention policy of "
+    "duration 24h0m0s"
+)
+CAUSES: dict[str, tuple[Callable[[int], str], set[str]]] = {
+    "beyond the retention": (beyond_retention, {f"{RETENTION_GROUP} (Retention Policy Lower Bound)"}),
+    # Which bound it was is known only where the words reach so far.
+    "beyond the retention, the words cut short anywhere": (
+        lambda number: beyond_retention(number)[: 140 + number % 400] + "…",
+        {RETENTION_GROUP, f"{RETENTION_GROUP} (Retention Policy Lower Bound)"},
+    ),
+    "beyond the retention, in the words of older versions": (
+        lambda number: f"HTTP 400: partial write: points beyond retention policy dropped={number}",
+        {"HTTP 400: partial write: points beyond retention policy"},
+    ),
+    "too many values of a tag": (
+        lambda number: (
+            f'partial write: max-values-per-tag limit exceeded (100000/100000): measurement="m" tag="id" '
+            f'value="a"{number}" dropped=1'
+        ),
+        {'partial write: max-values-per-tag limit exceeded (N/N): measurement="m" tag="id" value="…"'},
+    ),
+    "a time in words": (
+        lambda number: (
+            f"refused: the newest time is 2026-11-{number % 28 + 1:02d} 10:00:00.{number + 1} +0000 UTC"
+        ),
+        {"refused: the newest time is TIME"},
+    ),
+    "a time with a zone": (
+        lambda number: f"bad time 2026-11-{number % 28 + 1:02d}T10:00:00+01:00: too new",
+        {"bad time TIME: too new"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("reason_of", "reasons"), CAUSES.values(), ids=CAUSES.keys())
+def test_letters_of_one_cause_are_one_group_whatever_series_and_times_the_reason_names(
+    reason_of: Callable[[int], str], reasons: set[str]
+) -> None:
+    groups = LetterGroups()
+    groups.add(letter(number, reason_of(number)) for number in range(2_501))
+    assert {each.reason for each in groups.listed()} == reasons
+    assert sum(each.points for each in groups.listed()) == 2_501
+
+
+def test_points_too_old_and_points_of_the_future_are_two_causes() -> None:
+    old = beyond_retention(1)
+    assert reason_group(old) != reason_group(old.replace("Lower", "Upper"))
+    assert "Upper Bound" in reason_group(old.replace("Lower", "Upper"))
+    assert reason_group(old.replace("24h0m0s", "72h0m0s")) != reason_group(old)
 
 
 def test_letters_are_counted_by_reason_and_counted_out_again() -> None:

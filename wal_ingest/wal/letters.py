@@ -24,11 +24,21 @@ GROUPS_MAX = 200
 OTHER_REASONS = "(other reasons)"
 UNREADABLE = "(the dead letter itself is damaged)"
 
-# What makes two answers to the same mistake differ: a line that is quoted, a number of more than three digits.
+# What makes two answers to the same mistake differ: a line that is quoted, a time, a number of more than three digits.
 _QUOTED = re.compile(r"""(["'`])([^"'`]*)\1""")
 # How many of its piece of a batch InfluxDB refused.
 _DROPPED = re.compile(r" dropped=\d+\b")
 _NUMBER = re.compile(r"-?\b\d{4,}(?:\.\d+)?\b")
+_TIME = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z\b| ?[+-]\d\d:?\d\d\b)?(?: UTC\b)?")
+# InfluxDB from 1.11 and 2.7 on: how many points, then the oldest and the newest by series and time, each with the bound
+# that it violates. A series may hold anything, and a long answer is cut short anywhere, so all of that goes.
+_RETENTION = re.compile(
+    r"\bdropped \d+ points (outside retention policy of duration \w+) - (?:oldest|newest) point (.*)",
+    re.DOTALL,
+)
+_BOUND = re.compile(r"\bdropped because it violates an? ([A-Z][A-Za-z ]* Bound)\b")
+# The value that was one too many for its tag; it may hold quotes.
+_TAG_VALUE = re.compile(r'(\blimit exceeded \([^)]*\): measurement=".*" tag=".*" value=)".*', re.DOTALL)
 
 
 class StoredLetter(msgspec.Struct, frozen=True):
@@ -125,9 +135,16 @@ def id_of(letter: DeadLetter) -> LetterId:
 # Letters of one batch share their reason, and a state may hold very many of them.
 @functools.lru_cache(maxsize=1_024)
 def reason_group(reason: str) -> str:
-    """A reason without what differs from point to point: a quoted line, a long number."""
-    reason = _DROPPED.sub("", reason)
-    return _NUMBER.sub("N", _QUOTED.sub(_without_line, reason))
+    """A reason without what differs from point to point: a series, a quoted line, a time, a long number."""
+    reason = _RETENTION.sub(_without_points, _DROPPED.sub("", reason))
+    reason = _TAG_VALUE.sub(r'\1"…"', reason)
+    return _NUMBER.sub("N", _TIME.sub("TIME", _QUOTED.sub(_without_line, reason)))
+
+
+def _without_points(refused: re.Match[str]) -> str:
+    """Too old and too new are two causes, so the bounds stay."""
+    bounds = ", ".join(dict.fromkeys(_BOUND.findall(refused[2])))
+    return f"dropped N points {refused[1]}" + (f" ({bounds})" if bounds else "")
 
 
 def _without_line(quoted: re.Match[str]) -> str:
