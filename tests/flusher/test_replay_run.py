@@ -109,8 +109,54 @@ async def test_everything_is_written_once_in_order_and_remembered(autojump_clock
     assert replay.lost == [LOST]
     assert rig.sink.closed == 1
     moment = replay.moment()
-    assert (moment.confirmed, moment.rejected, moment.passed, moment.expected) == (48, 0, 48, 48)
+    assert (moment.confirmed, moment.rejected, moment.settled, moment.expected) == (48, 0, 48, 48)
     assert (moment.state, moment.last_error) == (SinkState.DELIVERING, "")
+
+
+async def test_what_is_read_and_not_confirmed_yet_is_no_progress(autojump_clock: Clock) -> None:
+    rig, release = Rig(), trio.Event()
+    for _ in range(6):
+        rig.log.append(10)
+    rig.source.chosen = lambda seq: seq != 2
+    bad = rig.log.all_lines()[25]
+
+    async def slowly(lines: list[bytes]) -> Outcome | None:
+        await release.wait()
+        return Rejected("type conflict", 422) if bad in lines else None
+
+    rig.sink.answer = slowly
+    replay = rig.replay()
+    assert replay.moment().settled == 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(replay.run)
+        await trio.testing.wait_all_tasks_blocked()
+        # All is read. Ten points are not chosen, which settles them.
+        assert (replay.moment().expected, replay.moment().settled) == (60, 10)
+        release.set()
+    moment = replay.moment()
+    assert (moment.confirmed, moment.rejected, moment.settled) == (49, 1, 60)
+
+
+async def test_points_that_a_source_counts_before_it_gives_them_are_no_progress(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "READ_BYTES_MAX", 1)  # every unit is a trip of its own
+    rig = Rig()
+    for _ in range(3):
+        rig.log.append(10)
+
+    def one_member() -> Iterator[Unit | Lost]:
+        rig.source.passed.note(points=30, stored_bytes=1, raw_bytes=1, accepted_ns=1)
+        yield from (Unit(entry, None) for entry in rig.log.entries[:2])
+        yield Unit(rig.log.entries[2], Place(source="wal", seq=3))
+
+    monkeypatch.setattr(rig.source, "items", one_member)
+    seen: list[int] = []
+    replay = rig.replay(rate=1)
+    rig.sink.answer = lambda _lines: seen.append(replay.moment().settled)
+    assert await replay.run()
+    assert seen == [0, 10, 20]
+    assert replay.moment().settled == 30
 
 
 async def test_a_batch_ends_where_the_destination_does_and_its_place_is_the_entry_before(

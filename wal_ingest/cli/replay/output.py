@@ -69,7 +69,7 @@ async def _bar(replay: Replay) -> None:
             per_s = (now.confirmed + now.rejected) / passed_s
             words = f"{_figures(now)}, {per_s:,.0f} points/s, {_eta_text(now, passed_s)}{trouble_words(now)}"
             progress.update(
-                task, total=max(now.expected, now.passed, 1), completed=now.passed, description=words
+                task, total=max(now.expected, now.settled, 1), completed=now.settled, description=words
             )
             await trio.sleep(_LOOK_S)
 
@@ -80,10 +80,10 @@ def _figures(now: Moment) -> str:
 
 
 def _eta_text(now: Moment, passed_s: float) -> str:
-    left = max(0, now.expected - now.passed)
-    if not now.passed:
+    left = max(0, now.expected - now.settled)
+    if not now.settled:
         return "time left unknown"
-    return f"about {duration_text(left * passed_s / now.passed)} left"
+    return f"about {duration_text(left * passed_s / now.settled)} left"
 
 
 def trouble_words(now: Moment) -> str:

@@ -48,13 +48,15 @@ Remember = Callable[[Step, Sequence[DeadLetter]], None]
 class Moment:
     """What can be seen of a replay from outside.
 
-    `confirmed` and `rejected` count points of this run, as the sink answered. `passed` are the points read, before any
-    selection, of about `expected`. `last_error` is the sink's latest refusal in words, empty when there was none.
+    `confirmed` and `rejected` count points of this run, as the sink answered. `settled` counts these and the points
+    that were read and not selected, of about `expected` in all.
+
+    `last_error` is the sink's latest refusal in words, empty when there was none.
     """
 
     confirmed: int
     rejected: int
-    passed: int
+    settled: int
     expected: int
     state: SinkState
     last_error: str
@@ -108,6 +110,8 @@ class Replay:
         self._lost: list[Lost] = []
         self._batches = 0
         self._points = 0
+        self._chosen = 0  # points that go to the sink, of those that were read
+        self._left_out = 0  # points that do not
         self._seen: Place | None = after  # everything up to here is in the batcher, or beyond it
         self._place: Place | None = after  # everything up to here is settled and remembered
         self._places: deque[tuple[int, Place | None]] = deque()
@@ -139,7 +143,7 @@ class Replay:
         return Moment(
             confirmed=self._progress.confirmed_points,
             rejected=self._progress.parked_points,
-            passed=sum(source.passed.points for source in self._sources),
+            settled=self._left_out + self._progress.confirmed_points + self._progress.parked_points,
             expected=sum(source.expected_points() for source in self._sources),
             state=state,
             last_error=self._progress.last_error,
@@ -230,6 +234,9 @@ class Replay:
                 continue
             entry, place = item
             before, self._seen = self._seen, place or self._seen
+            self._chosen += entry.points
+            if place is not None:  # else the source has counted points that its next units will give
+                self._left_out = sum(source.passed.points for source in self._sources) - self._chosen
             if entry.points:
                 full = self._batcher.add([entry])
                 # Those closed before this entry came in end where the one before it did.
