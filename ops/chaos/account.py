@@ -60,7 +60,7 @@ def take_account(sent: Iterable[Sent], found: Found) -> Account:
     seqs: Counter[int] = Counter()
     for one in sent:
         points = points_of(one.plan, one.client, one.number, one.kind)
-        if one.acked:
+        if one.acked or one.partial:
             search.acked(one, points)
             seqs.update([one.seq] if one.seq is not None else [])
         else:
@@ -84,7 +84,7 @@ class _Search:
     def acked(self, one: Sent, points: list[Point]) -> None:
         account = self._account
         account.acked += len(points)
-        if one.kind is Kind.BROKEN:
+        if one.kind is Kind.BROKEN and not one.partial:
             account.note("accepted though broken", _name(one))
         if one.points is not None and one.points != len(points):
             account.note("miscounted", f"{_name(one)}: {len(points)} points, told {one.points}")

@@ -3,7 +3,8 @@
 A request is made from (plan, client, number, kind) alone, so the account makes its points again.
 
 * A *poisoned* request is valid and holds points that the fault proxy refuses as a database would (a tag marks them).
-* A *broken* request holds good lines and one that is no line protocol: all of it must be refused.
+* A *broken* request holds good lines and one that is no line protocol: all of it must be refused, but for `/write`, where
+  the good lines are stored and the answer is 400, as InfluxDB 1 does it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ class Sent:
         return 200 <= self.status < 300
 
     @property
+    def partial(self) -> bool:
+        """Answered that the good lines of a broken request are stored: so `/write` does it, as InfluxDB 1."""
+        broken_v1 = self.kind is Kind.BROKEN and shape_of(self.plan, self.number).form == "v1"
+        return broken_v1 and self.status == 400
+
+    @property
     def refused(self) -> bool:
         """Told for good that nothing was stored."""
         return 400 <= self.status < 500 and self.status not in (408, 429)
@@ -85,7 +92,7 @@ def kind_of(plan: Plan, client: int, number: int, *, poison: float, broken: floa
 
 
 def points_of(plan: Plan, client: int, number: int, kind: Kind) -> list[Point]:
-    """The points of a request; of a broken one the good lines, none of which may ever be seen again."""
+    """The points of a request; of a broken one the good lines."""
     points = make_points(plan, client, number)
     if kind is Kind.POISONED:
         dice = Random(f"poison/{plan.seed}/{client}/{number}")

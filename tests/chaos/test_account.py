@@ -193,3 +193,20 @@ def test_a_point_sent_twice_may_be_parked_twice_and_is_one_point() -> None:
 
     assert kinds(account) == set()
     assert account.acked == len(points(sent[0]))
+
+
+V1_TIMED = next(index for index, shape in enumerate(SHAPES) if shape.form == "v1" and shape.timed)
+
+
+def test_good_lines_of_a_broken_request_to_write_must_be_there() -> None:
+    """The answer 400 follows their sync: they are as much accepted as those of a 204."""
+    sent = [request(V1_TIMED, kind=Kind.BROKEN, status=400)]
+    found = Found({}, [], [])
+    assert kinds(take_account(sent, found)) == {"lost"}
+
+    for point in points(sent[0]):
+        store(found.database, point)
+    account = take_account(sent, found)
+
+    assert kinds(account) == set()
+    assert account.acked == account.confirmed == len(points(sent[0]))
