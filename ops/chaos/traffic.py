@@ -3,8 +3,8 @@
 A request is made from (plan, client, number, kind) alone, so the account makes its points again.
 
 * A *poisoned* request is valid and holds points that the fault proxy refuses as a database would (a tag marks them).
-* A *broken* request holds good lines and one that is no line protocol: all of it must be refused, but for `/write`, where
-  the good lines are stored and the answer is 400, as InfluxDB 1 does it.
+* A *broken* request holds good lines and one that is no line protocol: all of it must be refused, but for `/write`:
+  there the good lines are stored and the answer is 400, as InfluxDB 1 does it.
 """
 
 from __future__ import annotations
