@@ -395,10 +395,12 @@ def flip_payload(path: Path) -> None:
 def flip_key(path: Path) -> None:
     """Flips the last byte of an entry's key, on every page that has it."""
     seq = int(path.name[:20]) + 3
-    offsets = [match.start() for match in re.finditer(re.escape(seq.to_bytes(8, "big")), path.read_bytes())]
+    # Before a key stands its length. Without it the first byte of a payload, after eight zeros, may pass for a key.
+    key = (8).to_bytes(2, "little") + seq.to_bytes(8, "big")
+    offsets = [match.start() for match in re.finditer(re.escape(key), path.read_bytes())]
     assert offsets
     for offset in offsets:
-        flip(path, offset + 7)
+        flip(path, offset + len(key) - 1)
 
 
 # What is done, and how many entries at most it costs.

@@ -123,7 +123,7 @@ def test_without_a_descriptor_nothing_is_set_aside_and_it_is_tried_again(
     path = damaged_fifth(tmp_path)
     store = open_store(tmp_path)
 
-    def fails(_path: Path) -> PageScan:
+    def fails(_path: Path, *, delivering: bool) -> PageScan:
         raise StorageFailed(path, "Too many open files", number=24)
 
     with monkeypatch.context() as patch:

@@ -16,6 +16,7 @@ was told that they were not: they are taken.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -58,10 +59,18 @@ class PageScan:
 
     `header` is the segment's header record, None where that is lost; `trouble` says what is wrong with the tree, or is
     empty. Raises `StorageFailed`, `UnknownFormatVersion`.
+
+    A sector that cannot be read is passed over. With `delivering` that is so only while others can be read: a disk that
+    gives nothing at all any more raises `StorageFailed`. Delivery would otherwise pass over entries that a later start,
+    with the disk in order again, still finds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, delivering: bool = False) -> None:
         self.path = path
+        self._delivering = delivering
+        # Where bytes were read last, and whether any could not be.
+        self._readable_at: int | None = None
+        self._met_unreadable = False
         self.header: SegmentHeader | None = None
         self.trouble = ""
         self._entries: dict[int, _Where] = {}
@@ -76,6 +85,8 @@ class PageScan:
             self._take_tree()
             orphans = self._take_leaves()
             self._take_orphans(orphans)
+            if self._delivering and self._met_unreadable and self._readable_at is None:
+                raise StorageFailed(path, "no byte of it can be read", number=errno.EIO)
         except BaseException:
             self.close()
             raise
@@ -254,10 +265,25 @@ class PageScan:
     def _read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer at the file's end. Zeros, which prove nothing, where the disk cannot read."""
         try:
-            return read_bytes(self.path, self._fd, offset, length)
+            data = read_bytes(self.path, self._fd, offset, length)
         except SectorUnreadable as exc:
             self._note(exc.reason)
+            self._met_unreadable = True
+            if self._delivering and self._readable_at is not None:
+                self._read_again(self._readable_at)
             return bytes(max(0, min(length, self._size - offset)))
+        if data:
+            self._readable_at = offset
+        return data
+
+    def _read_again(self, offset: int) -> None:
+        """Raises `StorageFailed` when a byte that could be read cannot be any more."""
+        try:
+            read_bytes(self.path, self._fd, offset, 1)
+        except SectorUnreadable as exc:
+            raise StorageFailed(
+                self.path, f"it cannot be read any more: {exc.reason}", number=errno.EIO
+            ) from exc
 
 
 def _points_of(head: bytes) -> tuple[int, int]:

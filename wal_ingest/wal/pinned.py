@@ -128,12 +128,12 @@ class ScannedSegment:
     """A segment whose tree is damaged, read page by page. Nobody writes to it.
 
     What its header said is told by its name and its neighbours where it is lost. Raises `WalDamaged` when nothing can
-    be read from it, `UnknownFormatVersion`, `StorageFailed`.
+    be read from it, `UnknownFormatVersion`, `StorageFailed`. `delivering` is as for `PageScan`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, delivering: bool = False) -> None:
         self.path = path
-        self._scan = PageScan(path)
+        self._scan = PageScan(path, delivering=delivering)
         if not self._scan.seqs:
             self._scan.close()
             raise WalDamaged(path, self._scan.trouble or "there is no entry in it")

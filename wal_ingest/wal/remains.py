@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import threading
 import uuid
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.pinned import ScannedSegment
 from wal_ingest.wal.salvage import place, read_note
 from wal_ingest.wal.segment import Ends, SegmentHeader
-from wal_ingest.wal.space import is_no_descriptors
 
 _NO_WAL = uuid.UUID(int=0)
 
@@ -59,17 +59,18 @@ class Remains:
     def read(self, after_seq: int, *, bytes_max: int) -> list[Entry]:
         """Entries behind a seq, in order, up to about `bytes_max` bytes; none where no more can be read.
 
-        Raises `StorageFailed` where the process has no descriptor left: then later.
+        Raises `StorageFailed` where the process has no descriptor left (then later), and where the disk gives nothing
+        any more.
         """
         with self._mutex:
             try:
                 if self._scanned is None:
-                    self._scanned = ScannedSegment(self.path)
+                    self._scanned = ScannedSegment(self.path, delivering=True)
                 found = self._scanned.readable(after_seq, bytes_max=bytes_max)
             except WalDamaged:
                 return []
             except StorageFailed as exc:
-                if is_no_descriptors(exc.number):
+                if exc.number != errno.ENOENT:
                     raise
                 return []  # a person took the file away
         return [
@@ -92,7 +93,7 @@ def remains_of(path: Path, ends: Ends) -> list[Remains]:
     Raises `StorageFailed`.
     """
     try:
-        scanned = ScannedSegment(path)
+        scanned = ScannedSegment(path, delivering=True)
     except WalDamaged:
         return []
     scanned.stand_for(ends)
@@ -110,7 +111,7 @@ def open_remains(paths: Sequence[Path], neighbours: Sequence[Ends], wal_id: uuid
         if read_note(path) is not None:
             continue
         try:
-            segment = ScannedSegment(path)
+            segment = ScannedSegment(path, delivering=True)
         except WalDamaged:
             continue
         if segment.ends.header.wal_id in (wal_id, _NO_WAL):
