@@ -293,6 +293,14 @@ class InfluxDBSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             pattern="^(settings|request)$",
         ),
     ] = "settings"
+    server: Annotated[
+        str,
+        _why(
+            'By whose rules lines are written: "influxdb", "victoriametrics" (which reads some differently), or '
+            '"auto", as the answers\' headers show. A point whose reading differs is parked where they show nothing.',
+            pattern="^(auto|influxdb|victoriametrics)$",
+        ),
+    ] = "auto"
     required: Annotated[bool, _why("Whether segments are kept until this sink has confirmed them.")] = True
     in_flight_max: Annotated[
         int,

@@ -21,9 +21,12 @@ from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, fake_influxdb
 from tests.flusher.sinks.test_archive import batch_of
 from tests.flusher.twins import START_NS, MemoryLog, lines_of
 from wal_ingest.errors import ConfigError
+from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import (
     REASON_CHARS_MAX,
     Confirmed,
+    LineRefused,
+    LinesRefused,
     Misconfigured,
     Outcome,
     Rejected,
@@ -32,8 +35,10 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.flusher.sinks.influxdb_answers import outcome_of, parse_retry_after
+from wal_ingest.flusher.sinks.influxdb_servers import Server, server_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.gzip_codec import compress
 
 TOKEN = "s3cret-t0ken"
 FOREIGN = "is this address a login page or a load balancer's default backend?"
@@ -501,3 +506,126 @@ async def test_without_a_token_a_reason_is_said_as_it_is() -> None:
     assert isinstance(outcome, Unavailable)
     assert "***" not in outcome.reason
     assert "cannot be reached" in outcome.reason
+
+
+# -- servers that read lines otherwise ----------------------------------------------------------------------
+
+VICTORIA_METRICS = {"X-Influxdb-Version": "1.8.0", "X-Server-Hostname": "db-1"}
+INFLUXDB = {"X-Influxdb-Version": "1.8.10", "X-Influxdb-Build": "OSS"}
+ORDINARY = b"cpu,host=a v=1 1\ncpu,host=b v=2 2\n"
+ODD = b"cpu,host=a v=1 1\nm,p=C:\\\\dir v=1 2\n"
+ODD_REWRITTEN = b"cpu,host=a v=1 1\nm,p=C:\\\\\\\\dir v=1 2\n"
+UNREADABLE = b"cpu v=1 1\nm,__name__=x v=2 2\ncpu v=3 3\nm,__name__=y v=4 4\n"
+
+
+def batch_with(lines: bytes) -> Batch:
+    points = lines.count(b"\n")
+    return replace(batch_of(1), points=points, body=compress(lines), raw_bytes=len(lines))
+
+
+@pytest.mark.parametrize(
+    ("headers", "server"),
+    [
+        (INFLUXDB, Server.INFLUXDB),
+        ({"X-Influxdb-Version": "v2.7.4"}, Server.INFLUXDB),
+        ({**INFLUXDB, "X-Server-Hostname": "a proxy's"}, Server.INFLUXDB),
+        (VICTORIA_METRICS, Server.VICTORIA_METRICS),
+        ({"X-Server-Hostname": "db-1"}, Server.VICTORIA_METRICS),
+        ({"X-Influxdb-Version": "1.8.0"}, Server.UNKNOWN),
+        ({}, Server.UNKNOWN),
+    ],
+)
+def test_headers_tell_which_server_answers(headers: dict[str, str], server: Server) -> None:
+    assert server_of({name.lower(): value for name, value in headers.items()}) is server
+
+
+@pytest.mark.parametrize(
+    ("headers", "written"), [(INFLUXDB, ODD), (VICTORIA_METRICS, ODD_REWRITTEN)], ids=["influxdb", "victoria"]
+)
+async def test_an_odd_batch_is_written_once_the_server_is_known_and_as_that_reads_it(
+    fake: FakeInfluxDB, headers: dict[str, str], written: bytes
+) -> None:
+    fake.answer = lambda _request: Answer(204, headers=headers)
+    async with opened(fake.url) as sink:
+        assert await sink.write(batch_with(ODD)) == Confirmed()
+        assert [request.lines for request in fake.requests] == [b"", written]
+        assert await sink.write(batch_with(ODD)) == Confirmed()
+    assert [request.lines for request in fake.requests[2:]] == [written]
+
+
+async def test_an_ordinary_batch_goes_out_at_once_and_teaches_which_server_answers(
+    fake: FakeInfluxDB,
+) -> None:
+    fake.answer = lambda _request: Answer(204, headers=VICTORIA_METRICS)
+    async with opened(fake.url) as sink:
+        await sink.write(batch_with(ORDINARY))
+        await sink.write(batch_with(ODD))
+    assert [request.lines for request in fake.requests] == [ORDINARY, ODD_REWRITTEN]
+
+
+async def test_points_that_victoriametrics_cannot_read_are_refused_by_number_and_nothing_is_written(
+    fake: FakeInfluxDB,
+) -> None:
+    async with opened(fake.url, server="victoriametrics") as sink:
+        outcome = await sink.write(batch_with(UNREADABLE))
+    assert isinstance(outcome, Rejected)
+    assert outcome.dropped == 2
+    assert outcome.about_points
+    assert "__name__" in outcome.reason
+    assert outcome.hint == LinesRefused(
+        (LineRefused(outcome.reason, number=2), LineRefused(outcome.reason, number=4))
+    )
+    assert fake.requests == []
+
+
+async def test_a_server_that_does_not_say_what_it_is_gets_only_what_both_read_alike(
+    fake: FakeInfluxDB,
+) -> None:
+    async with opened(fake.url) as sink:
+        outcome = await sink.write(batch_with(ODD))
+        assert isinstance(outcome, Rejected)
+        assert "set influxdb.server" in outcome.reason
+        assert outcome.hint == LinesRefused((LineRefused(outcome.reason, number=2),))
+        assert [request.lines for request in fake.requests] == [b""]
+        assert await sink.write(batch_with(ORDINARY)) == Confirmed()
+        assert await sink.write(batch_with(b"cpu v=.5,w=2. 1\n")) == Confirmed()
+    assert fake.requests[-1].lines == b"cpu v=0.5,w=2.0 1\n"
+
+
+@pytest.mark.parametrize("server", ["influxdb", "victoriametrics"])
+async def test_the_setting_is_believed_whatever_the_headers_say(fake: FakeInfluxDB, server: str) -> None:
+    fake.answer = lambda _request: Answer(204, headers={**INFLUXDB, **VICTORIA_METRICS})
+    async with opened(fake.url, server=server) as sink:
+        for _ in range(2):
+            assert await sink.write(batch_with(ODD)) == Confirmed()
+    written = {"influxdb": ODD, "victoriametrics": ODD_REWRITTEN}[server]
+    assert [request.lines for request in fake.requests] == [written, written]
+
+
+async def test_an_odd_batch_that_another_server_confirmed_is_written_again_by_its_rules(
+    fake: FakeInfluxDB,
+) -> None:
+    headers = INFLUXDB
+    fake.answer = lambda _request: Answer(204, headers=headers)
+    async with opened(fake.url) as sink:
+        await sink.write(batch_with(ODD))
+        headers = VICTORIA_METRICS
+        assert isinstance(await sink.write(batch_with(ODD)), Unavailable)
+        assert await sink.write(batch_with(ODD)) == Confirmed()
+        assert fake.requests[-1].lines == ODD_REWRITTEN
+        headers = INFLUXDB
+        assert await sink.write(batch_with(ORDINARY)) == Confirmed()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [(Answer(503), Unavailable), (Answer(401), Misconfigured), (Answer(body=None), Unavailable)],
+    ids=["overloaded", "denied", "gone"],
+)
+async def test_no_point_is_refused_while_the_server_cannot_be_known(
+    fake: FakeInfluxDB, answer: Answer, kind: type[Outcome]
+) -> None:
+    fake.answer = lambda _request: answer
+    async with opened(fake.url) as sink:
+        assert isinstance(await sink.write(batch_with(ODD)), kind)
+    assert [request.lines for request in fake.requests] == [b""]

@@ -6,6 +6,10 @@ Of the client this uses its configured connection pool and nothing above it. `Wr
 half as much CPU again for a batch that is compressed already, reads error bodies of any length, fails on
 those that are not UTF-8, and its own retries are of no use here (their deadline is that of the process).
 
+A server that is not InfluxDB may read some lines as other points and confirm them (`influxdb_servers`). Until an
+answer proves that it is InfluxDB, every batch is decompressed and searched for such lines. One that has some is
+written only once the server is known, by an empty write if need be, and as that server reads it.
+
 Every write happens in a thread of the sink's own limiter, so that a slow database takes no threads from the
 WAL. A write that is cancelled or overdue is abandoned: its thread ends with the socket's time-out, and what
 became of the points is unknown until they are written again.
@@ -37,6 +41,7 @@ from wal_ingest.flusher.outcome import (
     plain,
 )
 from wal_ingest.flusher.sinks.influxdb_answers import checks_of, outcome_of
+from wal_ingest.flusher.sinks.influxdb_servers import Server, body_for, is_read_alike, server_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
 
@@ -93,6 +98,7 @@ class InfluxDBSink:
         self._base_path = urlsplit(settings.url).path.rstrip("/")
         self._paths: dict[Destination, str] = {}
         self._own = Destination(settings.org, settings.bucket)
+        self._server = Server(settings.server)
         self._headers = {
             "Content-Encoding": "gzip",
             "Content-Type": "text/plain; charset=utf-8",
@@ -119,7 +125,7 @@ class InfluxDBSink:
         path = self._path(self._destination(batch.destination))
         with trio.move_on_after(self._settings.write_s_max + _OVERDUE_S):
             return await self._run_sync(
-                self._post, path, batch.body, abandon_on_cancel=True, limiter=self._limiter
+                self._post, path, batch, abandon_on_cancel=True, limiter=self._limiter
             )
         return Unavailable("the answer did not end in time", suspect=True)
 
@@ -128,9 +134,8 @@ class InfluxDBSink:
 
         **Cancellation:** the request is abandoned; it writes nothing.
         """
-        headers = {name: value for name, value in self._headers.items() if name != "Content-Encoding"}
         answer = await self._run_sync(
-            self._exchange, self._path(self._own), b"", headers, abandon_on_cancel=True, limiter=self._limiter
+            self._probe, self._path(self._own), abandon_on_cancel=True, limiter=self._limiter
         )
         if isinstance(answer, _Answer):
             checks = checks_of(self._settings.url, answer.status, answer.headers, answer.said)
@@ -157,11 +162,28 @@ class InfluxDBSink:
             path = self._paths[destination] = f"{self._base_path}/api/v2/write?{query}"
         return path
 
-    def _post(self, path: str, body: bytes) -> Outcome:
+    def _post(self, path: str, batch: Batch) -> Outcome:
         """Runs in a thread. Every foreign error becomes an outcome here."""
+        alike = self._server is not Server.INFLUXDB and is_read_alike(batch)
+        if not alike and self._server is Server.UNKNOWN:
+            probed = self._identify(path)
+            if probed is not None:
+                return probed
+        server = self._server
+        body = batch.body if alike else body_for(server, batch)
+        if isinstance(body, Rejected):
+            return body
         answer = self._exchange(path, body, self._headers)
         if not isinstance(answer, _Answer):
             return answer
+        outcome = self._outcome(answer)
+        another = self._is_another_server(server, answer) and isinstance(outcome, Confirmed)
+        if another and not alike and not is_read_alike(batch):
+            # What it confirmed may be other points than were meant. Written again by its rules, none is missing.
+            return Unavailable(f"{self._settings.url} is another server now: {self._server.value}")
+        return outcome
+
+    def _outcome(self, answer: _Answer) -> Outcome:
         outcome = outcome_of(answer.status, answer.headers, answer.said, now_ns=self._now_ns())
         if isinstance(outcome, Confirmed):
             return outcome
@@ -169,6 +191,32 @@ class InfluxDBSink:
             lines = tuple(replace(each, reason=self._clean(each.reason)) for each in outcome.hint.refused)
             outcome = replace(outcome, hint=LinesRefused(lines))
         return replace(outcome, reason=self._clean(outcome.reason))
+
+    def _probe(self, path: str) -> _Answer | Unavailable | Misconfigured:
+        """Posts an empty body: every server answers it, and none writes anything."""
+        headers = {name: value for name, value in self._headers.items() if name != "Content-Encoding"}
+        return self._exchange(path, b"", headers)
+
+    def _identify(self, path: str) -> Outcome | None:
+        """Learns which server answers; gives the outcome where that failed for a reason that is not the empty body."""
+        answer = self._probe(path)
+        if not isinstance(answer, _Answer):
+            return answer
+        self._is_another_server(Server.UNKNOWN, answer)
+        if self._server is Server.UNKNOWN and answer.status not in (400, 422):
+            outcome = self._outcome(answer)
+            if not isinstance(outcome, Confirmed):
+                return outcome
+        return None
+
+    def _is_another_server(self, server: Server, answer: _Answer) -> bool:
+        """Notes which server sent an answer, where it shows; says whether that is another one than was thought."""
+        if self._settings.server != Server.UNKNOWN.value:
+            return False
+        found = server_of(answer.headers)
+        if found is not Server.UNKNOWN:
+            self._server = found
+        return found not in (Server.UNKNOWN, server)
 
     def _exchange(
         self, path: str, body: bytes, headers: Mapping[str, str]

@@ -1,0 +1,75 @@
+"""Which server answers, and what must be written to it. Pure.
+
+InfluxDB reads canonical lines as they are meant. VictoriaMetrics says that it is InfluxDB 1.8.0 and reads some of them
+otherwise (see `victoria_metrics`). What tells them apart, measured with InfluxDB 1.6.7 and VictoriaMetrics 1.79.5; the
+first header that is there decides:
+
+| header of the answer | server |
+|---|---|
+| `X-Influxdb-Build` | InfluxDB |
+| `X-Server-Hostname` | VictoriaMetrics |
+| `X-Influxdb-Version`, but not 1.8.0 | InfluxDB |
+
+Anything else is an unknown server. It gets what both read alike; all other points are refused until the settings name
+it. An answer without any of these headers (a proxy's) does not make a known server unknown.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.outcome import LineRefused, LinesRefused, Rejected
+from wal_ingest.flusher.sinks.victoria_metrics import reads_alike, rewrite
+from wal_ingest.wal.gzip_codec import compress
+
+
+class Server(enum.Enum):
+    """By whose rules lines are read; the value is the setting's."""
+
+    UNKNOWN = "auto"
+    INFLUXDB = "influxdb"
+    VICTORIA_METRICS = "victoriametrics"
+
+
+# What VictoriaMetrics says that it is.
+_FEIGNED_VERSION = "1.8.0"
+
+
+def server_of(headers: Mapping[str, str]) -> Server:
+    """The server that sent an answer with these headers, whose names must be found in any case."""
+    if "x-influxdb-build" in headers:
+        return Server.INFLUXDB
+    if "x-server-hostname" in headers:
+        return Server.VICTORIA_METRICS
+    version = headers.get("x-influxdb-version", _FEIGNED_VERSION).strip()
+    return Server.UNKNOWN if version == _FEIGNED_VERSION else Server.INFLUXDB
+
+
+def is_read_alike(batch: Batch) -> bool:
+    """Whether it surely does not matter which server reads a batch. One decompression."""
+    return reads_alike(batch.lines(), batch.points)
+
+
+def body_for(server: Server, batch: Batch) -> bytes | Rejected:
+    """The gzip body that makes a server read the batch's points, or a refusal that lists those that none does."""
+    if server is Server.INFLUXDB:
+        return batch.body
+    lines = batch.lines()
+    found = rewrite(lines, batch.points)
+    if server is Server.UNKNOWN:
+        why = (
+            "InfluxDB and VictoriaMetrics read this point differently, and the server does not say which it is; "
+            "parked, not sent: set influxdb.server and retry it"
+        )
+        reasons = dict.fromkeys(sorted({*found.special, *found.unreadable}), why)
+    else:
+        reasons = {
+            place: f"VictoriaMetrics does not read {what} as InfluxDB does; parked, not sent"
+            for place, what in found.unreadable.items()
+        }
+    if reasons:
+        refused = tuple(LineRefused(reason, number=place + 1) for place, reason in reasons.items())
+        return Rejected(refused[0].reason, dropped=len(refused), hint=LinesRefused(refused))
+    return batch.body if found.lines == lines else compress(found.lines)
