@@ -28,7 +28,8 @@ REWRITTEN = [
     (rb"m,p=C:\\ x v=1" + TIME, rb"m,p=C:\\\ x v=1" + TIME, True),
     (rb"m,p=C:\\\\\= v=1" + TIME, rb"m,p=C:\\\\\\\\\= v=1" + TIME, True),
     (rb"m,p\\q=C:\\dir v=1" + TIME, rb"m,p\\\\q=C:\\\\dir v=1" + TIME, True),
-    (rb"a\=b,p=c v=1" + TIME, rb"a\\\=b,p=c v=1" + TIME, True),
+    (rb"a\=b,p=c v=1" + TIME, rb"a\=b,p=c v=1" + TIME, False),
+    (rb"a\"b,p=c\"d k\"\"=1" + TIME, rb'a"b,p=c\\"d k""=1' + TIME, True),
     (rb"a\\,b,p=c v=1" + TIME, rb"a\\\,b,p=c v=1" + TIME, True),
     (rb"m,p=c k\\\=w=1" + TIME, rb"m,p=c k\\\\\=w=1" + TIME, True),
     (b"m v=1 0", b"m v=1 1", True),
@@ -38,6 +39,7 @@ REWRITTEN = [
 ]
 
 UNREADABLE = [
+    (rb"m,p=a v\"w=1" + TIME, "a field key with an odd number of quotes"),
     (b'm,p=a v"w=1' + TIME, "a field key with an odd number of quotes"),
     (b"m,__name__=a v=1" + TIME, "a tag with the key __name__"),
     (b"m v=1 -1763800000000000000", "a time before 1970"),

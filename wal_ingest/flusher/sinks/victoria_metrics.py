@@ -1,12 +1,13 @@
 r"""Canonical lines as VictoriaMetrics reads them: rewritten where it would read another point, or refused. Pure.
 
-It answers 204 to every line, also to those that it skips or reads as something else. Measured with 1.79.5:
+It answers 204 to every line, also to those that it skips or reads as something else. Measured with VictoriaMetrics
+1.79.5 and InfluxDB 1.6.7:
 
 | in a canonical line | VictoriaMetrics reads | here |
 |---|---|---|
 | a line feed in a string | no point; each part is a line of its own, hence perhaps a point of any series | a space |
 | two backslashes in a row in a name | one; before a space or comma the name ends | each is doubled |
-| `\=` in a measurement | `=` | `\\\=` |
+| `\"` in a measurement or a field's key, a quote to InfluxDB | `\"` | `"` |
 | `1.`, `.5`, `1.e3` | 0 | `1.0`, `0.5`, `1.0e3` |
 | the time 0 | the present | 1 ns, which is the same millisecond |
 | an odd number of quotes in a field's key | a part of the fields, at the present time | refused |
@@ -29,7 +30,7 @@ from wal_ingest.points import split_points
 
 # Where none of these is, and quotes stand around strings alone, a line means the same to both. Cheap to search for.
 _TELLTALES = (b"=.", b"=-.", b". ", b".,", b" -", b" 0\n", b"__name__")
-# A backslash before any other character is read alike.
+# A backslash before any other character is read alike; so is `\=`, but a quote after it opens no string.
 _BACKSLASHES = (b"\\\\", b"\\=", b'\\"')
 _POINT_BEFORE_EXPONENT = re.compile(rb"=-?[0-9]++\.[eE]")
 
@@ -38,8 +39,9 @@ _MEASUREMENT = re.compile(rb"((?:[^\\, ]|\\[, ]?)++)")
 _TAG = re.compile(b"," + _NAME + b"=" + _NAME)
 _FIELD = re.compile(b"[, ]" + _NAME + rb'=("(?:[^"\\]|\\.)*+"|[^", ][^, ]*+)', re.DOTALL)
 _TIME = re.compile(rb" (-?[0-9]++)\n\Z")
-_ESCAPED_IN_MEASUREMENT = re.compile(rb"\\([, ])")
-_ESCAPED_IN_KEY = re.compile(rb"\\([,= ])")
+# What InfluxDB takes for an escaped character; it takes any other backslash for itself.
+_ESCAPED = re.compile(rb'\\([,= "])')
+_ESCAPED_IN_TAG = re.compile(rb"\\([,= ])")
 _SPECIAL = re.compile(rb"[\\,= ]")
 _MILLISECOND_NS = 1_000_000
 
@@ -112,13 +114,13 @@ def _rewrite_line(line: bytes) -> tuple[bytes, bytes]:
     Raises Unreadable, also for a line that is not canonical.
     """
     (name,), at = _take(_MEASUREMENT, line, 0)
-    common, own = [name], [_escape(_ESCAPED_IN_MEASUREMENT, name)]
+    common, own = [name], [_escape(_ESCAPED, name)]
     while line[at : at + 1] == b",":
         (key, value), at = _take(_TAG, line, at)
         if key == b"__name__":
             raise Unreadable("a tag with the key __name__")
         common += (b",", key, b"=", value)
-        own += (b",", _escape(_ESCAPED_IN_KEY, key), b"=", _escape(_ESCAPED_IN_KEY, value))
+        own += (b",", _escape(_ESCAPED_IN_TAG, key), b"=", _escape(_ESCAPED_IN_TAG, value))
     separator = b" "
     while separator == b" " or line[at : at + 1] == b",":
         (key, value), at = _take(_FIELD, line, at)
@@ -127,7 +129,7 @@ def _rewrite_line(line: bytes) -> tuple[bytes, bytes]:
         text = value.startswith(b'"')
         value = value if text else _number(value)
         common += (separator, key, b"=", value)
-        own += (separator, _escape(_ESCAPED_IN_KEY, key), b"=", value.replace(b"\n", b" ") if text else value)
+        own += (separator, _escape(_ESCAPED, key), b"=", value.replace(b"\n", b" ") if text else value)
         separator = b","
     (time,), _ = _take(_TIME, line, at)
     time_ns = int(time)
