@@ -28,11 +28,15 @@ def field(key: str, kind: str, value: Any) -> tuple[str, str, Any]:
 def decode(data: bytes) -> list[Point]:
     """The points of canonical lines, tags sorted by key; AssertionError for anything else."""
     assert not data or data.endswith(b"\n")
-    return [_point(line) for line in data.decode().split("\n")[:-1]]
+    text, at, points = data.decode(), 0, []
+    while at < len(text):
+        point, at = _point(text, at)
+        points.append(point)
+    return points
 
 
-def _point(line: str) -> Point:
-    name, at = _token(line, 0, ", ", ", ")
+def _point(line: str, at: int) -> tuple[Point, int]:
+    name, at = _token(line, at, ", ", ", ")
     tags = []
     while line[at] == ",":
         key, at = _token(line, at + 1, "=", ", =")
@@ -45,10 +49,13 @@ def _point(line: str) -> Point:
         kind, value, at = _value(line, at + 1)
         fields.append(field(key, kind, value))
     assert line[at] == " "
-    time = line[at + 1 :]
+    end = line.index("\n", at)
+    time = line[at + 1 : end]
     assert str(int(time)) == time
     assert len({key for key, _ in tags}) == len(tags)
-    return Point(name, tuple(sorted(tags, key=lambda tag: tag[0].encode())), tuple(fields), int(time))
+    return Point(
+        name, tuple(sorted(tags, key=lambda tag: tag[0].encode())), tuple(fields), int(time)
+    ), end + 1
 
 
 def _token(line: str, at: int, ends: str, escapable: str) -> tuple[str, int]:
@@ -56,7 +63,7 @@ def _token(line: str, at: int, ends: str, escapable: str) -> tuple[str, int]:
     while line[at] not in ends:
         if line[at] == "\\" and line[at + 1] in escapable:
             at += 1
-        assert line[at].isprintable() or ord(line[at]) >= 0x80
+        assert line[at] != "\n"
         token += line[at]
         at += 1
     assert token

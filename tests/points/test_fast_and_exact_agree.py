@@ -11,7 +11,8 @@ from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES
 from wal_ingest.points.exact import parse_lines
 from wal_ingest.points.line_protocol import LineProtocol, check_lines
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import Lines, Precision, split_points
+from wal_ingest.points.records import ends_as_one_record
 
 NOW = 1_763_800_000_123_456_789
 LINE_BYTES_MAX = 300
@@ -71,7 +72,12 @@ def outcome(accept: object, body: bytes, precision: Precision) -> Lines | tuple[
         if isinstance(accept, LineProtocol):
             return accept.accept(body, precision=precision, now_ns=NOW, line_bytes_max=LINE_BYTES_MAX)
         check_lines(body, LINE_BYTES_MAX)
-        return parse_lines(body, unit_ns=precision.value, now_ns=NOW)
+        return parse_lines(
+            body.removeprefix(b"\xef\xbb\xbf"),
+            unit_ns=precision.value,
+            now_ns=NOW,
+            line_bytes_max=LINE_BYTES_MAX,
+        )
     except PointError as exc:
         return exc.line, exc.column, exc.reason
 
@@ -81,6 +87,9 @@ def outcome(accept: object, body: bytes, precision: Precision) -> Lines | tuple[
 @example(body=b"m,a=1,a=2 f=1 5\n", precision=Precision.NS)
 @example(body=b'm f="a\n# c"\n', precision=Precision.NS)
 @example(body=b'm f="a\r\n" 5\n', precision=Precision.NS)
+@example(body=b'm f="a\n \nb" 5\nm f=1\n', precision=Precision.NS)
+@example(body=b'm,a\\\\ b=c"d f="x\ny" 5\n', precision=Precision.NS)
+@example(body=b"\tm,a=b\x00\tc \x00f=1 \t5\n\x00", precision=Precision.NS)
 @example(body=b"m f=1 999999999999999999\nm f=1\n", precision=Precision.MS)
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_both_parsers_give_the_same_lines_or_the_same_refusal(
@@ -89,7 +98,10 @@ def test_both_parsers_give_the_same_lines_or_the_same_refusal(
     exact = outcome(None, body, precision)
     assert outcome(ACCEPTORS[engine], body, precision) == exact
     if isinstance(exact, Lines):
-        assert len(decode(exact.data)) == exact.points == exact.data.count(b"\n")
+        assert len(decode(exact.data)) == exact.points
+        points = split_points(exact.data, exact.points)
+        assert b"".join(points) == exact.data
+        assert all(ends_as_one_record(point) for point in points)
         # Canonical lines are taken again unchanged; a time may have made them longer than what came.
         again = ACCEPTORS[engine].accept(exact.data, precision=Precision.NS, now_ns=7, line_bytes_max=10_000)
         assert again == exact

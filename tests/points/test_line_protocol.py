@@ -13,7 +13,7 @@ from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES
 from wal_ingest.points.grammar import Shape
 from wal_ingest.points.line_protocol import LineProtocol, accept_line_protocol
-from wal_ingest.points.lines import Lines, Precision, count_lines
+from wal_ingest.points.lines import Lines, Precision, count_lines, split_points
 from wal_ingest.points.tag_keys import MISSES_BEFORE_FORGETTING, key_lists_of
 
 NOW = 1_763_800_000_123_456_789
@@ -194,8 +194,8 @@ def test_field_values_are_checked_for_form_and_range(accept: Accept, value: byte
         (b"cpu f=1 12 13", 1, 12, "'1' behind the time, where the line should end"),
         (b"cpu f=1 x", 1, 9, "'x' where a time should begin"),
         (b"cpu f=1 -", 1, 9, "'-' where a time should begin"),
-        (b"c\x00pu f=1", 1, 2, "the control character 0x00 where a space and the fields should follow"),
-        (b"#a\x01b\nm f=1", 1, 3, "a control character in a comment"),
+        (b"m f=1\n\x00m\x01, f=1", 2, 5, "a space where a tag key should begin"),
+        (b'm f="a\nb" 5\nm f="a\nb"c 5', 4, 3, "'c' where the field value should end"),
         (b"m f=1\n\n\xffm f=1", 3, 1, "invalid UTF-8"),
         (
             "ü,ü=ü f=ü".encode(),
@@ -215,27 +215,58 @@ def test_a_bad_line_is_refused_with_line_column_and_reason(
     assert (error.line, error.column, error.reason) == (line, column, reason)
 
 
-def test_a_line_feed_inside_a_quoted_string_is_refused_by_name(accept: Accept) -> None:
-    error = refusal(accept, b'm f=1 5\nm f="a\nb" 5\n')
-    assert error.reason.startswith("a line feed inside a quoted string is not supported")
-    assert (error.line, error.column) == (2, 5)
+def test_a_line_feed_inside_a_quoted_string_belongs_to_its_point(accept: Accept) -> None:
+    lines = accept(b'm f=1 5\nm f="a\r\n# b\n\n" 5\r\n# c\nm f="\\\n"')
+    assert split_points(lines.data, lines.points) == [
+        b"m f=1 5\n",
+        b'm f="a\r\n# b\n\n" 5\n',
+        b'm f="\\\n" %d\n' % NOW,
+    ]
 
 
 @pytest.mark.parametrize(
     "body",
     [
         rb"m,t=a\\ b f=1 5",
-        rb'm,a\\ b="x f=1 5',
-        rb'm a\\="=1 5',
         rb"m\\=x f=1 5",
         rb"m\\,x f=1 5",
-        rb"m,t=\\\\,u=1 f=1 5",
+        rb"m,p=C:\\ x,q=CN\=Smith\\\,\ John v=1 5",
+        b'm,t=a\\\\ b f="x\ny" 5',
+        rb'm,t=a\\ b,u="c" f=1 5',
     ],
 )
-def test_an_even_run_of_backslashes_before_a_special_character_is_refused_by_name(
+def test_an_even_run_of_backslashes_in_a_name_is_kept(accept: Accept, body: bytes) -> None:
+    assert accept(body + b"\n").data == body + b"\n"
+
+
+@pytest.mark.parametrize("body", [rb'm,a\\ b="x f=1 5', b'm\\\\ x\\\\,y f="a\nb" 5'])
+def test_a_line_that_would_swallow_the_next_one_in_influxdb_is_refused_by_name(
     accept: Accept, body: bytes
 ) -> None:
-    assert refusal(accept, body).reason.startswith("an even number of backslashes")
+    error = refusal(accept, b"m f=1 5\n" + body)
+    assert error.reason.startswith("an even number of backslashes before a space, comma or '=', and a quote")
+    assert error.line == 2
+
+
+def test_a_field_key_with_an_even_run_of_backslashes_is_refused_by_name(accept: Accept) -> None:
+    assert refusal(accept, rb'm a\\="=1 5').reason.endswith("InfluxDB ends the key there")
+
+
+def test_control_characters_are_part_of_a_name_and_spaces_before_it(accept: Accept) -> None:
+    body = b"\tcpu,h=\x1b[31m\x00,t=a\tb \x00f=1 \t5\n# \x01\n\x00\n\x00"
+    assert accept(body) == Lines(b"cpu,h=\x1b[31m\x00,t=a\tb f=1 5\n", 1)
+
+
+def test_a_byte_order_mark_is_dropped(accept: Accept) -> None:
+    assert accept(b"\xef\xbb\xbfcpu f=1 5\n") == Lines(b"cpu f=1 5\n", 1)
+
+
+def test_a_record_of_many_lines_is_as_long_as_all_of_them(accept: Accept) -> None:
+    limit = 64 * 1024
+    assert accept(b'm f=" \n' + b"x\n" * 1_000 + b'" 5').points == 1
+    error = refusal(accept, b'm f=1 5\nm f="' + b"x\n" * limit + b'" 5')
+    assert (error.line, error.column) == (2, 1)
+    assert "server.line_bytes_max" in error.reason
 
 
 @pytest.mark.parametrize(

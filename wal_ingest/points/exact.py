@@ -4,13 +4,13 @@ It follows the reference decoder step by step and shares no pattern with `gramma
 of one against the other means something. It is the slow path (some µs a line): bodies that a fast pattern took
 never come here. Every pattern below is possessive, so it is linear on hostile input too.
 
-Differences from the reference decoder that are kept:
+Differences from the reference decoder that are kept, each because InfluxDB 1 and 2 read it so:
 
-* A line feed inside a quoted string is refused by name. Then lines are points, and any line feed is a place
-  where a body may be cut; both are what splitting, bisecting and counting rest on.
-* An even run of backslashes before a space, comma or equals sign outside a quoted string is refused by name
-  (see `grammar` for what InfluxDB makes of it).
-* Invalid UTF-8 is refused in comments too, and a tab in a comment is allowed, as the published grammar has it.
+* Control characters, tabs and NUL among them, are part of a name, of a tag value and of a comment. Before a
+  measurement, the fields and a time, tabs and NULs count as spaces.
+* A field key may not have an even run of backslashes before a space, comma or equals sign: InfluxDB ends the
+  key there. In a measurement, a tag key and a tag value it is read as backslashes and an escaped character.
+* A record that InfluxDB would not end at its last line feed is refused by name (see `records`).
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from typing import NoReturn
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.lines import Lines
+from wal_ingest.points.records import ends_as_one_record
 
 TIME_NS_MIN = -9_223_372_036_854_775_806
 TIME_NS_MAX = 9_223_372_036_854_775_806
 """The times that InfluxDB takes: two less than int64 at one end and one less at the other."""
 
-# Lines without a point, however many in a row: blank or a comment without control characters.
-SKIPPED_LINES = re.compile(rb"(?: *+(?:#[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r?+\n)++")
-_LAST_SKIPPED = re.compile(rb" *+(?:#[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r?+\Z")
+# Lines without a point, however many in a row: blank or a comment.
+SKIPPED_LINES = re.compile(rb"(?:[ \t\x00]*+(?:#[^\n]*+)?+\r?+\n)++")
+_LAST_SKIPPED = re.compile(rb"[ \t\x00]*+(?:#[^\n]*+)?+\r?+\Z")
 
 _SPACES = re.compile(rb" *+")
+_BLANKS = re.compile(rb"[ \t\x00]*+")
 _END_OF_LINE = re.compile(rb"\r?+(?:\n|\Z)")
-_MEASUREMENT = re.compile(rb"(?:[^\\, \x00-\x1f\x7f]|\\[, ]|\\)*+")
-_KEY = re.compile(rb"(?:[^\\,= \x00-\x1f\x7f]|\\[,= ]|\\)*+")
+_MEASUREMENT = re.compile(rb"(?:[^\\, \n]|\\[, ]|\\)*+")
+_KEY = re.compile(rb"(?:[^\\,= \n]|\\[,= ]|\\)*+")
 _EVEN_RUN = re.compile(rb"(?<!\\)(?:\\\\)++[,= ]")
-_STRING = re.compile(rb'"(?:[^"\\\n]|\\[^\n])*+"')
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_AFTER_STRING = frozenset({b",", b" ", b"\r", b"\n", b""})
 _WORD = re.compile(rb"[^, \r\n]*+")
 _TIME = re.compile(rb"-?[0-9]++")
 
@@ -45,7 +48,22 @@ _BOOLEANS = frozenset({b"t", b"T", b"true", b"True", b"TRUE", b"f", b"F", b"fals
 _INT_DIGITS_MAX = 20
 
 
-def parse_lines(body: bytes, *, unit_ns: int, now_ns: int) -> Lines:
+class Misfit(Exception):
+    """What is wrong with a record, and at which offset of the body; `resync` is where the next one may begin."""
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.offset = offset
+        self.resync = offset
+
+    def error(self, body: bytes) -> PointError:
+        """The same with line and column, which take a pass over the body to count."""
+        line, column = position_of(body, self.offset)
+        return PointError(self.reason, line=line, column=column)
+
+
+def parse_lines(body: bytes, *, unit_ns: int, now_ns: int, line_bytes_max: int | None = None) -> Lines:
     """The canonical lines of a body of valid UTF-8 whose times are in units of `unit_ns` nanoseconds.
 
     Lines without a time get `now_ns`, rounded down to the unit. Raises PointError at the first bad line.
@@ -53,29 +71,62 @@ def parse_lines(body: bytes, *, unit_ns: int, now_ns: int) -> Lines:
     out: list[bytes] = []
     position = 0
     while True:
-        line, position = parse_next(body, position, unit_ns=unit_ns, now_ns=now_ns)
+        line, position = parse_next(
+            body, position, unit_ns=unit_ns, now_ns=now_ns, line_bytes_max=line_bytes_max
+        )
         if line is None:
             return Lines(b"".join(out), len(out))
         out.append(line)
 
 
-def parse_next(body: bytes, start: int, *, unit_ns: int, now_ns: int) -> tuple[bytes | None, int]:
+def parse_next(
+    body: bytes, start: int, *, unit_ns: int, now_ns: int, line_bytes_max: int | None = None
+) -> tuple[bytes | None, int]:
     """The first point from `start` on, which begins a line, as a canonical line, and where its own line ends.
 
     None when there is no other point. Raises PointError as `parse_lines` does; line numbers count from the
     beginning of the body.
     """
+    try:
+        return scan_next(body, start, unit_ns=unit_ns, now_ns=now_ns, line_bytes_max=line_bytes_max)
+    except Misfit as exc:
+        raise exc.error(body) from None
+
+
+def scan_next(
+    body: bytes, start: int, *, unit_ns: int, now_ns: int, line_bytes_max: int | None = None
+) -> tuple[bytes | None, int]:
+    """As `parse_next`, but raises Misfit, which costs no pass over the body."""
     scanner = _Scanner(body, start)
     if not scanner.skip_to_point():
         return None, len(body)
     start = scanner.position
-    tags_end = scanner.take_measurement_and_tags()
-    fields_start, fields_end = scanner.take_fields()
-    time = scanner.take_time(unit_ns)
-    if time is None:
-        time = now_ns - now_ns % unit_ns
-    line = b"%b %b %d\n" % (body[start:tags_end], body[fields_start:fields_end], time)
+    try:
+        tags_end = scanner.take_measurement_and_tags()
+        fields_start, fields_end = scanner.take_fields()
+        time = scanner.take_time(unit_ns)
+        if line_bytes_max is not None and scanner.position - start - 1 > line_bytes_max:
+            raise Misfit(too_long(line_bytes_max), start)
+        if time is None:
+            time = now_ns - now_ns % unit_ns
+        line = b"%b %b %d\n" % (body[start:tags_end], body[fields_start:fields_end], time)
+        if scanner.even_run is not None and not ends_as_one_record(line):
+            raise Misfit(
+                "an even number of backslashes before a space, comma or '=', and a quote after it: "
+                "InfluxDB would take the lines that follow for a part of this one",
+                scanner.even_run,
+            )
+    except Misfit as exc:
+        # What follows a string that was closed as it should be is a part of this record. A quote that is missing
+        # must cost one line only.
+        exc.resync = body.find(b"\n", max(start, scanner.strings_end)) + 1 or len(body)
+        raise
     return line, scanner.position
+
+
+def too_long(line_bytes_max: int) -> str:
+    """The reason against a line that is longer than the limit."""
+    return f"the line is longer than {line_bytes_max} bytes (server.line_bytes_max)"
 
 
 def position_of(body: bytes, offset: int) -> tuple[int, int]:
@@ -84,11 +135,17 @@ def position_of(body: bytes, offset: int) -> tuple[int, int]:
 
 
 class _Scanner:
-    """A position in a body, moved forward by what is taken; every `take` raises PointError on a mismatch."""
+    """A position in a body, moved forward by what is taken; every `take` raises Misfit on a mismatch.
+
+    `even_run` is where the first even run of backslashes before a special character stands, outside strings.
+    `strings_end` is the offset after the last string that was closed and followed by what may follow one.
+    """
 
     def __init__(self, body: bytes, position: int) -> None:
         self._body = body
         self.position = position
+        self.even_run: int | None = None
+        self.strings_end = 0
 
     def skip_to_point(self) -> bool:
         """Goes to the start of the next point, past blank lines and comments; False at the end of the body."""
@@ -97,17 +154,15 @@ class _Scanner:
             self.position = skipped.end()
         if _LAST_SKIPPED.match(self._body, self.position):
             return False
-        self._skip(_SPACES)
+        self._skip(_BLANKS)
         return True
 
     def take_measurement_and_tags(self) -> int:
         """Returns the offset behind the last tag."""
-        if self._next() == b"#":
-            self._refuse_control_in_comment()
         start = self.position
         if self._take(_MEASUREMENT) == start:
             self._refuse(f"{self._found()} where a measurement name should begin")
-        self._check_backslashes(start)
+        self._note_backslashes(start)
         keys: set[bytes] = set()
         while self._next() == b",":
             self.position += 1
@@ -118,7 +173,7 @@ class _Scanner:
 
     def take_fields(self) -> tuple[int, int]:
         """Returns the offsets of the first field and behind the last."""
-        self._skip(_SPACES)
+        self._skip(_BLANKS)
         start = self.position
         self._take_field()
         while self._next() == b",":
@@ -129,7 +184,8 @@ class _Scanner:
     def take_time(self, unit_ns: int) -> int | None:
         """Takes the rest of the line; returns its time in nanoseconds, or None when it has none."""
         end = self.position
-        self._skip(_SPACES)
+        if self._next() == b" ":
+            self._skip(_BLANKS)
         if self._take_end_of_line():
             return None
         if self.position == end:
@@ -152,7 +208,7 @@ class _Scanner:
         start = self.position
         if self._take(_KEY) == start:
             self._refuse(f"{self._found()} where a tag key should begin")
-        self._check_backslashes(start)
+        self._note_backslashes(start)
         key = self._body[start : self.position]
         if self._next() != b"=":
             self._refuse(f"{self._found()} where '=' should follow the tag key")
@@ -163,43 +219,42 @@ class _Scanner:
         start = self.position
         if self._take(_KEY) == start:
             self._refuse(f"{self._found()} where a tag value should begin (it cannot be empty)")
-        self._check_backslashes(start)
+        self._note_backslashes(start)
 
     def _take_field(self) -> None:
         start = self.position
         if self._take(_KEY) == start:
             self._refuse(f"{self._found()} where a field key should begin")
-        self._check_backslashes(start)
+        self._refuse_backslashes(start)
         if self._next() != b"=":
             self._refuse(f"{self._found()} where '=' should follow the field key")
         self.position += 1
         start = self.position
         if self._next() == b'"':
             if self._take(_STRING) == start:
-                self._refuse(self._why_unclosed(start))
+                self._refuse("the quoted string has no closing quote")
+            if self._next() in _AFTER_STRING:
+                self.strings_end = self.position
             return
         self._take(_WORD)
         reason = _reason_against(self._body[start : self.position])
         if reason:
             self._refuse(reason, at=start)
 
-    def _why_unclosed(self, start: int) -> str:
-        if self._body.find(b"\n", start) < 0:
-            return "the quoted string has no closing quote"
-        return "a line feed inside a quoted string is not supported, or the closing quote is missing"
+    def _note_backslashes(self, start: int) -> None:
+        if self.even_run is None:
+            run = _EVEN_RUN.search(self._body, start, self.position)
+            if run:
+                self.even_run = run.start()
 
-    def _check_backslashes(self, start: int) -> None:
+    def _refuse_backslashes(self, start: int) -> None:
         run = _EVEN_RUN.search(self._body, start, self.position)
         if run:
             self._refuse(
-                "an even number of backslashes before a space, comma or '=' is not supported: "
-                "databases do not agree on what it means",
+                "an even number of backslashes before a space, comma or '=' in a field key: "
+                "InfluxDB ends the key there",
                 at=run.start(),
             )
-
-    def _refuse_control_in_comment(self) -> NoReturn:
-        found = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]").search(self._body, self.position)
-        self._refuse("a control character in a comment", at=found.start() if found else None)
 
     def _skip(self, pattern: re.Pattern[bytes]) -> None:
         self._take(pattern)
@@ -235,8 +290,7 @@ class _Scanner:
         return repr(self._body[self.position : self.position + 4].decode("utf-8", "ignore")[:1])
 
     def _refuse(self, reason: str, *, at: int | None = None) -> NoReturn:
-        line, column = position_of(self._body, self.position if at is None else at)
-        raise PointError(reason, line=line, column=column)
+        raise Misfit(reason, self.position if at is None else at)
 
 
 def _reason_against(word: bytes) -> str:

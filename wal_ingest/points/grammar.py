@@ -6,10 +6,11 @@ spaces at an end of the line, numbers and times near the ends of their range or 
 pattern takes must be right without another look, so the digit counts are tight enough that no integer,
 float or time it takes can be out of range.
 
-One rule is stricter than the grammar, in both parsers: an *even* run of backslashes may not stand before a
-space, a comma or an equals sign outside a quoted string. The reference decoder reads `a\\\\ b` as an escaped
-space after a backslash, InfluxDB 1 and 2 as an escaped backslash followed by the end of the name. With a quote
-further on InfluxDB then takes the following lines, which may be another sender's, for a quoted string.
+A pattern takes records of one line each: a quoted string with a line feed in it is left to `exact`. So is an *even*
+run of backslashes before a space, a comma or an equals sign outside a quoted string. InfluxDB 1 and 2 read
+`a\\\\ b` in a tag as a backslash and an escaped space, as the reference decoder does; but when they cut a body into
+records they take it for an escaped backslash and a space, after which quotes count. `records` tells whether
+that would harm the lines that follow.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ KeyList = tuple[bytes, ...]
 ZEROS = {Precision.NS: 0, Precision.US: 3, Precision.MS: 6, Precision.S: 9}
 """How many zeros turn a time of that precision into nanoseconds; minutes and hours are not among them."""
 
-_CONTROL = r"\x00-\x1f\x7f"
+_BLANK = r"\t\x00"
+"""What counts as a space before a measurement and before the fields; anywhere else in a name it is part of it."""
 
 
 class Shape(enum.Enum):
@@ -76,7 +78,8 @@ class Grammar:
         time = " " + _time(zeros, p)
         end = {Shape.TIMED: time, Shape.UNTIMED: "", Shape.MIXED: f"(?:{time})?{p}"}[shape]
         field = f"{_key(p)}={_field_value(p)}"
-        line = rf"{_measurement(p)}{self._tags(p)} {field}(?:,{field})*{p}{end}\n"
+        first = f"{_first_key(p)}={_field_value(p)}"
+        line = rf"{_measurement(p)}{self._tags(p)} {first}(?:,{field})*{p}{end}\n"
         return f"(?:{line})+{p}".encode("latin-1")
 
     def _tags(self, p: str) -> str:
@@ -96,17 +99,22 @@ def _literal(key: bytes) -> str:
 def _run(p: str) -> str:
     """One run of backslashes with the character behind it: an odd run before anything, an even one not before
     a special character."""
-    return rf"\\(?:\\\\)*{p}[^\\{_CONTROL}]|(?:\\\\)+{p}[^\\ ,={_CONTROL}]"
+    return rf"\\(?:\\\\)*{p}[^\\\n]|(?:\\\\)+{p}[^\\ ,=\n]"
 
 
 def _measurement(p: str) -> str:
-    first = rf"(?:[^#\\ ,{_CONTROL}]|{_run(p)})"
-    return rf"{first}(?:[^\\ ,{_CONTROL}]+{p}|{_run(p)})*{p}"
+    first = rf"(?:[^#\\ ,\n{_BLANK}]|{_run(p)})"
+    return rf"{first}(?:[^\\ ,\n]+{p}|{_run(p)})*{p}"
 
 
 def _key(p: str) -> str:
     """A tag key, a tag value or a field key: all three have the same form."""
-    return rf"(?:[^\\ ,={_CONTROL}]+{p}|{_run(p)})+{p}"
+    return rf"(?:[^\\ ,=\n]+{p}|{_run(p)})+{p}"
+
+
+def _first_key(p: str) -> str:
+    """A field key at the beginning of the fields."""
+    return rf"(?:[^\\ ,=\n{_BLANK}]|{_run(p)})(?:[^\\ ,=\n]+{p}|{_run(p)})*{p}"
 
 
 def _field_value(p: str) -> str:

@@ -12,6 +12,7 @@ Plain functions of their arguments, but for the learned tag keys, which only eve
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wal_ingest.errors import PointError
@@ -20,26 +21,33 @@ from wal_ingest.points.exact import (
     SKIPPED_LINES,
     TIME_NS_MAX,
     TIME_NS_MIN,
+    Misfit,
     parse_lines,
     parse_next,
     position_of,
+    scan_next,
+    too_long,
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
 from wal_ingest.points.lines import Lines, Precision, count_lines
 from wal_ingest.points.tag_keys import TagKeys, key_lists_of
-from wal_ingest.points.utf8 import first_invalid_byte
+from wal_ingest.points.utf8 import end_of_valid, first_invalid_byte
 
 # In lines that the grammar took, the text behind the last space is a time, or has the '=' of a field, or ends
 # with the quote of a string. (A space within a key stands before that key's '='.) So this finds exactly the
 # lines without a time.
 _UNTIMED_END = re.compile(rb'("|=[0-9A-Za-z.+-]++)\n')
 _TIMED_LINE_END = re.compile(rb" -?[0-9]++(?=\n)")
-_SKIPPED_STARTS = (b"\n", b"#", b" ")
+_SKIPPED_STARTS = (b"\n", b"#", b" ", b"\t", b"\x00")
+REFUSED_LINES_MAX = 100_000
+"""A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
+
+_BOM = b"\xef\xbb\xbf"
 _SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
 
 
 def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
-    """The canonical lines of a body whose times are in units of `precision`.
+    """The canonical lines of a body whose times are in units of `precision`. A byte order mark at its start is dropped.
 
     Lines without a time get `now_ns` (Unix time in nanoseconds, within what InfluxDB takes), rounded down to the
     precision as the reference decoder does. A body without any point gives `Lines(b"", 0)`.
@@ -77,26 +85,14 @@ class GoodLines:
 def accept_good_lines(
     body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int = 5
 ) -> GoodLines:
-    """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised."""
-    try:
-        lines = accept_line_protocol(body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
-        return GoodLines(lines, 0, ())
-    except PointError:
-        pass
-    good: list[Lines] = []
-    refusals: list[PointError] = []
-    dropped = 0
-    for number, line in enumerate(body.split(b"\n"), 1):
-        try:
-            good.append(
-                accept_line_protocol(line, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
-            )
-        except PointError as exc:
-            dropped += 1
-            if len(refusals) < refusals_max:
-                refusals.append(PointError(exc.reason, line=number, column=exc.column))
-    lines = Lines(b"".join(each.data for each in good), sum(each.points for each in good))
-    return GoodLines(lines, dropped, tuple(refusals))
+    """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised.
+
+    A line with a quote that is not closed is refused up to its line feed; a record whose strings are closed, as a
+    whole. Raises PointError when more than `REFUSED_LINES_MAX` lines are bad.
+    """
+    return _ACCEPTOR.accept_good(
+        body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, refusals_max=refusals_max
+    )
 
 
 class LineProtocol:
@@ -115,14 +111,57 @@ class LineProtocol:
         if lines is not None:
             return lines
         if precision not in ZEROS:
-            return parse_lines(body, unit_ns=precision.value, now_ns=now_ns)
-        return self._accept_slowly(body, precision, now_ns)
+            return parse_lines(
+                body.removeprefix(_BOM), unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
+            )
+        return self._accept_slowly(body.removeprefix(_BOM), precision, now_ns, line_bytes_max)
+
+    def accept_good(
+        self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int
+    ) -> GoodLines:
+        """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
+        try:
+            check_lines(body, line_bytes_max)
+            lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
+            if lines is not None:
+                return GoodLines(lines, 0, ())
+        except PointError:
+            pass
+        body = body.removeprefix(_BOM)
+        taken = _Taken(body, refusals_max)
+        for start, end in _sound_parts(body, line_bytes_max, taken):
+            self._take_good(body[start:end], start, precision, now_ns, line_bytes_max, taken)
+        return taken.result()
+
+    def _take_good(
+        self, part: bytes, offset: int, precision: Precision, now_ns: int, line_bytes_max: int, taken: _Taken
+    ) -> None:
+        """Takes what is good of a part of a body: valid UTF-8 in whole lines, none of them too long."""
+        grammar = self._tag_keys.grammar if precision in ZEROS else None
+        start = 0
+        while True:
+            end = grammar.end_of_good_lines(part, start, precision) if grammar else start
+            if end > start:
+                taken.pieces.append(_stamped(part[start:end], Shape.MIXED, precision, now_ns))
+            try:
+                line, start = scan_next(
+                    part, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
+                )
+            except Misfit as exc:
+                taken.refuse(exc.reason, offset + exc.offset)
+                start = exc.resync
+                continue
+            if line is None:
+                return
+            taken.pieces.append(Lines(line, 1))
 
     def accept_fast(self, body: bytes, *, precision: Precision, now_ns: int) -> Lines | None:
         """The canonical lines when bulk operations can make them, else None; the body must be valid UTF-8."""
         if precision not in ZEROS:
             return None
-        text = body if body.endswith(b"\n") else body + b"\n"
+        text = body.removeprefix(_BOM)
+        if not text.endswith(b"\n"):
+            text += b"\n"
         lines = self._take(text, precision, now_ns)
         if lines is None:
             plain = _without_skipped_lines(text)
@@ -130,7 +169,7 @@ class LineProtocol:
                 lines = self._take(plain, precision, now_ns) if plain else Lines(b"", 0)
         return lines
 
-    def _accept_slowly(self, body: bytes, precision: Precision, now_ns: int) -> Lines:
+    def _accept_slowly(self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
         """Leaps over good lines in bulk and gives only the others to the exact parser.
 
         One odd or bad line among a thousand then costs little more than none.
@@ -142,7 +181,9 @@ class LineProtocol:
             end = grammar.end_of_good_lines(body, start, precision)
             if end > start:
                 pieces.append(_stamped(body[start:end], Shape.MIXED, precision, now_ns))
-            line, start = parse_next(body, end, unit_ns=precision.value, now_ns=now_ns)
+            line, start = parse_next(
+                body, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
+            )
             if line is None:
                 return Lines(b"".join(piece.data for piece in pieces), sum(piece.points for piece in pieces))
             pieces.append(Lines(line, 1))
@@ -174,20 +215,18 @@ def check_lines(body: bytes, line_bytes_max: int) -> None:
     """Raises PointError when a line is longer than `line_bytes_max` bytes, or the body is not UTF-8."""
     start = start_of_long_line(body, line_bytes_max)
     if start is not None:
-        reason = f"the line is longer than {line_bytes_max} bytes (server.line_bytes_max)"
-        raise PointError(reason, line=position_of(body, start)[0])
+        raise PointError(too_long(line_bytes_max), line=position_of(body, start)[0])
     offset = first_invalid_byte(body)
     if offset is not None:
         line, column = position_of(body, offset)
         raise PointError("invalid UTF-8", line=line, column=column)
 
 
-def start_of_long_line(body: bytes, line_bytes_max: int) -> int | None:
-    """Where the first line begins that is longer than the limit, its line feed not counted; None without one.
+def start_of_long_line(body: bytes, line_bytes_max: int, start: int = 0) -> int | None:
+    """Where the first line from `start` on begins that is longer than the limit, its line feed not counted.
 
-    It goes in leaps of the limit, so 32 MiB take some 500 steps.
+    None without one. It goes in leaps of the limit, so 32 MiB take few steps.
     """
-    start = 0
     while len(body) - start > line_bytes_max:
         line_end = body.rfind(b"\n", start, start + line_bytes_max + 1)
         if line_end < 0:
@@ -196,17 +235,68 @@ def start_of_long_line(body: bytes, line_bytes_max: int) -> int | None:
     return None
 
 
+class _Taken:
+    """What was taken of a body and what was refused, so far."""
+
+    def __init__(self, body: bytes, refusals_max: int) -> None:
+        self._body = body
+        self._refusals_max = refusals_max
+        self._dropped = 0
+        self._refusals: list[tuple[int, str]] = []
+        self.pieces: list[Lines] = []
+
+    def refuse(self, reason: str, offset: int) -> None:
+        self._dropped += 1
+        if self._dropped > REFUSED_LINES_MAX:
+            error = self.result().refusals[0]
+            reason = f"{error.reason}, and so on: more than {REFUSED_LINES_MAX} bad lines, so none is taken"
+            raise PointError(reason, line=error.line, column=error.column)
+        if len(self._refusals) < self._refusals_max:
+            self._refusals.append((offset, reason))
+
+    def result(self) -> GoodLines:
+        lines = Lines(
+            b"".join(piece.data for piece in self.pieces), sum(piece.points for piece in self.pieces)
+        )
+        errors = []
+        for offset, reason in self._refusals:
+            line, column = position_of(self._body, offset)
+            errors.append(PointError(reason, line=line, column=column))
+        return GoodLines(lines, self._dropped, tuple(errors))
+
+
+def _sound_parts(body: bytes, line_bytes_max: int, taken: _Taken) -> Iterator[tuple[int, int]]:
+    """The parts of a body between lines that are too long or no UTF-8, which are refused here."""
+    start = 0
+    long_line = start_of_long_line(body, line_bytes_max)
+    valid_to = end_of_valid(body, 0)
+    while start < len(body):
+        reason, at = too_long(line_bytes_max), len(body) if long_line is None else long_line
+        if valid_to < at:
+            reason, at = "invalid UTF-8", valid_to
+        bad_line = max(start, body.rfind(b"\n", start, at) + 1) if at < len(body) else len(body)
+        if bad_line > start:
+            yield start, bad_line
+        if at == len(body):
+            return
+        taken.refuse(reason, at)
+        start = body.find(b"\n", at) + 1 or len(body)
+        if long_line is not None and long_line < start:
+            long_line = start_of_long_line(body, line_bytes_max, start)
+        if valid_to < start:
+            valid_to = end_of_valid(body, start)
+
+
 def _without_skipped_lines(text: bytes) -> bytes:
     """The body without blank lines, comments and carriage returns at the ends of lines.
 
-    Safe, because no point that is accepted spans lines: a body is fine if and only if each of its lines is blank,
-    a comment, or a whole point. Taking out lines of the first two kinds leaves all others as they were. A
-    carriage return before a line feed is within a quoted string only when that line feed is too, and then the
-    line is refused with or without it.
+    Safe, because what comes of it is tried with patterns whose lines hold no line feed inside a string. Were one
+    of the lines that are taken out here within a string, the line in which that string begins would still be
+    there with its quote open, and no pattern takes that.
     """
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
-    if text[:1] in _SKIPPED_STARTS or b"\n\n" in text or b"\n#" in text or b"\n " in text:
+    if text[:1] in _SKIPPED_STARTS or any(b"\n" + start in text for start in _SKIPPED_STARTS):
         text = _SKIPPED_LINES_ANYWHERE.sub(b"", text)
     return text
 

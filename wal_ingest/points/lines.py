@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from wal_ingest.points.records import records_of
+
 
 class Precision(enum.Enum):
     """The unit of the times in a request; the value is its length in nanoseconds."""
@@ -19,7 +21,10 @@ class Precision(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Canonical lines: `data` holds exactly `points` lines, each ended by `\\n` and with its own time."""
+    """Canonical lines: `data` holds exactly `points` of them, each ended by `\\n` and with its own time.
+
+    A line feed inside a quoted string is part of its line, so there may be more line feeds than points.
+    """
 
     data: bytes
     points: int
@@ -47,9 +52,13 @@ def split_points(lines: bytes, points: int) -> list[bytes]:
     """
     every = lines.split(b"\n")
     every.pop()  # what follows the last line feed: nothing
-    if len(every) != points:
-        raise ValueError(f"{len(every)} points, {points} expected")
-    return [point + b"\n" for point in every]
+    if len(every) == points:
+        return [point + b"\n" for point in every]
+    # Some string has a line feed in it: slower, by the rules of quoting.
+    records = list(records_of(lines))
+    if len(records) != points:
+        raise ValueError(f"{len(records)} points, {points} expected")
+    return records
 
 
 def split_lines(lines: Lines, points_max: int) -> list[Lines]:
@@ -59,11 +68,15 @@ def split_lines(lines: Lines, points_max: int) -> list[Lines]:
     """
     if lines.points <= points_max:
         return [lines] if lines.points else []
-    every = lines.data.split(b"\n")
-    every.pop()  # what follows the last line feed: nothing
+    every = split_points(lines.data, lines.points)
     pieces = []
     for start in range(0, len(every), points_max):
         part = every[start : start + points_max]
-        part.append(b"")
-        pieces.append(Lines(b"\n".join(part), len(part) - 1))
+        pieces.append(Lines(b"".join(part), len(part)))
     return pieces
+
+
+def split_at(lines: Lines, points: int) -> tuple[Lines, Lines]:
+    """The first `points` points, and the others."""
+    first = b"".join(split_points(lines.data, lines.points)[:points])
+    return Lines(first, points), Lines(lines.data[len(first) :], lines.points - points)
