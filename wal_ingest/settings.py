@@ -50,7 +50,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ge=KIB,
             le=16 * MIB,
         ),
-    ] = 64 * KIB
+    ] = 2 * MIB
     json_depth_max: Annotated[
         int, _why("Deepest nesting of a JSON body, in levels; a deeper one is answered 400.", ge=3, le=100)
     ] = 16

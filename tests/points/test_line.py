@@ -61,7 +61,6 @@ def test_a_float_of_another_class_is_written_as_a_number() -> None:
         ("m", {"k": "a\nb"}, {"f": 1}, None, "control character"),
         ("m", {"k": "a\\"}, {"f": 1}, None, "backslash"),
         ("m", {}, {}, None, "no fields"),
-        ("m", {}, {"f": "a\nb"}, None, "line feed"),
         ("m", {}, {"f": float("nan")}, None, "nan"),
         ("m", {}, {"f": float("inf")}, None, "inf"),
         ("m", {}, {"f": 2**64}, None, "out of range"),

@@ -22,7 +22,7 @@ TAKEN = [
     (rb"cpu,regions=eas\\ t value=1.0", 1),
     (rb"u,s=\\,\,\t e=1", 1),
     (rb"u,s=\\,\,\=ast e=1", 1),
-    (rb"m\\,x,a\\ b=c,d\\\\\\=e=f\\\\\\\\\, g v=1", 1),
+    (rb"m\\,x,a\\ b=c,d\\\\\\=e=f\\\\\\\\\,g v=1", 1),
     (b'cpu value="4\n2"', 1),
     (b'cpu,host=serverA,region=us-east value=1.0,str="foo\nbar" 1000000000', 1),
     (b'u r="o\n"', 1),

@@ -42,7 +42,7 @@ class Limits:
     """Bytes of a frame's lines before they are compressed."""
     frame_wait_s_max: float = 0.05
     """How long a point waits for others to share its frame."""
-    line_bytes_max: int = 64 << 10
+    line_bytes_max: int = 2 << 20
     """Longest single line; the node's own limit is the same, unless somebody changed it."""
     connect_s_max: float = 10.0
     ack_s_max: float = 30.0

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from wal_ingest.client.errors import PointsRefused
-from wal_ingest.points import Lines, split_lines
+from wal_ingest.points import Lines, split_at, split_lines, split_points
 from wal_ingest.wal.gzip_codec import compress, crc32, decompress
 
 
@@ -102,17 +102,14 @@ def _parts_of(frame: Frame) -> list[tuple[Write, Lines]]:
     data = frame.lines()
     if len(frame.parts) == 1:
         return [(frame.parts[0][0], Lines(data, frame.points))]
-    every = data.split(b"\n")
+    every = split_points(data, frame.points)
     out, start = [], 0
     for write, points in frame.parts:
-        out.append((write, Lines(b"\n".join([*every[start : start + points], b""]), points)))
+        out.append((write, Lines(b"".join(every[start : start + points]), points)))
         start += points
     return out
 
 
 def _halves(lines: Lines) -> list[Lines]:
     """Two pieces of about the same number of points."""
-    every = lines.data.split(b"\n")
-    middle = lines.points // 2
-    first = b"\n".join([*every[:middle], b""])
-    return [Lines(first, middle), Lines(lines.data[len(first) :], lines.points - middle)]
+    return list(split_at(lines, lines.points // 2))

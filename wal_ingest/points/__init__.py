@@ -1,10 +1,27 @@
 """Bodies in, canonical lines out: pure functions without Trio, LMDB or a clock.
 
 *Canonical lines* are the one thing that is stored and sent on: valid line protocol in UTF-8, every line with
-its own time in nanoseconds, every line ended by one `\\n`, no blank lines, no comments, no `\\r`; so the
-number of lines is the number of points, and any `\\n` is a place where the body may be cut.
+its own time in nanoseconds, every line ended by one `\\n`, no blank lines, no comments, no `\\r` at its end. A quoted
+string may hold line feeds, so the points are not always as many as the line feeds: whoever cuts lines calls
+`split_points`, whoever counts them `count_points`.
 """
 
-from wal_ingest.points.lines import Lines, Precision, split_lines, split_points
+from wal_ingest.points.lines import (
+    Lines,
+    Precision,
+    count_points,
+    end_of_points,
+    split_at,
+    split_lines,
+    split_points,
+)
 
-__all__ = ["Lines", "Precision", "split_lines", "split_points"]
+__all__ = [
+    "Lines",
+    "Precision",
+    "count_points",
+    "end_of_points",
+    "split_at",
+    "split_lines",
+    "split_points",
+]

@@ -20,8 +20,7 @@ from wal_ingest.points.json_depth import deeper_than
 from wal_ingest.points.json_shapes import AnyPoint, FleetPoint, LineWriter, fleet_lines
 from wal_ingest.points.json_slices import array_slices, has_too_many_names, line_slices
 from wal_ingest.points.json_words import malformed_reason, value_reason
-from wal_ingest.points.line_protocol import start_of_long_line
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import Lines, Precision, split_points
 
 _LINE_BYTES_MAX = 64 * 1024
 
@@ -195,9 +194,10 @@ class _Writer:
             precision = self._precision or Precision.MS
             data = fleet_lines(fleet, precision=precision, now_ns=self._now_ns) if fleet else b""
             count = len(fleet)
-        long_line = start_of_long_line(data, self.line_bytes_max)
-        if long_line is not None:
-            raise PointError(self.too_long, index=data.count(b"\n", 0, long_line))
+        if len(data) > self.line_bytes_max:
+            for index, point in enumerate(split_points(data, count)):
+                if len(point) - 1 > self.line_bytes_max:
+                    raise PointError(self.too_long, index=index)
         return Lines(data, count)
 
 

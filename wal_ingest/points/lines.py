@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from wal_ingest.points.records import records_of
+from wal_ingest.points.records import end_of_records, records_of
 
 
 class Precision(enum.Enum):
@@ -43,6 +43,19 @@ def count_lines(text: bytes) -> int:
     if text.find(b"\n", 0, _LEAP_BYTES) >= 0:
         return text.count(b"\n")
     return len(text) - len(text.replace(b"\n", b""))
+
+
+def count_points(lines: bytes) -> int:
+    """How many points canonical lines of unknown number are."""
+    if b'"' not in lines:
+        return count_lines(lines)
+    end, count = end_of_records(lines)
+    return count if end == len(lines) else count_lines(lines)
+
+
+def end_of_points(lines: bytes) -> int:
+    """The offset after the last whole point of canonical lines that may be cut off within one."""
+    return end_of_records(lines)[0] if b'"' in lines else lines.rfind(b"\n") + 1
 
 
 def split_points(lines: bytes, points: int) -> list[bytes]:

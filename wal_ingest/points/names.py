@@ -1,7 +1,7 @@
 """Names, tag values and strings as they stand in a line. Pure.
 
 What a line cannot carry is refused by name rather than changed: empty names and tag values, control characters in
-them, a backslash where it would escape what follows, a line feed anywhere.
+them, a backslash where it would escape what follows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,5 @@ def name_text(name: str, what: str, escaped: re.Pattern[str]) -> str:
 
 
 def string_text(value: str) -> str:
-    """A string field as it stands in a line, in quotes. Raises ValueError when a line feed is in it."""
-    if "\n" in value:
-        raise ValueError("a line feed inside a string field is not supported")
+    """A string field as it stands in a line, in quotes; a line feed stands in it as it is."""
     return '"' + _IN_STRING.sub(r"\\\1", value) + '"'

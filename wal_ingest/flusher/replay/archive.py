@@ -15,6 +15,7 @@ from wal_ingest.errors import StorageFailed
 from wal_ingest.flusher.replay.places import Passed, Place, Select, Unit
 from wal_ingest.flusher.sinks.archive_files import archive_files
 from wal_ingest.flusher.sinks.archive_position import hour_and_part
+from wal_ingest.points import count_points, end_of_points, split_points
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
 from wal_ingest.wal.lost import Lost
 
@@ -98,10 +99,10 @@ class _Member:
             if lines_before == 0:
                 packed += data[: len(data) - len(inflate.unused_data)]
             if len(lines) >= _PART_BYTES and not inflate.eof:
-                cut = lines.rfind(b"\n") + 1
+                cut = end_of_points(bytes(lines))
                 part = bytes(lines[:cut])
                 del lines[:cut]
-                after = lines_before + part.count(b"\n")
+                after = lines_before + count_points(part)
                 yield Part(part, None, lines_before, self._offset, after)
                 lines_before = after
         whole = bytes(packed) if lines_before == 0 else None
@@ -193,7 +194,7 @@ class ArchiveSource:
                     continue
                 part = _behind(part, skip)
                 skip = skip if part.lines_after else 0
-                points, accepted_ns = part.lines.count(b"\n"), file.hour * HOUR_NS
+                points, accepted_ns = count_points(part.lines), file.hour * HOUR_NS
                 self.passed.note(
                     points=points,
                     stored_bytes=part.offset - here,
@@ -212,12 +213,11 @@ class ArchiveSource:
         if points <= self._points_max:
             yield Unit(_entry(lines, points, accepted_ns, packed), place)
             return
-        every = lines.split(b"\n")
-        every.pop()  # what follows the last line feed: nothing
+        every = split_points(lines, points)
         for start in range(0, points, self._points_max):
             some = every[start : start + self._points_max]
             at_end = start + len(some) == points
-            entry = _entry(b"\n".join(some) + b"\n", len(some), accepted_ns, None)
+            entry = _entry(b"".join(some), len(some), accepted_ns, None)
             yield Unit(entry, place if at_end else None)
 
     def _name(self, path: Path) -> str:
@@ -243,8 +243,8 @@ def _behind(part: Part, skip: int) -> Part:
     settled = skip - part.lines_before
     if settled <= 0:
         return part
-    lines = part.lines.split(b"\n", settled)
-    return part._replace(lines=lines[settled] if len(lines) > settled else b"", packed=None)
+    lines = split_points(part.lines, count_points(part.lines))
+    return part._replace(lines=b"".join(lines[settled:]), packed=None)
 
 
 def _entry(lines: bytes, points: int, accepted_ns: int, packed: bytes | None) -> Entry:
