@@ -457,3 +457,46 @@ def test_a_file_without_anything_to_salvage_is_told(data: Path, tmp_path: Path) 
 )
 def test_a_salvage_of_nothing_or_of_too_much_is_a_usage_error(data: Path, arguments: list[str]) -> None:
     assert wal("salvage", *arguments, data=data).returncode == 2
+
+
+# -- strings with line feeds ----------------------------------------------------------------------------
+
+NOTES = [b'note text="%s\nb",n=%di %d\n' % (b"a\n" * (n % 5), n, n + 1) for n in range(40)]
+
+
+def test_strings_with_line_feeds_are_imported_whole_and_stay_whole(tmp_path: Path) -> None:
+    # The long string spans the chunks that a file is read in.
+    every = [*NOTES[:20], b'note text="%s" 21\n' % (b"x\n" * 500_000), *NOTES[20:]]
+    path, data = tmp_path / "a.lp", tmp_path / "data"
+    path.write_bytes(b"".join(every))
+    ran = wal("import", path, data=data)
+    assert ran.stdout.startswith(b"41 points in "), ran.stderr
+    assert stored_lines(data) == b"".join(every)
+    assert wal("cat", data=data).stdout == b"".join(every)
+    assert wal("cat", "--limit", "3", data=data).stdout == b"".join(every[:3])
+    assert wal("export", "--format", "lp", "--output", tmp_path / "out.lp", data=data).returncode == 0
+    assert (tmp_path / "out.lp").read_bytes() == b"".join(every)
+
+
+def test_a_bad_record_among_strings_with_line_feeds_is_rejected_alone(tmp_path: Path) -> None:
+    path, data, rejected = tmp_path / "a.lp", tmp_path / "data", tmp_path / "rejected.lp"
+    bad = b'note text="bad\nb",n=x 1\n'
+    path.write_bytes(b"".join([*NOTES[:7], bad, *NOTES[7:]]))
+    number = b"".join(NOTES[:7]).count(b"\n") + 1
+    ran = wal("import", path, data=data)
+    assert ran.returncode == 1
+    assert b"a.lp: line %d: " % number in ran.stderr
+    assert b"--skip-lines %d" % (number - 1) in ran.stderr
+    assert stored_lines(data) == b"".join(NOTES[:7])
+    again = wal("import", path, "--skip-lines", str(number - 1), "--skip-invalid", rejected, data=data)
+    assert again.returncode == 0, again.stderr
+    assert stored_lines(data) == b"".join(NOTES)
+    assert rejected.read_bytes().endswith(b"\n" + bad)
+
+
+def test_a_quote_that_is_not_closed_swallows_no_line_of_an_import(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.lp", tmp_path / "data"
+    path.write_bytes(lines(1) + b'm s="open 1\n' + lines(2))
+    ran = wal("import", path, "--skip-invalid", tmp_path / "rejected.lp", data=data)
+    assert ran.returncode == 0, ran.stderr
+    assert stored_lines(data) == lines(1) + lines(2)

@@ -40,8 +40,10 @@ class BadRecord:
 
     @property
     def column(self) -> int | None:
-        """Where in the line, counted in bytes from 1."""
-        return self.error.column if isinstance(self.error, PointError) else None
+        """Where in the line, counted in bytes from 1; None when it is not the first line of the record."""
+        if isinstance(self.error, PointError) and self.error.line in (None, 1):
+            return self.error.column
+        return None
 
 
 def sift(

@@ -63,11 +63,19 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class CsvLines:
-    """The `lines` of the rows with the indexes `kept`, in order, and the `bad` rows."""
+    """The `records` of the rows with the indexes `kept`, one each, in order, and the `bad` rows.
 
-    lines: bytes
+    A record ends with a line feed, and may have others within its strings.
+    """
+
+    records: Sequence[bytes]
     kept: Sequence[int]
     bad: list[BadRow] = field(default_factory=list)
+
+    @property
+    def lines(self) -> bytes:
+        """All records together."""
+        return b"".join(self.records)
 
 
 class CsvWriter:
@@ -128,7 +136,7 @@ class CsvWriter:
                     bad[index] = BadRow(index, "", reason)
         kept = [index for index in range(len(rows)) if index not in bad] if bad else range(len(rows))
         if not kept:
-            return CsvLines(b"", [], list(bad.values()))
+            return CsvLines([], [], list(bad.values()))
         columns: list[tuple[str, ...]] = list(zip(*(rows[index] for index in kept), strict=True))
         texts, found = self._texts(columns)
         for at, (column, reason) in found.items():
@@ -136,8 +144,8 @@ class CsvWriter:
         if found:
             texts = [text for at, text in enumerate(texts) if at not in found]
             kept = [index for at, index in enumerate(kept) if at not in found]
-        data = "".join(texts).encode(errors="surrogateescape")
-        return CsvLines(data, kept, sorted(bad.values(), key=lambda each: each.row))
+        records = [text.encode(errors="surrogateescape") for text in texts]
+        return CsvLines(records, kept, sorted(bad.values(), key=lambda each: each.row))
 
     def _texts(self, columns: list[tuple[str, ...]]) -> tuple[list[str], dict[int, tuple[str, str]]]:
         """A line for each row, and the rows for which it means nothing: which column says so, and why."""

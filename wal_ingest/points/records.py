@@ -40,23 +40,41 @@ def end_of_records(text: bytes) -> tuple[int, int]:
     return position, count
 
 
+class QuoteState:
+    """InfluxDB's rule over a record that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._fields = self._quoted = False
+        self._more_equals = 0
+
+    def is_open_after(self, piece: bytes) -> bool:
+        """Whether the record goes on after this piece, which ends with a line feed and has no other."""
+        if self._quoted and b'"' not in piece:
+            # Only a quote can end a string, so there is nothing to count.
+            return True
+        return self.end_within(piece) is None
+
+    def end_within(self, piece: bytes) -> int | None:
+        """The offset after the line feed that ends the record; None when it is not in this piece."""
+        for found in _SCAN.finditer(piece):
+            here = found[0]
+            if here[0] == 0x5C:
+                continue
+            if here == b"\n":
+                if not self._quoted:
+                    return found.end()
+            elif here == b" ":
+                self._fields = True
+            elif not self._fields:
+                continue
+            elif here == b'"':
+                if self._more_equals > 0:
+                    self._quoted = not self._quoted
+            elif not self._quoted:
+                self._more_equals += 1 if here == b"=" else -1
+        return None
+
+
 def ends_as_one_record(record: bytes) -> bool:
     """Whether InfluxDB's own rule ends this canonical record at its last byte, and not before."""
-    fields = quoted = False
-    equals = commas = 0
-    for found in _SCAN.finditer(record):
-        here = found[0]
-        if here == b"\n":
-            if not quoted:
-                return found.end() == len(record)
-        elif here == b" ":
-            fields = True
-        elif not fields or here[0] == 0x5C:
-            continue
-        elif here == b'"':
-            if equals > commas:
-                quoted = not quoted
-        elif not quoted:
-            equals += here == b"="
-            commas += here == b","
-    return False
+    return QuoteState().end_within(record) == len(record)

@@ -125,16 +125,11 @@ def test_a_quoted_cell_that_does_not_end_is_told_with_its_line(tmp_path: Path) -
 def test_rows_of_csv_have_the_lines_that_they_begin_at(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(CSV)
     pieces = list(source(tmp_path / "a.csv", fields=["v", "note:string"], skips=True).pieces(Place()))
-    assert [number for piece in pieces for number in piece.numbers] == [2, 6, 7, 12]
-    rejected = [each for piece in pieces for each in piece.rejected]
-    assert [each.why.number for each in rejected] == [3, 8]
-    assert (
-        rejected[0].text
-        == (
-            f"# {tmp_path}/a.csv: line 3, column note: a line feed inside a string field is not supported\n"
-            'b,2,"two\nlines, one ""cell"""\n'
-        ).encode()
+    assert [number for piece in pieces for number in piece.numbers] == [2, 3, 6, 7, 8, 12]
+    assert [record for piece in pieces for record in piece.records][1] == (
+        b'm v=2,note="two\nlines, one \\"cell\\""\n'
     )
+    assert not [each for piece in pieces for each in piece.rejected]
 
 
 def test_large_lines_end_a_piece_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +229,39 @@ def test_a_field_option_has_a_column_a_name_and_a_type() -> None:
         ("cpu", "u", "bool"),
     ]
     assert named_format("csv") is Format.CSV
+
+
+NOTES = [b'm note="%s",n=%di %d\n' % (b"a\n" * (n % 4) + b"z", n, n) for n in range(12)]
+NOTES[5] = b'm note="bad\n\n",n=x 5\n'
+
+
+@pytest.mark.parametrize("lines_max", range(1, 9))
+def test_strings_with_line_feeds_are_cut_into_whole_records(lines_max: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.lp"
+    path.write_bytes(b"".join(NOTES))
+    pieces = list(source(path, skips=True, batch_points=lines_max).pieces(Place()))
+    assert [record for piece in pieces for record in piece.records] == NOTES[:5] + NOTES[6:]
+    begins = [b"".join(NOTES[:at]).count(b"\n") + 1 for at in range(len(NOTES))]
+    assert [number for piece in pieces for number in piece.numbers] == begins[:5] + begins[6:]
+    [rejected] = [each for piece in pieces for each in piece.rejected]
+    assert (rejected.record, rejected.why.number) == (NOTES[5], begins[5])
+    for at, piece in enumerate(pieces):
+        again = source(path, skips=True, batch_points=lines_max).pieces(piece.start)
+        assert contents(again) == contents(iter(pieces[at:]))
+    assert pieces[-1].end == Place(path.stat().st_size, b"".join(NOTES).count(b"\n"))
+
+
+@pytest.mark.parametrize("lines_max", [1, 3, 100])
+@pytest.mark.parametrize(
+    "limit", [20, 1 << 20], ids=["longer than a record may be", "to the end of the file"]
+)
+def test_a_quote_that_is_not_closed_swallows_no_lines(
+    limit: int, lines_max: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutting, "_RECORD_BYTES_MAX", limit)
+    path = tmp_path / "a.lp"
+    path.write_bytes(LINES[0] + b'm s="open 1\n' + b"".join(LINES[1:]))
+    pieces = list(source(path, skips=True, batch_points=lines_max).pieces(Place()))
+    assert [record for piece in pieces for record in piece.records] == LINES
+    [rejected] = [each for piece in pieces for each in piece.rejected]
+    assert (rejected.record, rejected.why.number) == (b'm s="open 1\n', 2)

@@ -7,6 +7,7 @@ nothing came for a moment.
 
 from __future__ import annotations
 
+import bisect
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,16 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from wal_ingest.cli.grouping import join_records, record_ends
 from wal_ingest.cli.infile import InFile, UnreadableFile, whole_lines
+from wal_ingest.settings import ServerSettings
 
 RUN_BYTES_MAX = 4 << 20
 """A run of lines ends before it has more bytes than these, if it has more than one."""
 JSON_BYTES_MAX = 1 << 30
 IDLE_S = 0.25
 ROW_LINES_MAX = 1_000
+_RECORD_BYTES_MAX = ServerSettings().line_bytes_max
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -77,6 +81,43 @@ class _Lines:
             size -= len(taken.pop())
         del self._held[: len(taken)]
         return taken
+
+    def give_back(self, lines: list[bytes]) -> None:
+        """Lines that were taken last come again."""
+        self._held[:0] = lines
+
+
+def cut_records(file: InFile, start: Place, *, lines_max: int) -> Iterator[Run]:
+    """Runs of records of line protocol of about `lines_max` lines. Raises `UnreadableFile`.
+
+    A quoted string may have line feeds in it, so a record may have more than one line.
+    """
+    lines = _Lines(file, start)
+    place = start
+    while taken := lines.take(lines_max):
+        ends = _whole_records(lines, taken)
+        lines.give_back(taken[ends[-1] :])
+        run = _run(place, taken[: ends[-1]])
+        place = run.end
+        if len(ends) < ends[-1]:
+            records, begins = join_records(taken, ends)
+            run = replace(run, records=records, numbers=[run.start.records + at + 1 for at in begins])
+        yield run
+
+
+def _whole_records(lines: _Lines, taken: list[bytes]) -> list[int]:
+    """The ends of the records that begin in the lines taken. `taken` grows until it holds the last of them."""
+    wanted, is_last = len(taken), False
+    ends = record_ends(taken, bytes_max=_RECORD_BYTES_MAX, is_last=False)
+    while not ends or ends[-1] < wanted:
+        more = lines.take(len(taken))
+        taken += more
+        is_last = not more
+        ends = record_ends(taken, bytes_max=_RECORD_BYTES_MAX, is_last=is_last)
+    kept = bisect.bisect_left(ends, wanted) + 1
+    if kept > 1 and sum(map(len, taken[: ends[kept - 1]])) > RUN_BYTES_MAX:
+        kept -= 1
+    return ends[:kept]
 
 
 def cut_lines(file: InFile, start: Place, *, lines_max: int) -> Iterator[Run]:

@@ -282,7 +282,7 @@ class Driver:
             raise LostTrack(f"{self._job.to}: {answer.error}")
         if answer.status == 413:
             raise _too_large(slot.piece, answer.error)
-        at = answer.index if answer.index is not None else (answer.line or 0) - 1
+        at = answer.index if answer.index is not None else slot.piece.record_at(answer.line or 0)
         if not 0 <= at < len(slot.piece.records):
             raise NotTaken(f"{self._job.to} refused {slot.piece.name}: {answer.status}: {answer.error}")
         reason = _PLACE.sub("", answer.error, count=1)

@@ -6,9 +6,11 @@ its way. They are sent as they are: a line without a time gets that of its accep
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 
 from wal_ingest.cli.send.cutting import Place
 from wal_ingest.cli.send.formats import Format
@@ -113,6 +115,12 @@ class Piece:
     def body(self) -> bytes:
         """What is sent."""
         return body_of(self.format, self.records)
+
+    def record_at(self, line: int) -> int:
+        """The index of the record that has this line of the body, from 1; -1 without one."""
+        ends = list(accumulate(max(1, record.count(b"\n")) for record in self.records))
+        at = bisect_left(ends, line)
+        return at if line > 0 and at < len(ends) else -1
 
     def without(self, at: int, reason: str, column: object = None) -> Piece:
         """The piece without one of its records, which the node refused."""

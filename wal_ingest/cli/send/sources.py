@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from wal_ingest.cli.infile import InFile
-from wal_ingest.cli.send.cutting import Place, Run, cut_csv, cut_json, cut_lines
+from wal_ingest.cli.send.cutting import Place, Run, cut_csv, cut_json, cut_lines, cut_records
 from wal_ingest.cli.send.formats import Format, format_of
 from wal_ingest.cli.send.pieces import Accept, How, Piece, Rejected, acceptor, unit_of
 from wal_ingest.cli.sifting import BadRecord, Refused, sift
@@ -55,7 +55,8 @@ class Source:
             elif form is Format.JSON:
                 pieces = self._plain(cut_json(opened, start, objects_max=records_max), form)
             else:
-                pieces = self._plain(cut_lines(opened, start, lines_max=records_max), form)
+                cut = cut_records if form is Format.LINES else cut_lines
+                pieces = self._plain(cut(opened, start, lines_max=records_max), form)
             # Lines that were made of CSV have nanoseconds.
             precision = "" if form is Format.CSV else self._how.precision
             for piece in pieces:
@@ -104,7 +105,7 @@ class Source:
             _Candidates(
                 run,
                 Format.LINES,
-                [line + b"\n" for line in made.lines.split(b"\n")[:-1]],
+                made.records,
                 [run.records[at] for at in kept],
                 [run.numbers[at] for at in kept],
                 tuple(rejected),

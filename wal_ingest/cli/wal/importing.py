@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from wal_ingest.cli.grouping import join_records, record_ends
 from wal_ingest.cli.infile import InFile, whole_lines
 from wal_ingest.cli.options import (
     ConfigOption,
@@ -139,7 +141,7 @@ def _import(name: str, skip: int, door: Door, entries: _Entries, stop: Stop, sho
 
     line = 0
     try:
-        for chunk in _chunks(name, shown):
+        for chunk in _chunks(name, shown, entries.line_bytes_max):
             lines = chunk.count(b"\n")
             if line + lines > skip:
                 passed = max(0, skip - line)
@@ -177,7 +179,7 @@ class _Entries:
         self.told = told
         self._unit = unit
         self._destination = destination
-        self._line_bytes_max = line_bytes_max
+        self.line_bytes_max = line_bytes_max
         self._rejected = rejected
 
     def of(self, chunk: bytes, name: str, before: int) -> Iterator[list[NewEntry]]:
@@ -192,34 +194,40 @@ class _Entries:
         except PointError as exc:
             place = exc
         if self._rejected is None:
-            good = (place.line or 1) - 1
-            first = b"".join(line + b"\n" for line in chunk.split(b"\n", good)[:good])
-            yield from self._made(self._accept(first, now_ns), now_ns)
-            raise Refused(name, before + good + 1, place.reason, column=place.column)
+            records, begins = self._records(chunk)
+            bad = bisect.bisect_right(begins, (place.line or 1) - 1) - 1
+            yield from self._made(self._accept(b"".join(records[:bad]), now_ns), now_ns)
+            column = place.column if (place.line or 1) == begins[bad] + 1 else None
+            raise Refused(name, before + begins[bad] + 1, place.reason, column=column)
         yield from self._sift(chunk, name, before, now_ns)
 
     def _accept(self, chunk: bytes, now_ns: int) -> Lines:
         from wal_ingest.points.line_protocol import accept_line_protocol
 
         return accept_line_protocol(
-            chunk, precision=self._unit, now_ns=now_ns, line_bytes_max=self._line_bytes_max
+            chunk, precision=self._unit, now_ns=now_ns, line_bytes_max=self.line_bytes_max
         )
 
     def _sift(self, chunk: bytes, name: str, before: int, now_ns: int) -> Iterator[list[NewEntry]]:
         """The entries of the good lines of a chunk; the others go to the file for them."""
 
         def accept(lines: Sequence[bytes]) -> Lines:
-            return self._accept(b"\n".join([*lines, b""]), now_ns)
+            return self._accept(b"".join(lines), now_ns)
 
         assert self._rejected is not None
-        lines = chunk.split(b"\n")[:-1]
-        for found in sift(lines, accept):
+        records, begins = self._records(chunk)
+        for found in sift(records, accept):
             if not isinstance(found, BadRecord):
                 yield from self._made(found, now_ns)
                 continue
-            why = Refused(name, before + found.at + 1, found.reason, column=found.column)
-            self._rejected.write(b"# %b\n%b\n" % (str(why).encode(), lines[found.at]))
+            why = Refused(name, before + begins[found.at] + 1, found.reason, column=found.column)
+            self._rejected.write(b"# %b\n%b\n" % (str(why).encode(), records[found.at].removesuffix(b"\n")))
             self.told.rejected += 1
+
+    def _records(self, chunk: bytes) -> tuple[list[bytes], list[int]]:
+        """The records of a chunk, and how many lines stand before each."""
+        lines = _lines_of(chunk)
+        return join_records(lines, record_ends(lines, bytes_max=self.line_bytes_max, is_last=True))
 
     def _made(self, lines: Lines, now_ns: int) -> Iterator[list[NewEntry]]:
         from wal_ingest.points import split_lines
@@ -232,8 +240,23 @@ class _Entries:
             ]
 
 
-def _chunks(name: str, shown: Bar) -> Iterator[bytes]:
+def _chunks(name: str, shown: Bar, bytes_max: int) -> Iterator[bytes]:
+    """Whole records of a file, about a mebibyte at a time."""
+    held: list[bytes] = []
     with InFile(name) as file:
         for chunk in whole_lines(file):
             shown.advance(file.advanced())
-            yield chunk
+            if not held and b'"' not in chunk:
+                yield chunk
+                continue
+            held += _lines_of(chunk)
+            ends = record_ends(held, bytes_max=bytes_max, is_last=False)
+            if ends:
+                yield b"".join(held[: ends[-1]])
+                del held[: ends[-1]]
+    if held:
+        yield b"".join(held)
+
+
+def _lines_of(chunk: bytes) -> list[bytes]:
+    return [line + b"\n" for line in chunk.split(b"\n")[:-1]]
