@@ -391,3 +391,64 @@ def test_what_makes_no_sense_is_said(
     )
     assert (ran.returncode, words in ran.stderr) == (code, True), ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def noted(name: str, count: int) -> list[bytes]:
+    """Points whose strings hold line feeds."""
+    return [b'%s text="%s\nb",n=%di %d\n' % (name.encode(), b"a\n" * (n % 5), n, n + 1) for n in range(count)]
+
+
+def test_strings_with_line_feeds_are_sent_whole_and_a_bad_one_alone_is_rejected(
+    to: str, node: Service, tmp_path: Path
+) -> None:
+    notes = noted("note" + to[:2], 60)
+    bad = b'note text="bad\nb",n=x 1\n'
+    path, rejected = tmp_path / "a.lp", tmp_path / "rejected.lp"
+    path.write_bytes(b"".join([*notes[:7], bad, *notes[7:]]))
+    ran = send(path, "--to", to, "--batch-points", "4", "--skip-invalid", rejected)
+    assert ran.returncode == 0, ran.stderr
+    assert b"".join(notes) in stored_lines(node.data_dir)
+    number = b"".join(notes[:7]).count(b"\n") + 1
+    assert b"a.lp: line %d: " % number in rejected.read_bytes()
+    assert rejected.read_bytes().endswith(b"\n" + bad)
+
+
+def test_a_node_that_refuses_a_record_of_several_lines_has_it_set_aside_alone(tmp_path: Path) -> None:
+    notes = noted("m", 20)
+    long = b'm text="a\nb\n%s",n=1i 1\n' % (b"x" * 1900)
+    path, rejected = tmp_path / "a.lp", tmp_path / "rejected.lp"
+    path.write_bytes(b"".join([*notes[:7], long, *notes[7:]]))
+    settings = {**SETTINGS, "server.line_bytes_max": 1500}
+    with Service(tmp_path / "data", logs=tmp_path, settings=settings) as strict:
+        to = strict.url.replace("http", "ws")
+        ran = send(path, "--to", to, "--skip-invalid", rejected)
+        assert ran.returncode == 0, ran.stderr
+        assert stored_lines(strict.data_dir) == b"".join(notes)
+    assert rejected.read_bytes().endswith(b"\n" + long)
+    assert b"a.lp: line %d" % (b"".join(notes[:7]).count(b"\n") + 1) in rejected.read_bytes()
+
+
+def test_resume_within_strings_with_line_feeds_stores_nothing_twice(node: Service, tmp_path: Path) -> None:
+    notes = noted("resumed", 60)
+    path = tmp_path / "a.lp"
+    # Interrupted by a bad record, which is mended in its place: the file keeps its size.
+    path.write_bytes(b"".join([*notes[:31], notes[31].replace(b"n=31i", b"n=3xi"), *notes[32:]]))
+    command = [path, "--to", node.url.replace("http", "ws"), "--batch-points", "4"]
+    command += ["--resume", tmp_path / "progress.json"]
+    assert send(*command).returncode == 1
+    path.write_bytes(b"".join(notes))
+    ran = send(*command)
+    found = stored_lines(node.data_dir)
+    assert ran.returncode == 0, ran.stderr
+    assert [found.count(note) for note in notes] == [1] * len(notes)
+
+
+def test_a_csv_cell_with_a_line_break_arrives_as_one_point(to: str, node: Service, tmp_path: Path) -> None:
+    name = "cell" + to[:2]
+    (tmp_path / "a.csv").write_text('note,v,at\n"a\nb",1,1\nc,2,2\n')
+    ran = send(
+        tmp_path / "a.csv", "--to", to, "--measurement", name, "--time", "at", "--precision", "ns", "--json"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["points"] == 2
+    assert b'%s note="a\nb",v=1' % name.encode() in stored_lines(node.data_dir)

@@ -113,10 +113,12 @@ class _Printer:
         self._out.flush()
 
     def _print(self, picked: Picked) -> None:
+        from wal_ingest.points import split_points
+
         lines, points = picked.lines, picked.points
         if self._left is not None:
             if points > self._left:
-                lines, points = b"\n".join([*lines.split(b"\n", self._left)[: self._left], b""]), self._left
+                lines, points = b"".join(split_points(lines, points)[: self._left]), self._left
             self._left -= points
         self._out.write(_row(picked, lines, points) if self._json else lines)
 
