@@ -432,7 +432,7 @@ def test_resume_within_strings_with_line_feeds_stores_nothing_twice(node: Servic
     notes = noted("resumed", 60)
     path = tmp_path / "a.lp"
     path.write_bytes(b"".join([*notes[:31], b'resumed text="bad\nb",n=x 1\n', *notes[31:]]))
-    command = [path, "--to", node.url.replace("http", "ws"), "--batch-points", "4"]
+    command: list[str | Path] = [path, "--to", node.url.replace("http", "ws"), "--batch-points", "4"]
     command += ["--resume", tmp_path / "progress.json"]
     assert send(*command).returncode == 1
     assert notes[20] in stored_lines(node.data_dir)
