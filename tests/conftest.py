@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.rigs import processes
+from tests.rigs import forked, processes
 from tests.rigs.influxdb import InfluxDB
 from tests.rigs.needs import NEEDS, SKIP_PREFIX, in_ci, require
 from tests.rigs.victoria_metrics import VictoriaMetrics
@@ -56,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first: one of them at the end would keep a single worker busy, and the others idle."""
     order = {name: place for place, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
+
+def pytest_unconfigure() -> None:
+    forked.stop()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

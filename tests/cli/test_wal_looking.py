@@ -21,7 +21,7 @@ import pytest
 
 from tests.rigs.prepared import ENTRIES, POINTS, START_NS, lines, prepare
 from tests.rigs.processes import wait_until
-from tests.rigs.service import COMMAND, Service, environment, run_command
+from tests.rigs.service import COMMAND, Service, environment, run_bytes, run_command
 from tests.wal.factories import new_entry, open_store
 from tests.wal.test_damage import flip, zero_tree
 from wal_ingest.cli.wal.ls import listing
@@ -47,14 +47,7 @@ def data(tmp_path: Path) -> Path:
 
 def wal(*arguments: str | Path, data: Path) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest wal …` to its end, as bytes."""
-    return subprocess.run(
-        [COMMAND, "wal", *map(str, arguments), "--data-dir", data],
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env=environment({}),
-        stdin=subprocess.DEVNULL,
-    )
+    return run_bytes("wal", *arguments, "--data-dir", data)
 
 
 def tree(directory: Path) -> dict[str, tuple[int, int, int, str]]:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.rigs.prepared import POINTS, lines, prepare
 from tests.rigs.processes import wait_until
-from tests.rigs.service import COMMAND, Service, environment
+from tests.rigs.service import COMMAND, Service, environment, run_bytes
 from tests.wal.factories import open_store, read_all
 from tests.wal.test_damage import flip, zero, zero_tree
 from wal_ingest.wal.entry import Entry
@@ -27,14 +27,7 @@ def wal(
     *arguments: str | Path, data: Path, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest wal …` to its end, as bytes."""
-    return subprocess.run(
-        [COMMAND, "wal", *map(str, arguments), "--data-dir", data],
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env={**environment({}), **(env or {})},
-        input=stdin,
-    )
+    return run_bytes("wal", *arguments, "--data-dir", data, env=env, stdin=stdin)
 
 
 def stored(data: Path) -> list[Entry]:

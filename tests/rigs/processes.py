@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
+from tests.rigs.forked import ForkedChild, start
+
 T = TypeVar("T")
 
 # Every process of this test run, so that a failing test can show what its servers said.
@@ -63,7 +65,10 @@ def http_status(url: str, *, s_max: float = 2.0) -> int:
 
 
 class Process:
-    """One child process. `log` gets its standard error, and its standard output unless `stdout` is given."""
+    """One child process. `log` gets its standard error, and its standard output unless `stdout` is given.
+
+    `forked`: `argv` is the command `wal-ingest`, and is started the quick way (see `tests.rigs.forked`).
+    """
 
     def __init__(
         self,
@@ -75,10 +80,21 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: IO[bytes] | None = None,
+        forked: bool = False,
     ) -> None:
         self.name = name
         self.log = log
-        with log.open("ab") as err, (stdout or log).open("ab") as out:
+        self._child: subprocess.Popen[bytes] | ForkedChild
+        with log.open("ab") as err, (stdout or log).open("ab") as out, Path(os.devnull).open("rb") as nothing:
+            if forked:
+                self._child = start(
+                    [str(part) for part in argv[1:]],
+                    env=env or os.environ,
+                    cwd=cwd or Path.cwd(),
+                    fds=((stdin or nothing).fileno(), out.fileno(), err.fileno()),
+                )
+                STARTED.append(self)
+                return
             self._child = subprocess.Popen(
                 [str(part) for part in argv],
                 stdin=stdin if stdin is not None else subprocess.DEVNULL,

@@ -14,10 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.rigs import forked
 from tests.rigs.processes import Process, http_status, wait_until
 
 _READY = re.compile(r"ready on http://127\.0\.0\.1:(\d+)")
 _OURS = ("WAL_INGEST_", "INFLUXDB_", "DATABASE_URL")
+
+# What only a fresh program reads: the dynamic loader, the interpreter.
+_LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP"})
 
 COMMAND = Path(sys.executable).with_name("wal-ingest")
 
@@ -31,19 +35,34 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
     return env
 
 
+def run_bytes(
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    s_max: float = 60.0,
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs `wal-ingest` with arguments to its end; `env` goes over the environment without settings."""
+    whole_env = environment({}) | dict(env or {})
+    if forked.is_enabled() and not _LOADER.intersection(env or {}):
+        return forked.run(
+            [str(argument) for argument in arguments], env=whole_env, cwd=Path.cwd(), stdin=stdin, s_max=s_max
+        )
+    return subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        timeout=s_max,
+        env=whole_env,
+        input=stdin,
+    )
+
+
 def run_command(
     *arguments: str | Path, settings: Mapping[str, object] | None = None, s_max: float = 30.0
 ) -> subprocess.CompletedProcess[str]:
     """Runs `wal-ingest` with arguments to its end."""
-    return subprocess.run(
-        [COMMAND, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=s_max,
-        env=environment(settings or {}),
-        stdin=subprocess.DEVNULL,
-    )
+    ran = run_bytes(*arguments, env=environment(settings or {}), s_max=s_max)
+    return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
 class Service:
@@ -109,6 +128,7 @@ class Service:
             stdout=out,
             env=environment(self.settings) | self._env,
             cwd=self._logs,
+            forked=self._may_be_forked(),
         )
         wait_until(
             lambda: not self.process.running or out.read_text().endswith("\n"),
@@ -120,6 +140,10 @@ class Service:
         match = _READY.search(self.ready_line)
         assert match is not None, f"no ready line but {self.ready_line!r}\n{self.process.log_tail()}"
         self.port = int(match[1])
+
+    def _may_be_forked(self) -> bool:
+        ours = tuple(self._command) == (COMMAND,) and not self._under
+        return ours and not _LOADER.intersection(self._env) and forked.is_enabled()
 
     def stop(self, *, s_max: float = 15.0) -> int:
         """SIGTERM to the server (not to what it runs under), and its exit code."""

@@ -17,22 +17,14 @@ import pytest
 
 from tests.cli.test_wal_taking import stored, stored_lines
 from tests.rigs.processes import Process, free_port, http_status, wait_until
-from tests.rigs.service import COMMAND, Service, environment
+from tests.rigs.service import COMMAND, Service, environment, run_bytes
 
 SETTINGS = {"wal.keep_confirmed_s": 3600, "log.level": "warning"}
 
 
 def send(*arguments: str | Path, stdin: bytes = b"", token: str = "") -> subprocess.CompletedProcess[str]:
     """Runs `wal-ingest send` to its end."""
-    env = environment({}) | ({"WAL_INGEST_TOKEN": token} if token else {})
-    ran = subprocess.run(
-        [COMMAND, "send", *map(str, arguments)],
-        capture_output=True,
-        check=False,
-        timeout=60,
-        env=env,
-        input=stdin,
-    )
+    ran = run_bytes("send", *arguments, stdin=stdin, env={"WAL_INGEST_TOKEN": token} if token else None)
     return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 

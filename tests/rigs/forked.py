@@ -1,0 +1,225 @@
+"""`wal-ingest` processes that skip the second of imports: a process that has imported everything forks for each.
+
+Why: the tests start some hundreds of nodes, and on two cores their imports took a third of the whole run. `make proof`
+and everything that is started under another program (strace, LD_PRELOAD) still starts the command as a user does; so
+does any run with WAL_TESTS_EXEC=1.
+
+What differs from the command: the code that runs before `main`, and nothing else that we know of. The child has the
+arguments, environment, working directory and standard streams that it was given, no other open file, and signals as
+a fresh interpreter sets them. It is forked twice, so it becomes a child of the test process (which adopts orphans),
+and its end can be waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn, TypedDict
+
+_MESSAGE_BYTES_MAX = 1 << 20
+_PR_SET_CHILD_SUBREAPER = 36
+_EXEC = "WAL_TESTS_EXEC"
+
+
+def is_enabled() -> bool:
+    """Whether nodes may be forked: not where each must start as a user starts it."""
+    return os.environ.get(_EXEC) != "1"
+
+
+class _Request(TypedDict):
+    arguments: list[str]
+    env: dict[str, str]
+    cwd: str
+
+
+class ForkedChild:
+    """A process that was forked for us, with the part of `subprocess.Popen` that the rigs use."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._pidfd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+                os.close(self._pidfd)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """The exit code. Raises subprocess.TimeoutExpired."""
+        if self.poll() is None:
+            select.select([self._pidfd], [], [], timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("wal-ingest", timeout)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class _Parent:
+    """The process that forks. It ends with the test process, whose end closes its socket."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.rigs.forked", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+            )
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(timeout=10)
+
+    def fork(self, request: _Request, fds: Sequence[int]) -> int:
+        socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
+        answer = self._socket.recv(64)
+        if not answer:
+            raise ChildProcessError("the process that forks nodes has ended")
+        return int(answer)
+
+
+_parent: _Parent | None = None
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    fds: tuple[int, int, int],
+) -> ForkedChild:
+    """Starts `wal-ingest` with these arguments; `fds` become its standard input, output and error."""
+    global _parent
+    if _parent is None:
+        _parent = _Parent()
+    request = _Request(arguments=list(arguments), env=dict(env), cwd=str(cwd))
+    return ForkedChild(_parent.fork(request, fds))
+
+
+def run(
+    arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdin: bytes, s_max: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs `wal-ingest` to its end, with pipes as its standard streams. Raises subprocess.TimeoutExpired."""
+    (in_read, in_write), (out_read, out_write), (err_read, err_write) = os.pipe(), os.pipe(), os.pipe()
+    child = start(arguments, env=env, cwd=cwd, fds=(in_read, out_write, err_write))
+    for fd in (in_read, out_write, err_write):
+        os.close(fd)
+    with ThreadPoolExecutor(3) as threads:
+        out, err = threads.submit(_read_all, out_read), threads.submit(_read_all, err_read)
+        threads.submit(_write_all, in_write, stdin)
+        try:
+            code = child.wait(s_max)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait(10)
+            raise
+        return subprocess.CompletedProcess(["wal-ingest", *arguments], code, out.result(), err.result())
+
+
+def _read_all(fd: int) -> bytes:
+    with open(fd, "rb") as pipe:
+        return pipe.read()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    # The command may end before it has read everything.
+    with contextlib.suppress(BrokenPipeError), open(fd, "wb") as pipe:
+        pipe.write(data)
+
+
+def stop() -> None:
+    """Ends the process that forks; what it has forked is not touched."""
+    global _parent
+    if _parent is not None:
+        _parent.close()
+        _parent = None
+
+
+def _import_all() -> None:
+    # What `serve` imports, the large parts of it; the rest is imported by the child as always.
+    for name in (
+        "trio",
+        "wal_ingest.cli",
+        "wal_ingest.listeners",
+        "wal_ingest.service",
+        "wal_ingest.telemetry",
+    ):
+        importlib.import_module(name)
+
+
+def _serve_forks(requests: socket.socket) -> None:
+    while True:
+        message, fds, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES_MAX, 3)
+        if not message:
+            return
+        pid_read, pid_write = os.pipe()
+        middle = os.fork()
+        if not middle:
+            child = os.fork()
+            if child:
+                os.write(pid_write, str(child).encode())
+                os._exit(0)
+            _become(json.loads(message), fds)
+        os.close(pid_write)
+        for fd in fds:
+            os.close(fd)
+        # The child has a new parent when its own has ended; then it can be waited for there.
+        os.waitpid(middle, 0)
+        requests.send(os.read(pid_read, 64))
+        os.close(pid_read)
+
+
+def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
+    try:
+        for place, fd in enumerate(fds):
+            os.dup2(fd, place)
+        os.closerange(3, 1024)
+        os.environ.clear()
+        os.environ.update(request["env"])
+        os.chdir(request["cwd"])
+        # Streams over the new files, as at the start of an interpreter.
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
+        error = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(error, line_buffering=True, errors="backslashreplace")
+        sys.argv = ["wal-ingest", *request["arguments"]]
+        from wal_ingest.cli import main
+
+        main()
+    except BaseException:
+        with contextlib.suppress(BaseException):
+            sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    _import_all()
+    gc.collect()
+    _serve_forks(socket.socket(fileno=int(sys.argv[1])))
