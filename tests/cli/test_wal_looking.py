@@ -280,7 +280,9 @@ def test_following_goes_on_beside_a_server_and_ends_on_a_signal(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    with Service(tmp_path / "data", logs=tmp_path, settings={"wal.segment_s_max": 1}) as service:
+    # What is confirmed is kept: on a slow machine it would be gone before the command reads it.
+    settings = {"wal.segment_s_max": 1, "wal.keep_confirmed_s": 3600}
+    with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
         service.post("/metrics", b"m v=1 1\n", {"Content-Type": "text/plain"})
         with following(tmp_path / "data", out) as child:
             for n in range(2, 7):
