@@ -50,7 +50,7 @@ not-slow: $(TEST_READY)
 	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 proof: $(TEST_READY) ## Run the slow proofs: the minute-long outage, more rounds
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	WAL_TESTS_EXEC=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 COVERED := wal_ingest/wal/*,wal_ingest/flusher/*
 

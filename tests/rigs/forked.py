@@ -207,7 +207,9 @@ def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
         error = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
         sys.stderr = io.TextIOWrapper(error, line_buffering=True, errors="backslashreplace")
-        sys.argv = ["wal-ingest", *request["arguments"]]
+        # What usage texts call the program by.
+        sys.argv = [str(Path(sys.executable).with_name("wal-ingest")), *request["arguments"]]
+        sys.modules["__main__"].__package__ = None
         from wal_ingest.cli import main
 
         main()

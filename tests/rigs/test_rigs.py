@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.rigs.load import Load
 from tests.rigs.loop_image import mounted_image
 from tests.rigs.no_sync import no_sync_environment
 from tests.rigs.processes import wait_until
+from tests.rigs.service import Service, run_bytes
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
 
@@ -116,3 +118,32 @@ def test_a_power_cut_keeps_what_was_synced_and_loses_what_was_not(tmp_path: Path
             left = {path.name: path.stat().st_size for path in where.iterdir() if path.is_file()}
 
     assert left == {"synced": 100_000}
+
+
+@pytest.mark.parametrize("exec_only", ["0", "1"])
+def test_a_forked_command_is_like_the_command_itself(
+    monkeypatch: pytest.MonkeyPatch, exec_only: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WAL_TESTS_EXEC", exec_only)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines").write_bytes(b"")
+    wrong = run_bytes("config", env={"WAL_INGEST_SERVER__BIND": "nonsense"})
+    assert wrong.returncode == 2
+    assert b"server.bind" in wrong.stderr
+    assert b"Usage: wal-ingest wal cat" in run_bytes("wal", "cat", "--what").stderr
+    assert run_bytes("--version").stdout.startswith(b"wal-ingest ")
+    # The environment of one command is not that of the next, and files are found from the working directory.
+    assert run_bytes("config").returncode == 0
+    taken = run_bytes("wal", "import", "-", "lines", "--data-dir", "data", stdin=b"m v=1 1\n" * 20_000)
+    assert (taken.returncode, b"20,000 points" in taken.stdout + taken.stderr) == (0, True)
+
+
+def test_a_forked_node_ends_by_signals_with_their_exit_codes(tmp_path: Path) -> None:
+    with Service(tmp_path / "data", logs=tmp_path) as service:
+        files = sorted(int(fd.name) for fd in Path(f"/proc/{service.process.pid}/fd").iterdir())
+        assert files[:3] == [0, 1, 2]
+        assert service.stop() == 0
+        service.start()
+        service.kill()
+        assert service.process.exit_code == -9
+    assert service.process.pid != os.getpid()
