@@ -38,6 +38,11 @@ REWRITTEN = [
     (b"m v=1 0", b"m v=1 1", True),
     (b"m v=1.,w=.5,x=-.5,y=1.e3,z=-2." + TIME, b"m v=1.0,w=0.5,x=-0.5,y=1.0e3,z=-2.0" + TIME, False),
     (b'm v=1.5E3,s=".5" -999999', b'm v=1.5E3,s=".5" -999999', False),
+    (
+        b'm,p=c v=1,s="' + b"x" * 300_000 + b'",t="",u="4"' + TIME,
+        b'm,p=c v=1,s="(a long string)",t="",u="4"' + TIME,
+        True,
+    ),
     (b'm "v"=1,s="a,b"' + TIME, b'm "v"=1,s="a,b"' + TIME, False),
 ]
 
@@ -47,6 +52,7 @@ UNREADABLE = [
     (b"m,__name__=a v=1" + TIME, "a tag with the key __name__"),
     (b"m v=1 -1763800000000000000", "a time before 1970"),
     (b"m v=1 -1000000", "a time before 1970"),
+    (b"m,p=" + b"x" * 300_000 + b" v=1" + TIME, "a line of more than 256 KiB"),
 ]
 
 
@@ -56,7 +62,9 @@ def test_a_line_that_both_read_alike_is_found_by_the_cheap_look_and_stays(line: 
     assert rewrite(line + b"\n", 1).lines == line + b"\n"
 
 
-@pytest.mark.parametrize(("line", "written", "special"), REWRITTEN, ids=[repr(row[0]) for row in REWRITTEN])
+@pytest.mark.parametrize(
+    ("line", "written", "special"), REWRITTEN, ids=[repr(row[0][:80]) for row in REWRITTEN]
+)
 def test_a_line_is_rewritten_and_said_to_be_special_where_influxdb_would_read_it_otherwise(
     line: bytes, written: bytes, special: bool
 ) -> None:
@@ -68,7 +76,7 @@ def test_a_line_is_rewritten_and_said_to_be_special_where_influxdb_would_read_it
         assert (decode(found.lines) != decode(line + b"\n")) == special
 
 
-@pytest.mark.parametrize(("line", "why"), UNREADABLE, ids=[repr(line) for line, _ in UNREADABLE])
+@pytest.mark.parametrize(("line", "why"), UNREADABLE, ids=[repr(line[:80]) for line, _ in UNREADABLE])
 def test_a_point_that_no_line_makes_it_read_is_left_out_with_a_reason(line: bytes, why: str) -> None:
     assert not reads_alike(line + b"\n")
     good = b"cpu v=1" + TIME + b"\n"

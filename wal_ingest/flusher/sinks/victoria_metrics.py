@@ -13,6 +13,7 @@ It answers 204 to every line, also to those that it skips or reads as something 
 | an odd number of quotes in a field's key | a part of the fields, at the present time | refused |
 | a tag `__name__` | no such tag: points of two series become one's | refused |
 | a time before 1970 | nothing | refused |
+| more than 256 KiB (`-influx.maxLineSize`) | 400, and no line of the request | its strings are replaced, else refused |
 
 The text of a string does not matter: VictoriaMetrics keeps a number for it, 0 where it is none. Read the same are tab,
 NUL, other control characters, carriage returns, quotes in measurements and tags, and strings without a line feed.
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 
 from wal_ingest.points import split_points
 from wal_ingest.points.engine import ENGINES, Pattern
+from wal_ingest.points.line_protocol import start_of_long_line
 
 _NAME = rb"((?:[^\\,= ]|\\[,= ]?)++)"
 _MEASUREMENT = re.compile(rb"((?:[^\\, ]|\\[, ]?)++)")
@@ -40,6 +42,11 @@ _ESCAPED = re.compile(rb'\\([,= "])')
 _ESCAPED_IN_TAG = re.compile(rb"\\([,= ])")
 _SPECIAL = re.compile(rb"[\\,= ]")
 _MILLISECOND_NS = 1_000_000
+
+
+# A kilobyte below what VictoriaMetrics takes by default.
+_LINE_BYTES_MAX = 255 * 1024
+_LONG_STRING = b'"(a long string)"'
 
 
 class Unreadable(Exception):
@@ -61,7 +68,7 @@ def reads_alike(lines: bytes) -> bool:
 
     One match over all of them: every batch is looked at, and delivery must keep up with what comes in.
     """
-    return _alike().fullmatch(lines) is not None
+    return start_of_long_line(lines, _LINE_BYTES_MAX) is None and _alike().fullmatch(lines) is not None
 
 
 def rewrite(lines: bytes, points: int) -> Rewritten:
@@ -130,13 +137,22 @@ def _rewrite_line(line: bytes) -> tuple[bytes, bytes]:
         text = value.startswith(b'"')
         value = value if text else _number(value)
         common += (separator, key, b"=", value)
-        own += (separator, _escape(_ESCAPED, key), b"=", value.replace(b"\n", b" ") if text else value)
+        own += (separator, _escape(_ESCAPED, key), b"=", _text(line, value) if text else value)
         separator = b","
     (time,), _ = _take(_TIME, line, at)
     time_ns = int(time)
     if time_ns <= -_MILLISECOND_NS:
         raise Unreadable("a time before 1970")
+    if sum(map(len, own)) > _LINE_BYTES_MAX:
+        raise Unreadable("a line of more than 256 KiB")
     return b"%b %d\n" % (b"".join(common), time_ns), b"%b %d\n" % (b"".join(own), time_ns or 1)
+
+
+def _text(line: bytes, string: bytes) -> bytes:
+    """A string as VictoriaMetrics is given it, which does not keep its text."""
+    if len(line) > _LINE_BYTES_MAX and len(string) > len(_LONG_STRING):
+        return _LONG_STRING
+    return string.replace(b"\n", b" ")
 
 
 def _take(pattern: re.Pattern[bytes], line: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
