@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.points.decoder import decode
-from wal_ingest.flusher.sinks.victoria_metrics import reads_alike, rewrite
+from wal_ingest.flusher.sinks.victoria_metrics import alike, reads_alike, rewrite
+from wal_ingest.points.engine import ENGINES, Engine
 
 TIME = b" 1763800000000000000"
 
@@ -60,6 +61,15 @@ UNREADABLE = [
 def test_a_line_that_both_read_alike_is_found_by_the_cheap_look_and_stays(line: bytes) -> None:
     assert reads_alike(line + b"\n")
     assert rewrite(line + b"\n", 1).lines == line + b"\n"
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_both_engines_see_the_same_lines_as_alike(engine: Engine) -> None:
+    for line in ALIKE:
+        assert alike(engine).fullmatch(line + b"\n"), line
+    for line in [line for line, *_ in REWRITTEN] + [line for line, _ in UNREADABLE]:
+        if len(line) < 1_000:
+            assert not alike(engine).fullmatch(line + b"\n"), line
 
 
 @pytest.mark.parametrize(

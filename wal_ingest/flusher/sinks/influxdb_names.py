@@ -26,12 +26,11 @@ def lost_names(lines: bytes, points: int) -> list[int]:
 
     Raises ValueError when there are not so many points.
     """
-    if b"\\\\" not in lines:
+    if not _LOST.search(lines):
         return []
     found = []
     for place, line in enumerate(split_points(lines, points) if points > 1 else [lines]):
-        if b"\\\\" in line:
-            name = _MEASUREMENT.match(line)
-            if name is not None and _LOST.search(name[0]):
-                found.append(place)
+        name = _MEASUREMENT.match(line)
+        if name is not None and _LOST.search(name[0]):
+            found.append(place)
     return found

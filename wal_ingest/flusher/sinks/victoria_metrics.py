@@ -29,7 +29,7 @@ import re
 from dataclasses import dataclass
 
 from wal_ingest.points import split_points
-from wal_ingest.points.engine import ENGINES, Pattern
+from wal_ingest.points.engine import ENGINES, Engine, Pattern
 from wal_ingest.points.line_protocol import start_of_long_line
 
 _NAME = rb"((?:[^\\,= ]|\\[,= ]?)++)"
@@ -68,7 +68,9 @@ def reads_alike(lines: bytes) -> bool:
 
     One match over all of them: every batch is looked at, and delivery must keep up with what comes in.
     """
-    return start_of_long_line(lines, _LINE_BYTES_MAX) is None and _alike().fullmatch(lines) is not None
+    return (
+        start_of_long_line(lines, _LINE_BYTES_MAX) is None and alike(ENGINES[0]).fullmatch(lines) is not None
+    )
 
 
 def rewrite(lines: bytes, points: int) -> Rewritten:
@@ -96,12 +98,11 @@ def rewrite(lines: bytes, points: int) -> Rewritten:
 
 
 @functools.cache
-def _alike() -> Pattern:
+def alike(engine: Engine) -> Pattern:
     """Lines that both read alike: no two backslashes in a row, no quote but around strings, no odd number or time.
 
     Quotes in a measurement and in tags are fine. What is left out without need is rare, and costs time only.
     """
-    engine = ENGINES[0]
     p = engine.possessive
     escaped = r'\\[^\\"\n]'
     measurement = rf"(?:[^\\, \n]+{p}|{escaped})+{p}"
