@@ -121,10 +121,11 @@ def test_a_quote_that_is_not_closed_costs_its_own_line_whatever_the_next_string_
     [
         b'm s="x\nfake v=1 1\ny",u=oops\nn v=1 3\n',
         b'm s="x\nfake v=1 1\n",u=oops\nn v=1 3\n',
+        b'm s="x\nfake v=1 1\n# ",u=oops\nn v=1 3\n',
         b'm s="x\nfake v=1 1\nfake s=",t="z\nfake v=1 1\n",u=oops\nn v=1 3\n',
         b'm s="' + b"x\nfake v=1 1\n" * 10_000 + b'" 5\nn v=1 3\n',
     ],
-    ids=["text after", "nothing after", "two strings", "too long"],
+    ids=["text after", "nothing after", "a comment", "two strings", "too long"],
 )
 def test_what_a_refused_record_holds_in_its_strings_is_never_taken_for_points(body: bytes) -> None:
     taken = good(body)
@@ -273,6 +274,18 @@ def test_a_thousand_lines_with_a_bad_one_take_few_steps(bad: bytes, monkeypatch:
     good(body)
     counted = Counted(monkeypatch)
     assert good(body).lines.points == 1000
+    assert counted.scans <= 4
+    assert counted.leaps <= 8
+
+
+def test_carriage_returns_comments_and_blank_lines_do_not_slow_it_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = telegraf(1000)
+    body = b"\n# from Windows\n".join([*lines[:500], b"bad\n", *lines[500:]]).replace(b"\n", b"\r\n")
+    good(body)
+    counted = Counted(monkeypatch)
+    assert good(body).lines == Lines(b"".join(lines), 1000)
     assert counted.scans <= 4
     assert counted.leaps <= 8
 
