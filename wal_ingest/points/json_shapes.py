@@ -7,7 +7,7 @@ general shape with `name` for `measurement`.
 
 JSON has one type of number, so every number becomes a float: were 1 an integer field, the 1.5 that follows it
 would conflict with it in the database. What a line cannot carry is refused by name rather than changed:
-empty names and tag values, control characters in them, a backslash where it would escape what follows.
+see `names`.
 """
 
 from __future__ import annotations
