@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 import pytest
 
@@ -163,3 +164,23 @@ def test_an_even_run_that_influxdb_loses_or_refuses_is_refused_with_place_reason
         refused.value
     )
     assert "write '/' for the backslashes" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "kept", "by_influxdb"),
+    [
+        (b'a v=1 1\nbad s="open 2\nb v=1 3\nc v=1 4\n', "abc", "a"),
+        (b'a v=1 1\nbad s="open 2\nb v=1 3\nlog msg=" p" 4\nc v=1 5\n', ["a", "b", "c", "log"], "a"),
+        (b'a v=1 1\nbad f="x\nfake v=1 1\ny",u=oops\nb v=1 3\n', "ab", "ab"),
+        (b"a v=1 1\nbad v=NaN 2\nb v=1 3\n", "ab", "ab"),
+    ],
+)
+def test_of_a_body_with_a_bad_record_as_much_is_taken_as_by_influxdb_and_after_an_open_quote_more(
+    influxdb: InfluxDB, body: bytes, kept: Sequence[str], by_influxdb: str
+) -> None:
+    database = influxdb.fresh_database()
+    assert write(influxdb, database, body) == 400
+    assert sorted(point.name for point in points_in(influxdb, database)) == list(by_influxdb)
+    taken = accept_good_lines(body, precision=Precision.NS, now_ns=NOW, line_bytes_max=1024)
+    assert sorted(point.name for point in decode(taken.lines.data)) == list(kept)
+    assert taken.dropped == 1
