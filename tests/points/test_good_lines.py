@@ -7,17 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wal_ingest.errors import PointError
-from wal_ingest.points import Lines, Precision, line_protocol
+from wal_ingest.points import Lines, Precision, line_protocol, reading
 from wal_ingest.points.engine import ENGINES, Engine
 from wal_ingest.points.exact import Misfit, parse_lines, scan_next
 from wal_ingest.points.grammar import Grammar
 from wal_ingest.points.line_protocol import (
-    REFUSED_LINES_MAX,
-    GoodLines,
     LineProtocol,
     accept_good_lines,
     accept_line_protocol,
 )
+from wal_ingest.points.reading import REFUSED_LINES_MAX, GoodLines
 
 NOW = 1_763_800_000_000_000_000
 LIMIT = 64 * 1024
@@ -175,7 +174,7 @@ def test_leaps_take_and_refuse_what_the_exact_parser_does(
     engine: Engine, body: bytes, precision: Precision
 ) -> None:
     """In bulk, and line by line without any bulk operation, also after tag keys were learned."""
-    refused = line_protocol._Refused(body, 5)
+    refused = reading.Refused(body, 5)
     lines, start, now = [], 0, NOW - NOW % precision.value
     while True:
         try:
@@ -294,7 +293,7 @@ def test_what_lines_are_read_again_has_a_limit(monkeypatch: pytest.MonkeyPatch) 
     """Beyond it a record that may have an open quote is passed over as a whole."""
     body = b'bad s="open 1\nb v=1 2\nlog msg=" p" 2\nc v=1 3\n'
     assert good(body).lines.points == 3
-    monkeypatch.setattr(line_protocol, "_READ_AGAIN_TIMES_MAX", 0)
+    monkeypatch.setattr(reading, "_READ_AGAIN_TIMES_MAX", 0)
     assert good(body).lines == Lines(b"c v=1 3\n", 1)
 
 

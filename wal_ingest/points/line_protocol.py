@@ -12,8 +12,6 @@ Plain functions of their arguments, but for the learned tag keys, which only eve
 from __future__ import annotations
 
 import re
-from collections import deque
-from dataclasses import dataclass
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES, Engine
@@ -29,6 +27,7 @@ from wal_ingest.points.exact import (
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
 from wal_ingest.points.lines import Lines, Precision, count_lines
+from wal_ingest.points.reading import GoodLines, Reader, Refused, start_of_long_line
 from wal_ingest.points.tag_keys import TagKeys, key_lists_of, lines_with_a_key_twice
 from wal_ingest.points.utf8 import first_invalid_byte
 
@@ -38,14 +37,8 @@ from wal_ingest.points.utf8 import first_invalid_byte
 _UNTIMED_END = re.compile(rb'("|=[0-9A-Za-z.+-]++)\n')
 _TIMED_LINE_END = re.compile(rb" -?[0-9]++(?=\n)")
 _SKIPPED_STARTS = (b"\n", b"#", b" ", b"\t", b"\x00")
-REFUSED_LINES_MAX = 100_000
-"""A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
-
 # A leap over good lines that is shorter than this is tried once more without regard to tag keys.
 _LEAP_BYTES_MIN = 16 * 1024
-_PAUSE_LINES_MAX = 16
-# Lines after a quote that was not closed are read a second time; beyond so many bodies' worth of it no more.
-_READ_AGAIN_TIMES_MAX = 4
 
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
@@ -73,20 +66,6 @@ def accept_line_protocol_fast(
     """
     check_lines(body, line_bytes_max)
     return _ACCEPTOR.accept_fast(body, precision=precision, now_ns=now_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class GoodLines:
-    """What could be taken of a body: the good lines, how many were refused, and the first of their reasons.
-
-    `refusals` holds a PointError with line and column for each of the first refused lines, in order, `starts` where
-    those lines begin in the body.
-    """
-
-    lines: Lines
-    dropped: int
-    refusals: tuple[PointError, ...]
-    starts: tuple[int, ...] = ()
 
 
 def accept_good_lines(
@@ -118,7 +97,7 @@ class LineProtocol:
         if lines is not None:
             return lines
         body = body.removeprefix(_BOM)
-        reader = _Reader(body, precision, now_ns, line_bytes_max)
+        reader = Reader(body, precision, now_ns, line_bytes_max)
         try:
             self._read(reader)
         except Misfit as exc:
@@ -133,8 +112,8 @@ class LineProtocol:
         """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
         check_encoding(body)
         body = body.removeprefix(_BOM)
-        reader = _Reader(body, precision, now_ns, line_bytes_max)
-        refused = _Refused(body, refusals_max)
+        reader = Reader(body, precision, now_ns, line_bytes_max)
+        refused = Refused(body, refusals_max)
         while True:
             try:
                 self._read(reader)
@@ -143,7 +122,7 @@ class LineProtocol:
             else:
                 return refused.result(reader.lines())
 
-    def _read(self, reader: _Reader) -> None:
+    def _read(self, reader: Reader) -> None:
         """Takes all lines from `reader.start` on. Raises Misfit for the first that cannot be taken.
 
         Good lines are taken in bulk, and only the others go to the exact parser: one odd or bad line among a thousand
@@ -162,7 +141,7 @@ class LineProtocol:
                 return
             reader.pieces.append(Lines(line, 1))
 
-    def _leap(self, reader: _Reader) -> None:
+    def _leap(self, reader: Reader) -> None:
         """Takes the good lines from `reader.start` on that bulk operations can take, up to a line that is too long."""
         if reader.precision not in ZEROS:
             return
@@ -183,7 +162,7 @@ class LineProtocol:
         reader.note_leap(end > start)
         self._take_to(reader, end)
 
-    def _learn(self, reader: _Reader, start: int, end: int) -> None:
+    def _learn(self, reader: Reader, start: int, end: int) -> None:
         """Checks the tag keys of lines that are good otherwise."""
         text = reader.body[start:end]
         lists = key_lists_of(_without_skipped_lines(text))
@@ -193,7 +172,7 @@ class LineProtocol:
         if len(free) < len(lists):
             reader.doubtful.extend(start + offset for offset in lines_with_a_key_twice(text))
 
-    def _take_to(self, reader: _Reader, end: int) -> None:
+    def _take_to(self, reader: Reader, end: int) -> None:
         """Takes the lines from `reader.start` on, which are good."""
         if end > reader.start:
             text = reader.body[reader.start : end]
@@ -262,111 +241,6 @@ def check_encoding(body: bytes) -> None:
     if offset is not None:
         line, column = position_of(body, offset)
         raise PointError("invalid UTF-8", line=line, column=column)
-
-
-def start_of_long_line(body: bytes, line_bytes_max: int, start: int = 0) -> int | None:
-    """Where the first line from `start` on begins that is longer than the limit, its line feed not counted.
-
-    None without one. It goes in leaps of the limit, so 32 MiB take few steps.
-    """
-    while len(body) - start > line_bytes_max:
-        line_end = body.rfind(b"\n", start, start + line_bytes_max + 1)
-        if line_end < 0:
-            return start
-        start = line_end + 1
-    return None
-
-
-class _Reader:
-    """How far a body has been read, and what was taken of it.
-
-    Every line from `start` to `good_to` is known to be fine but for its tag keys; `doubtful` are the starts of those
-    that have a key twice.
-    """
-
-    def __init__(self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int) -> None:
-        self.body = body
-        self.precision = precision
-        self.now_ns = now_ns
-        self.line_bytes_max = line_bytes_max
-        self.start = 0
-        self.good_to = 0
-        self.pieces: list[Lines] = []
-        self.doubtful: deque[int] = deque()
-        self._long_line = start_of_long_line(body, line_bytes_max)
-        self._pause = self._waited = 0
-
-    def next_doubtful(self) -> int:
-        """Where the good lines end for now."""
-        while self.doubtful and self.doubtful[0] < self.start:
-            self.doubtful.popleft()
-        return self.doubtful[0] if self.doubtful else self.good_to
-
-    def next_long_line(self) -> int:
-        """Where the next line begins that is longer than the limit; the end of the body without one."""
-        if self._long_line is not None and self._long_line < self.start:
-            self._long_line = start_of_long_line(self.body, self.line_bytes_max, self.start)
-        return len(self.body) if self._long_line is None else self._long_line
-
-    def must_wait(self) -> bool:
-        """Whether the next line goes to the exact parser untried, because the lines before it had to."""
-        self._waited += 1
-        return self._waited <= self._pause
-
-    def note_leap(self, is_any: bool) -> None:
-        """Where nothing could be taken in bulk, twice as many lines pass until that is tried again."""
-        self._pause = 0 if is_any else min(2 * self._pause + 1, _PAUSE_LINES_MAX)
-        self._waited = 0
-
-    def lines(self) -> Lines:
-        """All that was taken."""
-        return Lines(
-            b"".join(piece.data for piece in self.pieces), sum(piece.points for piece in self.pieces)
-        )
-
-
-class _Refused:
-    """What was refused of a body so far, and where to go on after it."""
-
-    def __init__(self, body: bytes, refusals_max: int) -> None:
-        self._body = body
-        self._refusals_max = refusals_max
-        self._dropped = 0
-        self._refusals: list[PointError] = []
-        self._starts: list[int] = []
-        self._counted_to, self._line = 0, 1
-        self._read_again = 0
-
-    def add(self, misfit: Misfit) -> int:
-        """Takes note of a record that is refused; returns where the next one may begin.
-
-        Raises PointError when there were too many.
-        """
-        self._dropped += 1
-        if self._dropped > REFUSED_LINES_MAX:
-            first = self._refusals[0]
-            reason = f"{first.reason}, and so on: more than {REFUSED_LINES_MAX} bad lines, so none is taken"
-            raise PointError(reason, line=first.line, column=first.column)
-        # What stands in a string must never be taken for points, so a record whose strings are closed is passed over
-        # as a whole. After a quote that was never closed, the lines that it seemed to hold are read again.
-        may_read_again = self._read_again < _READ_AGAIN_TIMES_MAX * len(self._body)
-        if may_read_again and has_open_quote(self._body, misfit):
-            misfit.blame_open_quote()
-        self._read_again += max(0, misfit.read_to - misfit.record_end)
-        if len(self._refusals) < self._refusals_max:
-            self._describe(misfit)
-        return misfit.record_end
-
-    def result(self, lines: Lines) -> GoodLines:
-        """The outcome, with the lines that were taken."""
-        return GoodLines(lines, self._dropped, tuple(self._refusals), tuple(self._starts))
-
-    def _describe(self, misfit: Misfit) -> None:
-        start = self._body.rfind(b"\n", 0, misfit.offset) + 1
-        self._line += self._body.count(b"\n", self._counted_to, start)
-        self._counted_to = start
-        self._refusals.append(PointError(misfit.reason, line=self._line, column=misfit.offset - start + 1))
-        self._starts.append(start)
 
 
 def _without_skipped_lines(text: bytes) -> bytes:

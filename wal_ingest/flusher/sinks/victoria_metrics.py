@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 from wal_ingest.points import split_points
 from wal_ingest.points.engine import ENGINES, Engine, Pattern
-from wal_ingest.points.line_protocol import start_of_long_line
+from wal_ingest.points.reading import start_of_long_line
 
 _NAME = rb"((?:[^\\,= ]|\\[,= ]?)++)"
 _MEASUREMENT = re.compile(rb"((?:[^\\, ]|\\[, ]?)++)")
