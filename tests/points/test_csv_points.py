@@ -73,7 +73,7 @@ def test_what_a_line_gives_a_meaning_to_is_escaped() -> None:
         ({2: "1,5"}, "cpu", "'1,5' is no number"),
         ({2: "1\n2"}, "cpu", "'1\\n2' is no number"),
         ({3: "maybe"}, "up", "neither true nor false"),
-        ({1: "tab\there"}, "host", "control character in the tag value"),
+        ({1: "two\nlines"}, "host", "a line feed in the tag value"),
         ({0: ""}, "at", "no time"),
         ({0: "tomorrow"}, "at", "'tomorrow' is no time"),
     ],

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.points.decoder import decode
 from wal_ingest.errors import PointError
 from wal_ingest.points import Precision
 from wal_ingest.points.line import line
@@ -58,7 +59,10 @@ def test_a_float_of_another_class_is_written_as_a_number() -> None:
         ("#m", {}, {"f": 1}, None, "comment"),
         ("m", {"": "v"}, {"f": 1}, None, "an empty tag key"),
         ("m", {"k": ""}, {"f": 1}, None, "an empty tag value"),
-        ("m", {"k": "a\nb"}, {"f": 1}, None, "control character"),
+        ("m", {"k": "a\nb"}, {"f": 1}, None, "a line feed in the tag value"),
+        ("m", {"k\\ b": '"x'}, {"f": 1}, None, "InfluxDB would take the lines that follow"),
+        ("m\\ x", {}, {"f": 1}, None, "InfluxDB would read another name"),
+        ("m", {}, {"\tf": 1}, None, "a tab or NUL at the beginning of the field key"),
         ("m", {"k": "a\\"}, {"f": 1}, None, "backslash"),
         ("m", {}, {}, None, "no fields"),
         ("m", {}, {"f": float("nan")}, None, "nan"),
@@ -94,3 +98,15 @@ def test_whatever_is_written_is_accepted_as_it_is(
     except PointError:
         return
     assert accepted(text) == text.encode() + b"\n"
+
+
+def test_windows_paths_and_control_characters_in_tags_are_carried() -> None:
+    tags = {"p": "C:\\ x", "q": "a\tb\x00\x1b\r\x7f", "r\\,": "\\\\= y"}
+    text = line("m", tags, {"f": 1.0}, 7)
+    (point,) = decode(accepted(text))
+    assert dict(point.tags) == tags
+
+
+def test_line_feeds_in_strings_are_carried() -> None:
+    text = line("m", {"k": "C:\\ x"}, {"f": 1.0}, 7), line("m", {"k": "v"}, {"s": 'a\n"b"\r\n'}, 7)
+    assert [decode(accepted(each))[0].fields[0][0] for each in text] == ["f", "s"]

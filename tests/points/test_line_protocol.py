@@ -195,7 +195,8 @@ def test_field_values_are_checked_for_form_and_range(accept: Accept, value: byte
         (b"cpu f=1 x", 1, 9, "'x' where a time should begin"),
         (b"cpu f=1 -", 1, 9, "'-' where a time should begin"),
         (b"m f=1\n\x00m\x01, f=1", 2, 5, "a space where a tag key should begin"),
-        (b'm f="a\nb" 5\nm f="a\nb"c 5', 4, 3, "'c' where the field value should end"),
+        (b'm f="a\nb" 5\nm f="a\nb"c 5', 3, 5, "the quoted string has no closing quote"),
+        (b'm f="a\nb" 5\nm f="a\nb",c 5', 4, 5, "a space where '=' should follow the field key"),
         (b"m f=1\n\n\xffm f=1", 3, 1, "invalid UTF-8"),
         (
             "ü,ü=ü f=ü".encode(),
@@ -228,8 +229,7 @@ def test_a_line_feed_inside_a_quoted_string_belongs_to_its_point(accept: Accept)
     "body",
     [
         rb"m,t=a\\ b f=1 5",
-        rb"m\\=x f=1 5",
-        rb"m\\,x f=1 5",
+        rb"m,t\\,u=x f=1 5",
         rb"m,p=C:\\ x,q=CN\=Smith\\\,\ John v=1 5",
         b'm,t=a\\\\ b f="x\ny" 5',
         rb'm,t=a\\ b,u="c" f=1 5',
@@ -239,7 +239,7 @@ def test_an_even_run_of_backslashes_in_a_name_is_kept(accept: Accept, body: byte
     assert accept(body + b"\n").data == body + b"\n"
 
 
-@pytest.mark.parametrize("body", [rb'm,a\\ b="x f=1 5', b'm\\\\ x\\\\,y f="a\nb" 5'])
+@pytest.mark.parametrize("body", [rb'm,a\\ b="x f=1 5', b'm,a\\\\ b\\\\,c\\\\,d=e f="x\ny" 5'])
 def test_a_line_that_would_swallow_the_next_one_in_influxdb_is_refused_by_name(
     accept: Accept, body: bytes
 ) -> None:
@@ -249,7 +249,21 @@ def test_a_line_that_would_swallow_the_next_one_in_influxdb_is_refused_by_name(
 
 
 def test_a_field_key_with_an_even_run_of_backslashes_is_refused_by_name(accept: Accept) -> None:
-    assert refusal(accept, rb'm a\\="=1 5').reason.endswith("InfluxDB ends the key there")
+    assert "InfluxDB ends the key there" in refusal(accept, rb'm a\\="=1 5').reason
+
+
+@pytest.mark.parametrize("body", [rb"m\\=x f=1 5", rb"m\\,x f=1 5", rb"m\\\\ x,t=u f=1 5"])
+def test_a_measurement_with_an_even_run_of_backslashes_is_refused_by_name(
+    accept: Accept, body: bytes
+) -> None:
+    error = refusal(accept, b"m f=1 5\n" + body)
+    assert (error.line, error.column) == (2, 2)
+    assert "in a measurement: InfluxDB would take the point, but no query would find it" in error.reason
+
+
+@pytest.mark.parametrize("body", [rb"m\\\ x f=1 5", rb"m\\x f=1 5", rb'm\\"x f=1 5'])
+def test_other_runs_in_a_measurement_are_taken_as_ever(accept: Accept, body: bytes) -> None:
+    assert accept(body + b"\n").data == body + b"\n"
 
 
 def test_control_characters_are_part_of_a_name_and_spaces_before_it(accept: Accept) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 import pytest
 
 from tests.points.decoder import Point, decode, field
 from tests.rigs.influxdb import InfluxDB
+from wal_ingest.errors import PointError
+from wal_ingest.flusher.sinks.influxdb_names import lost_names
 from wal_ingest.points import Precision, split_points
-from wal_ingest.points.line_protocol import accept_line_protocol
+from wal_ingest.points.line_protocol import accept_good_lines, accept_line_protocol
 
 NOW = 1_763_800_000_000_000_000
 
@@ -22,7 +25,7 @@ TAKEN = [
     (rb"cpu,regions=eas\\ t value=1.0", 1),
     (rb"u,s=\\,\,\t e=1", 1),
     (rb"u,s=\\,\,\=ast e=1", 1),
-    (rb"m\\,x,a\\ b=c,d\\\\\\=e=f\\\\\\\\\,g v=1", 1),
+    (rb"m\,x,a\\ b=c,d\\\\\\=e=f\\\\\\\\\,g v=1", 1),
     (b'cpu value="4\n2"', 1),
     (b'cpu,host=serverA,region=us-east value=1.0,str="foo\nbar" 1000000000', 1),
     (b'u r="o\n"', 1),
@@ -105,3 +108,79 @@ def test_a_line_that_is_refused_for_its_backslashes_would_swallow_the_next_in_in
     database = influxdb.fresh_database()
     write(influxdb, database, rb'm,a\\ b="x f=1 5' + b"\nafter unlike=1 1\n")
     assert "after" not in {point.name for point in points_in(influxdb, database)}
+
+
+def run_in(place: str, run: int, special: str) -> bytes:
+    """A line with so many backslashes before a special character, after one of its own."""
+    name = "a" + "\\" * run + special + "b"
+    return {
+        "measurement": f"{name},t=u v=1 5\n",
+        "tag key": f"m,{name}=u v=1 5\n",
+        "tag value": f"m,t={name} v=1 5\n",
+        "field key": f"m,t=u {name}=1 5\n",
+    }[place].encode()
+
+
+PLACES = ("measurement", "tag key", "tag value", "field key")
+
+
+@pytest.mark.parametrize("special", [" ", ",", "=", '"', "x"])
+@pytest.mark.parametrize("run", range(1, 8))
+@pytest.mark.parametrize("place", PLACES)
+def test_every_run_of_backslashes_is_read_back_or_refused_or_parked_by_the_sink(
+    influxdb: InfluxDB, place: str, run: int, special: str
+) -> None:
+    """What InfluxDB answers 204 to and does not give back never goes to it."""
+    line, after = run_in(place, run, special), b"after unlike=1 1\n"
+    database = influxdb.fresh_database()
+    status = write(influxdb, database, line + after)
+    found = points_in(influxdb, database)
+    lines = accept_good_lines(line, precision=Precision.NS, now_ns=NOW, line_bytes_max=1024).lines
+    parked = lost_names(lines.data, 1) if lines.points else []
+    if status == 204 and len(found) == 2:
+        assert lines.data == line
+        assert parked == []
+        # To InfluxDB a backslash before a quote, and before an equals sign in a measurement, is an escape.
+        escapes = {"measurement": '="', "field key": '"'}.get(place, "")
+        plain = line.replace(b"\\" + special.encode(), special.encode()) if special in escapes else line
+        assert sorted(found) == sorted([*untyped(decode(plain)), *decode(after)])
+    else:
+        assert lines.points == 0 or parked == [0]
+        assert (parked == [0]) == (
+            place == "measurement" and special in ' ,="' and run > 1 and lines.points == 1
+        )
+
+
+@pytest.mark.parametrize("special", [" ", ",", "="])
+@pytest.mark.parametrize("place", ["measurement", "field key"])
+def test_an_even_run_that_influxdb_loses_or_refuses_is_refused_with_place_reason_and_remedy(
+    place: str, special: str
+) -> None:
+    line = run_in(place, 2, special)
+    with pytest.raises(PointError) as refused:
+        accept_line_protocol(line, precision=Precision.NS, now_ns=NOW, line_bytes_max=1024)
+    assert (refused.value.line, refused.value.column) == (1, line.index(b"\\") + 1)
+    assert f"an even number of backslashes before a space, comma or '=' in a {place}: InfluxDB" in str(
+        refused.value
+    )
+    assert "write '/' for the backslashes" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "kept", "by_influxdb"),
+    [
+        (b'a v=1 1\nbad s="open 2\nb v=1 3\nc v=1 4\n', "abc", "a"),
+        (b'a v=1 1\nbad s="open 2\nb v=1 3\nlog msg=" p" 4\nc v=1 5\n', ["a", "b", "c", "log"], "a"),
+        (b'a v=1 1\nbad f="x\nfake v=1 1\ny",u=oops\nb v=1 3\n', "ab", "ab"),
+        (b"a v=1 1\nbad v=NaN 2\nb v=1 3\n", "ab", "ab"),
+    ],
+)
+def test_of_a_body_with_a_bad_record_as_much_is_taken_as_by_influxdb_and_after_an_open_quote_more(
+    influxdb: InfluxDB, body: bytes, kept: Sequence[str], by_influxdb: str
+) -> None:
+    database = influxdb.fresh_database()
+    assert write(influxdb, database, body) == 400
+    assert sorted(point.name for point in points_in(influxdb, database)) == list(by_influxdb)
+    taken = accept_good_lines(body, precision=Precision.NS, now_ns=NOW, line_bytes_max=1024)
+    assert sorted(point.name for point in decode(taken.lines.data)) == list(kept)
+    assert taken.dropped == 1

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import time
 from pathlib import Path
 
 import pytest
 
 from wal_ingest.client.frames import Write, cut_by_write, halve, seal
 from wal_ingest.flusher.replay.archive import ArchiveSource
-from wal_ingest.points import Lines, Precision, count_points, end_of_points, split_lines, split_points
+from wal_ingest.points import Lines, count_points, end_of_points, split_lines, split_points
 from wal_ingest.points.json_points import accept_json
 from wal_ingest.points.line import line
-from wal_ingest.points.line_protocol import REFUSED_LINES_MAX, GoodLines, accept_good_lines
 from wal_ingest.points.select import Measurements
 
 NOW = 1_763_800_000_000_000_000
 POINTS = [b'm s="a\nfake s=1 1\n\\"" 1\n', b"n f=1 2\n", b'fake s="\n" 3\n', b'm,t="x f="y" 4\n']
 DATA = b"".join(POINTS)
-
-
-def good(body: bytes) -> GoodLines:
-    return accept_good_lines(body, precision=Precision.NS, now_ns=NOW, line_bytes_max=64 * 1024)
 
 
 def test_points_are_cut_and_counted_by_their_quotes() -> None:
@@ -65,44 +59,3 @@ def test_json_and_the_client_write_line_feeds_in_strings() -> None:
     assert made.points == 2
     assert split_points(made.data, 2)[0] == b'm s="a\nb" %d\n' % NOW
     assert line("m", {}, {"s": "a\nb"}, 1) == 'm s="a\nb" 1'
-
-
-def test_an_open_quote_costs_its_own_line_and_invalid_utf_8_too() -> None:
-    body = b'a v=1 1\nb v="o 1\nc v="p" 2\nd,t=\xff v=1\ne v=1 3\n'
-    taken = good(body)
-    assert taken.lines == Lines(b'a v=1 1\nc v="p" 2\ne v=1 3\n', 3)
-    assert taken.dropped == 2
-    assert taken.refusals[1].line == 4
-    assert taken.refusals[1].reason == "invalid UTF-8"
-
-
-def test_what_a_refused_record_holds_in_its_strings_is_never_taken_for_points() -> None:
-    taken = good(b'm s="x\nfake v=1 1\ny",u=oops\nn v=1 3\n')
-    assert taken.lines == Lines(b"n v=1 3\n", 1)
-    assert taken.dropped == 1
-
-
-def test_a_long_line_costs_itself_only() -> None:
-    taken = good(b"a v=1 1\nb,t=" + b"x" * 70_000 + b" v=1 2\nc v=1 3\n")
-    assert (taken.lines.points, taken.dropped) == (2, 1)
-    assert "server.line_bytes_max" in taken.refusals[0].reason
-
-
-@pytest.mark.parametrize("bad", [b"x\n", b'c v="o 1\n', b"a=\xff\n", b"b v=x\n"])
-def test_bad_lines_cost_time_in_proportion(bad: bytes) -> None:
-    """Ten times the lines take about ten times as long, not a hundred."""
-
-    def cpu_s(count: int) -> float:
-        began = time.thread_time()
-        assert good(bad * count).dropped == count
-        return time.thread_time() - began
-
-    cpu_s(100)
-    assert cpu_s(20_000) < 40 * cpu_s(2_000)
-
-
-def test_a_body_of_nothing_but_bad_lines_is_refused_whole() -> None:
-    from wal_ingest.errors import PointError
-
-    with pytest.raises(PointError, match=f"more than {REFUSED_LINES_MAX} bad lines"):
-        good(b"x\n" * (REFUSED_LINES_MAX + 1))

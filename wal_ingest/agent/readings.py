@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from wal_ingest.points.names import IN_KEY, IN_MEASUREMENT, name_text
+from wal_ingest.points.names import IN_FIELD_KEY, IN_MEASUREMENT, IN_TAG, name_text
 
 Value = int | float | bool
 
@@ -34,7 +34,7 @@ def line_of(reading: Reading, tags: Mapping[str, str], time_ns: int) -> str:
     than a file system that nobody watches.
     """
     fields = [
-        f"{name_text(key, 'field', IN_KEY)}={text}"
+        f"{name_text(key, 'field', IN_FIELD_KEY)}={text}"
         for key, value in reading.fields.items()
         if (text := _value_text(value))
     ]
@@ -42,7 +42,7 @@ def line_of(reading: Reading, tags: Mapping[str, str], time_ns: int) -> str:
         return ""
     pairs = sorted({**tags, **reading.tags}.items())
     head = "".join(
-        f",{name_text(key, 'tag', IN_KEY)}={name_text(carried(value), 'tag value', IN_KEY)}"
+        f",{name_text(key, 'tag', IN_TAG)}={name_text(carried(value), 'tag value', IN_TAG)}"
         for key, value in pairs
         if value
     )

@@ -251,7 +251,7 @@ def _check_target(to: str) -> None:
 
 def _tags(host: str, given: list[str]) -> dict[str, str]:
     from wal_ingest.agent.probes import OWN_TAGS
-    from wal_ingest.points.names import IN_KEY, name_text
+    from wal_ingest.points.names import IN_TAG, name_text
 
     tags = {"host": host}
     for pair in given:
@@ -265,8 +265,8 @@ def _tags(host: str, given: list[str]) -> dict[str, str]:
         tags[key] = value
     for key, value in tags.items():
         try:
-            name_text(key, "tag key", IN_KEY)
-            name_text(value, "tag value", IN_KEY)
+            name_text(key, "tag key", IN_TAG)
+            name_text(value, "tag value", IN_TAG)
         except ValueError as exc:
             raise ConfigError(
                 f"the tag {key}={value}: {exc}", hint="write --tag KEY=VALUE, and --host NAME"

@@ -237,7 +237,10 @@ class _Check:
             line_bytes_max=limit,
             refusals_max=REFUSALS_MAX,
         )
-        refusals = tuple(RefusedLine(_text_of(body, each.line), each) for each in good.refusals)
+        refusals = tuple(
+            RefusedLine(_text_at(body, start), error)
+            for error, start in zip(good.refusals, good.starts, strict=True)
+        )
         return self._finished(good.lines, good.dropped, refusals, repaired)
 
     def _precision(self, default: P) -> Precision | P:
@@ -273,31 +276,37 @@ class _Check:
         default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
         unit_ns = (precision if isinstance(precision, Precision) else default).value
         points = split_points(lines.data, lines.points)
-        refused = []
+        refused: list[RefusedLine] = []
+        start, passed = 0, 1
         for index, time in list(late.items())[:REFUSALS_MAX]:
             reason = window_reason(time, unit_ns, window, self.now_ns)
+            line = self._line_of(points[index], index, unit_ns)
+            start, passed = _skip_lines(self.body, start, line - passed), line
             if self.written is Format.JSON:
                 error = TimeOutsideWindow(reason, index=index)
             else:
-                error = TimeOutsideWindow(reason, line=self._line_of(points, index, unit_ns))
+                error = TimeOutsideWindow(reason, line=line)
             if not self.reading.partial:
                 raise error
-            refused.append(RefusedLine(_text_of(self.body, error.line), error))
+            refused.append(RefusedLine(_text_at(self.body, start), error))
         kept = [point for index, point in enumerate(points) if index not in late]
         return Lines(b"".join(kept), len(kept)), refused
 
-    def _line_of(self, points: list[bytes], index: int, unit_ns: int) -> int:
+    def _line_of(self, point: bytes, index: int, unit_ns: int) -> int:
         """The line of the body that a point came from, as far as the text still shows it."""
-        head, _, time = points[index].rstrip(b"\n").rpartition(b" ")
+        head, _, time = point.rstrip(b"\n").rpartition(b" ")
         found = self.body.find(b"%b %d" % (head, int(time) // unit_ns))
         return index + 1 if found < 0 else self.body.count(b"\n", 0, found) + 1
 
 
-def _text_of(body: bytes, line: int | None) -> str:
-    """The text of a line of the body, the first `REFUSED_TEXT_MAX` characters of it."""
-    start = 0
-    for _ in range((line or 1) - 1):
+def _skip_lines(body: bytes, start: int, lines: int) -> int:
+    """Where the line begins that is so many after the one that begins at `start`; the same line for fewer than one."""
+    for _ in range(lines):
         start = body.find(b"\n", start) + 1
-    end = body.find(b"\n", start)
-    text = body[start : end if end >= 0 else len(body)].rstrip(b"\r")
-    return text[: 4 * REFUSED_TEXT_MAX].decode(errors="replace")[:REFUSED_TEXT_MAX]
+    return start
+
+
+def _text_at(body: bytes, start: int) -> str:
+    """The text of the line that begins there, the first `REFUSED_TEXT_MAX` characters of it."""
+    text = body[start : start + 4 * REFUSED_TEXT_MAX].partition(b"\n")[0].rstrip(b"\r")
+    return text.decode(errors="replace")[:REFUSED_TEXT_MAX]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from wal_ingest.points.lines import Precision
-from wal_ingest.points.names import IN_KEY, name_text, string_text
+from wal_ingest.points.names import IN_TAG, name_text, string_text
 
 Cells = Sequence[str]
 Bad = dict[int, str]
@@ -66,7 +66,7 @@ def field_texts(cells: Cells, kind: FieldType) -> tuple[Cells, Bad]:
 
 def tag_texts(cells: Cells, key: str) -> tuple[Cells, Bad]:
     """Tags with the comma in front of them; `key` as it stands in a line. Every different value is looked at once."""
-    return _mapped(cells, lambda cell: f",{key}={name_text(cell, 'tag value', IN_KEY)}" if cell else "")
+    return _mapped(cells, lambda cell: f",{key}={name_text(cell, 'tag value', IN_TAG)}" if cell else "")
 
 
 def measurement_texts(cells: Cells, write: Callable[[str], str]) -> tuple[Cells, Bad]:

@@ -22,9 +22,12 @@ from wal_ingest.points.csv_columns import (
     time_texts,
 )
 from wal_ingest.points.lines import Precision
-from wal_ingest.points.names import IN_KEY, IN_MEASUREMENT, name_text
+from wal_ingest.points.names import IN_FIELD_KEY, IN_MEASUREMENT, IN_TAG, name_text
 
 Row = list[str]
+
+
+_PLACES = {"measurement": IN_MEASUREMENT, "tag key": IN_TAG, "field key": IN_FIELD_KEY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class CsvWriter:
 
     def _written(self, name: str, what: str) -> str:
         try:
-            return name_text(name, what, IN_MEASUREMENT if what == "measurement" else IN_KEY)
+            return name_text(name, what, _PLACES[what])
         except ValueError as exc:
             raise ConfigError(f"{name!r} cannot be a {what}: {exc}") from None
 

@@ -8,8 +8,9 @@ Differences from the reference decoder that are kept, each because InfluxDB 1 an
 
 * Control characters, tabs and NUL among them, are part of a name, of a tag value and of a comment. Before a
   measurement, the fields and a time, tabs and NULs count as spaces.
-* A field key may not have an even run of backslashes before a space, comma or equals sign: InfluxDB ends the
-  key there. In a measurement, a tag key and a tag value it is read as backslashes and an escaped character.
+* An even run of backslashes before a space, comma or equals sign is read, in a tag key and a tag value, as backslashes
+  and an escaped character. In a field key it is refused: InfluxDB ends the key there. In a measurement it is refused,
+  too: InfluxDB answers 204, and no query finds the point.
 * A record that InfluxDB would not end at its last line feed is refused by name (see `records`).
 """
 
@@ -46,16 +47,28 @@ _UNSIGNED = re.compile(rb"[0-9]+u")
 _FLOAT = re.compile(rb"-?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _BOOLEANS = frozenset({b"t", b"T", b"true", b"True", b"TRUE", b"f", b"F", b"false", b"False", b"FALSE"})
 _INT_DIGITS_MAX = 20
+_NO_CLOSING_QUOTE = "the quoted string has no closing quote"
 
 
 class Misfit(Exception):
-    """What is wrong with a record, and at which offset of the body; `resync` is where the next one may begin."""
+    """What is wrong with a record, and at which offset of the body.
+
+    `line_end` is the offset after the record's first line, `record_end` that after the line on which its last string
+    was closed, which is the same for a record of one line. `quote` is where the last string begins that has a line feed
+    in it, `read_to` how far the body was read.
+    """
 
     def __init__(self, reason: str, offset: int) -> None:
         super().__init__(reason)
         self.reason = reason
         self.offset = offset
-        self.resync = offset
+        self.line_end = self.record_end = self.read_to = offset
+        self.quote: int | None = None
+
+    def blame_open_quote(self) -> None:
+        """Makes this about the quote: what was found after it is no part of its record."""
+        if self.quote is not None:
+            self.reason, self.offset, self.record_end = _NO_CLOSING_QUOTE, self.quote, self.line_end
 
     def error(self, body: bytes) -> PointError:
         """The same with line and column, which take a pass over the body to count."""
@@ -117,11 +130,33 @@ def scan_next(
                 scanner.even_run,
             )
     except Misfit as exc:
-        # What follows a string that was closed as it should be is a part of this record. A quote that is missing
-        # must cost one line only.
-        exc.resync = body.find(b"\n", max(start, scanner.strings_end)) + 1 or len(body)
+        exc.line_end = exc.record_end = body.find(b"\n", start) + 1 or len(body)
+        exc.quote = scanner.quote
+        exc.read_to = max(exc.offset, scanner.position)
+        if scanner.strings_end > exc.line_end:
+            exc.record_end = body.find(b"\n", scanner.strings_end) + 1 or len(body)
+        elif exc.offset >= exc.line_end:
+            exc.blame_open_quote()
         raise
     return line, scanner.position
+
+
+def has_open_quote(body: bytes, misfit: Misfit) -> bool:
+    """Whether the last quote before a line feed was never closed, in a refused record of several lines.
+
+    It was not where the line on which its string seems to end is a good line by itself: then the quote that ended it
+    is the first one of a string on that line. (A line that begins within a string has an odd number of quotes, so it
+    is no good line.)
+    """
+    if misfit.record_end <= misfit.line_end:
+        return False
+    last_line = body.rfind(b"\n", 0, misfit.record_end - 1) + 1
+    text = body[last_line : misfit.record_end]
+    try:
+        line, end = scan_next(text, 0, unit_ns=1, now_ns=0)
+    except Misfit:
+        return False
+    return line is not None and end == len(text)
 
 
 def too_long(line_bytes_max: int) -> str:
@@ -138,7 +173,8 @@ class _Scanner:
     """A position in a body, moved forward by what is taken; every `take` raises Misfit on a mismatch.
 
     `even_run` is where the first even run of backslashes before a special character stands, outside strings.
-    `strings_end` is the offset after the last string that was closed and followed by what may follow one.
+    `strings_end` is the offset after the last string that was closed and followed by what may follow one, `quote` the
+    start of the last string with a line feed in it.
     """
 
     def __init__(self, body: bytes, position: int) -> None:
@@ -146,6 +182,7 @@ class _Scanner:
         self.position = position
         self.even_run: int | None = None
         self.strings_end = 0
+        self.quote: int | None = None
 
     def skip_to_point(self) -> bool:
         """Goes to the start of the next point, past blank lines and comments; False at the end of the body."""
@@ -162,7 +199,9 @@ class _Scanner:
         start = self.position
         if self._take(_MEASUREMENT) == start:
             self._refuse(f"{self._found()} where a measurement name should begin")
-        self._note_backslashes(start)
+        self._refuse_backslashes(
+            start, "measurement", "InfluxDB would take the point, but no query would find it"
+        )
         keys: set[bytes] = set()
         while self._next() == b",":
             self.position += 1
@@ -225,14 +264,17 @@ class _Scanner:
         start = self.position
         if self._take(_KEY) == start:
             self._refuse(f"{self._found()} where a field key should begin")
-        self._refuse_backslashes(start)
+        self._refuse_backslashes(start, "field key", "InfluxDB ends the key there")
         if self._next() != b"=":
             self._refuse(f"{self._found()} where '=' should follow the field key")
         self.position += 1
         start = self.position
         if self._next() == b'"':
             if self._take(_STRING) == start:
-                self._refuse("the quoted string has no closing quote")
+                self.position = len(self._body)
+                self._refuse(_NO_CLOSING_QUOTE, at=start)
+            if self._body.find(b"\n", start, self.position) >= 0:
+                self.quote = start
             if self._next() in _AFTER_STRING:
                 self.strings_end = self.position
             return
@@ -247,12 +289,12 @@ class _Scanner:
             if run:
                 self.even_run = run.start()
 
-    def _refuse_backslashes(self, start: int) -> None:
+    def _refuse_backslashes(self, start: int, what: str, why: str) -> None:
         run = _EVEN_RUN.search(self._body, start, self.position)
         if run:
             self._refuse(
-                "an even number of backslashes before a space, comma or '=' in a field key: "
-                "InfluxDB ends the key there",
+                f"an even number of backslashes before a space, comma or '=' in a {what}: {why}; "
+                "write '/' for the backslashes, or leave out the last one",
                 at=run.start(),
             )
 

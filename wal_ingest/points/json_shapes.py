@@ -7,7 +7,7 @@ general shape with `name` for `measurement`.
 
 JSON has one type of number, so every number becomes a float: were 1 an integer field, the 1.5 that follows it
 would conflict with it in the database. What a line cannot carry is refused by name rather than changed:
-empty names and tag values, control characters in them, a backslash where it would escape what follows.
+see `names`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from msgspec import UNSET, Struct, UnsetType
 from wal_ingest.errors import PointError
 from wal_ingest.points.exact import TIME_NS_MAX, TIME_NS_MIN
 from wal_ingest.points.lines import Precision
-from wal_ingest.points.names import IN_KEY, IN_MEASUREMENT, name_text, string_text
+from wal_ingest.points.names import (
+    IN_FIELD_KEY,
+    IN_MEASUREMENT,
+    IN_TAG,
+    Place,
+    check_runs,
+    name_text,
+    string_text,
+)
 from wal_ingest.points.times import TimeGuess
 
 MEASUREMENT = "server_metrics"
@@ -71,6 +79,16 @@ def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) 
     The JSON encoder writes a whole column of numbers at once, and every float in a form that is line protocol's
     too. Raises PointError with the index of the first point that a line cannot carry.
     """
+    try:
+        return _columns(points, precision, now_ns)
+    except PointError as exc:
+        if exc.index:
+            # The columns are looked at one after the other: a point before may have a fault in a later one.
+            fleet_lines(points[: exc.index], precision=precision, now_ns=now_ns)
+        raise
+
+
+def _columns(points: list[FleetPoint], precision: Precision, now_ns: int) -> bytes:
     ids = _server_ids(points)
     times = [now_ns if p.timestamp is None else p.timestamp * precision.value for p in points]
     if min(times) < TIME_NS_MIN or max(times) > TIME_NS_MAX:
@@ -123,7 +141,7 @@ def _server_ids(points: list[FleetPoint]) -> list[str]:
     written = []
     for index, server_id in enumerate(ids):
         try:
-            written.append(name_text(server_id, "serverId", IN_KEY))
+            written.append(name_text(server_id, "serverId", IN_TAG))
         except ValueError as exc:
             raise PointError(str(exc), index=index) from None
     return written
@@ -190,12 +208,13 @@ class LineWriter:
         head = [self._checked(self._measurements, point.measurement, "measurement", IN_MEASUREMENT)]
         if point.tags:
             for key, value in point.tags.items():
-                name = self._checked(self._tag_keys, key, "tag key", IN_KEY)
-                head.append(f"{name}={name_text(value, 'tag value', IN_KEY)}")
+                name = self._checked(self._tag_keys, key, "tag key", IN_TAG)
+                head.append(f"{name}={name_text(value, 'tag value', IN_TAG)}")
         fields = [
-            f"{self._checked(self._field_keys, key, 'field key', IN_KEY)}={_field_value(value)}"
+            f"{self._checked(self._field_keys, key, 'field key', IN_FIELD_KEY)}={_field_value(value)}"
             for key, value in point.fields.items()
         ]
+        check_runs(",".join(head), ",".join(fields))
         return f"{','.join(head)} {','.join(fields)}"
 
     def _time(self, timestamp: int | None) -> int:
@@ -206,10 +225,10 @@ class LineWriter:
             raise ValueError(_OUT_OF_RANGE)
         return time
 
-    def _checked(self, known: dict[str, str], name: str, what: str, escaped: re.Pattern[str]) -> str:
+    def _checked(self, known: dict[str, str], name: str, what: str, place: Place) -> str:
         written = known.get(name)
         if written is None:
-            written = known[name] = name_text(name, what, escaped)
+            written = known[name] = name_text(name, what, place)
         return written
 
 
@@ -217,7 +236,7 @@ def _fleet(point: AnyPoint) -> str:
     if point.server_id is UNSET or point.cpu is UNSET or point.ram is UNSET:
         values = {"serverId": point.server_id, "cpu": point.cpu, "ram": point.ram}
         raise ValueError(f"missing: {', '.join(key for key, value in values.items() if value is UNSET)}")
-    server = name_text(point.server_id, "serverId", IN_KEY)
+    server = name_text(point.server_id, "serverId", IN_TAG)
     return f"{MEASUREMENT},{SERVER_TAG}={server} cpu={_field_value(point.cpu)},ram={_field_value(point.ram)}"
 
 

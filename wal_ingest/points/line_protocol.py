@@ -12,8 +12,6 @@ Plain functions of their arguments, but for the learned tag keys, which only eve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.engine import ENGINES, Engine
@@ -22,16 +20,16 @@ from wal_ingest.points.exact import (
     TIME_NS_MAX,
     TIME_NS_MIN,
     Misfit,
-    parse_lines,
-    parse_next,
+    has_open_quote,
     position_of,
     scan_next,
     too_long,
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
 from wal_ingest.points.lines import Lines, Precision, count_lines
-from wal_ingest.points.tag_keys import TagKeys, key_lists_of
-from wal_ingest.points.utf8 import end_of_valid, first_invalid_byte
+from wal_ingest.points.reading import GoodLines, Reader, Refused, start_of_long_line
+from wal_ingest.points.tag_keys import TagKeys, key_lists_of, lines_with_a_key_twice
+from wal_ingest.points.utf8 import first_invalid_byte
 
 # In lines that the grammar took, the text behind the last space is a time, or has the '=' of a field, or ends
 # with the quote of a string. (A space within a key stands before that key's '='.) So this finds exactly the
@@ -39,8 +37,8 @@ from wal_ingest.points.utf8 import end_of_valid, first_invalid_byte
 _UNTIMED_END = re.compile(rb'("|=[0-9A-Za-z.+-]++)\n')
 _TIMED_LINE_END = re.compile(rb" -?[0-9]++(?=\n)")
 _SKIPPED_STARTS = (b"\n", b"#", b" ", b"\t", b"\x00")
-REFUSED_LINES_MAX = 100_000
-"""A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
+# A leap over good lines that is shorter than this is tried once more without regard to tag keys.
+_LEAP_BYTES_MIN = 16 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
@@ -70,25 +68,13 @@ def accept_line_protocol_fast(
     return _ACCEPTOR.accept_fast(body, precision=precision, now_ns=now_ns)
 
 
-@dataclass(frozen=True, slots=True)
-class GoodLines:
-    """What could be taken of a body: the good lines, how many were refused, and the first of their reasons.
-
-    `refusals` holds a PointError with line and column for each of the first refused lines, in order.
-    """
-
-    lines: Lines
-    dropped: int
-    refusals: tuple[PointError, ...]
-
-
 def accept_good_lines(
     body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int = 5
 ) -> GoodLines:
     """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised.
 
-    A line with a quote that is not closed is refused up to its line feed; a record whose strings are closed, as a
-    whole. Raises PointError when more than `REFUSED_LINES_MAX` lines are bad.
+    A record of several lines whose strings are closed is left out as a whole; a quote that is never closed costs its
+    own line only. Raises PointError when more than `REFUSED_LINES_MAX` lines are bad, or the body is not UTF-8.
     """
     return _ACCEPTOR.accept_good(
         body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, refusals_max=refusals_max
@@ -110,50 +96,99 @@ class LineProtocol:
         lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
         if lines is not None:
             return lines
-        if precision not in ZEROS:
-            return parse_lines(
-                body.removeprefix(_BOM), unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
-            )
-        return self._accept_slowly(body.removeprefix(_BOM), precision, now_ns, line_bytes_max)
+        body = body.removeprefix(_BOM)
+        reader = Reader(body, precision, now_ns, line_bytes_max)
+        try:
+            self._read(reader)
+        except Misfit as exc:
+            if has_open_quote(body, exc):
+                exc.blame_open_quote()
+            raise exc.error(body) from None
+        return reader.lines()
 
     def accept_good(
         self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int
     ) -> GoodLines:
         """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
-        try:
-            check_lines(body, line_bytes_max)
-            lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
-            if lines is not None:
-                return GoodLines(lines, 0, ())
-        except PointError:
-            pass
+        check_encoding(body)
         body = body.removeprefix(_BOM)
-        taken = _Taken(body, refusals_max)
-        for start, end in _sound_parts(body, line_bytes_max, taken):
-            self._take_good(body[start:end], start, precision, now_ns, line_bytes_max, taken)
-        return taken.result()
-
-    def _take_good(
-        self, part: bytes, offset: int, precision: Precision, now_ns: int, line_bytes_max: int, taken: _Taken
-    ) -> None:
-        """Takes what is good of a part of a body: valid UTF-8 in whole lines, none of them too long."""
-        grammar = self._tag_keys.grammar if precision in ZEROS else None
-        start = 0
+        reader = Reader(body, precision, now_ns, line_bytes_max)
+        refused = Refused(body, refusals_max)
         while True:
-            end = grammar.end_of_good_lines(part, start, precision) if grammar else start
-            if end > start:
-                taken.pieces.append(_stamped(part[start:end], Shape.MIXED, precision, now_ns))
             try:
-                line, start = scan_next(
-                    part, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
-                )
+                self._read(reader)
             except Misfit as exc:
-                taken.refuse(exc.reason, offset + exc.offset)
-                start = exc.resync
-                continue
+                reader.start = refused.add(exc)
+            else:
+                return refused.result(reader.lines())
+
+    def _read(self, reader: Reader) -> None:
+        """Takes all lines from `reader.start` on. Raises Misfit for the first that cannot be taken.
+
+        Good lines are taken in bulk, and only the others go to the exact parser: one odd or bad line among a thousand
+        costs little more than none.
+        """
+        while True:
+            self._leap(reader)
+            line, reader.start = scan_next(
+                reader.body,
+                reader.start,
+                unit_ns=reader.precision.value,
+                now_ns=reader.now_ns,
+                line_bytes_max=reader.line_bytes_max,
+            )
             if line is None:
                 return
-            taken.pieces.append(Lines(line, 1))
+            reader.pieces.append(Lines(line, 1))
+
+    def _leap(self, reader: Reader) -> None:
+        """Takes the good lines from `reader.start` on that bulk operations can take, up to a line that is too long."""
+        if reader.precision not in ZEROS:
+            return
+        if reader.start < reader.good_to:
+            # Their syntax has been checked; only a tag key that stands twice can be wrong.
+            self._take_to(reader, reader.next_doubtful())
+            return
+        if reader.must_wait():
+            return
+        body, start, until = reader.body, reader.start, reader.next_long_line()
+        end = self._tag_keys.grammar.end_of_good_lines(body, start, until, reader.precision)
+        if end - start < _LEAP_BYTES_MIN:
+            # What stopped it is perhaps a list of tag keys that it has not learned.
+            further = self._any_keys.end_of_good_lines(body, end, until, reader.precision)
+            if further > end:
+                self._learn(reader, end, further)
+                end = reader.next_doubtful()
+        reader.note_leap(end > start)
+        self._take_to(reader, end)
+
+    def _learn(self, reader: Reader, start: int, end: int) -> None:
+        """Checks the tag keys of lines that are good otherwise."""
+        text = reader.body[start:end]
+        lists = key_lists_of(_without_skipped_lines(text))
+        free = {keys for keys in lists if len(set(keys)) == len(keys)}
+        self._tag_keys.learn(free)
+        reader.good_to = end
+        if len(free) < len(lists):
+            reader.doubtful.extend(start + offset for offset in lines_with_a_key_twice(text))
+
+    def _take_to(self, reader: Reader, end: int) -> None:
+        """Takes the lines from `reader.start` on, which are good."""
+        if end > reader.start:
+            text = reader.body[reader.start : end]
+            shape = self._shape_of(text, reader.precision)
+            if shape is Shape.MIXED:
+                text = _without_skipped_lines(text)
+                shape = self._shape_of(text, reader.precision)
+            reader.pieces.append(_stamped(text, shape, reader.precision, reader.now_ns))
+            reader.start = end
+
+    def _shape_of(self, text: bytes, precision: Precision) -> Shape:
+        """The shape of good lines. To stamp lines of which only some have a time costs ten times as much as to look."""
+        for shape in (Shape.TIMED, Shape.UNTIMED):
+            if self._any_keys.matches(text, shape, precision):
+                return shape
+        return Shape.MIXED
 
     def accept_fast(self, body: bytes, *, precision: Precision, now_ns: int) -> Lines | None:
         """The canonical lines when bulk operations can make them, else None; the body must be valid UTF-8."""
@@ -168,25 +203,6 @@ class LineProtocol:
             if plain != text:
                 lines = self._take(plain, precision, now_ns) if plain else Lines(b"", 0)
         return lines
-
-    def _accept_slowly(self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
-        """Leaps over good lines in bulk and gives only the others to the exact parser.
-
-        One odd or bad line among a thousand then costs little more than none.
-        """
-        grammar = self._tag_keys.grammar
-        pieces: list[Lines] = []
-        start = 0
-        while True:
-            end = grammar.end_of_good_lines(body, start, precision)
-            if end > start:
-                pieces.append(_stamped(body[start:end], Shape.MIXED, precision, now_ns))
-            line, start = parse_next(
-                body, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
-            )
-            if line is None:
-                return Lines(b"".join(piece.data for piece in pieces), sum(piece.points for piece in pieces))
-            pieces.append(Lines(line, 1))
 
     def _take(self, text: bytes, precision: Precision, now_ns: int) -> Lines | None:
         grammar = self._tag_keys.grammar
@@ -216,75 +232,15 @@ def check_lines(body: bytes, line_bytes_max: int) -> None:
     start = start_of_long_line(body, line_bytes_max)
     if start is not None:
         raise PointError(too_long(line_bytes_max), line=position_of(body, start)[0])
+    check_encoding(body)
+
+
+def check_encoding(body: bytes) -> None:
+    """Raises PointError when the body is not UTF-8."""
     offset = first_invalid_byte(body)
     if offset is not None:
         line, column = position_of(body, offset)
         raise PointError("invalid UTF-8", line=line, column=column)
-
-
-def start_of_long_line(body: bytes, line_bytes_max: int, start: int = 0) -> int | None:
-    """Where the first line from `start` on begins that is longer than the limit, its line feed not counted.
-
-    None without one. It goes in leaps of the limit, so 32 MiB take few steps.
-    """
-    while len(body) - start > line_bytes_max:
-        line_end = body.rfind(b"\n", start, start + line_bytes_max + 1)
-        if line_end < 0:
-            return start
-        start = line_end + 1
-    return None
-
-
-class _Taken:
-    """What was taken of a body and what was refused, so far."""
-
-    def __init__(self, body: bytes, refusals_max: int) -> None:
-        self._body = body
-        self._refusals_max = refusals_max
-        self._dropped = 0
-        self._refusals: list[tuple[int, str]] = []
-        self.pieces: list[Lines] = []
-
-    def refuse(self, reason: str, offset: int) -> None:
-        self._dropped += 1
-        if self._dropped > REFUSED_LINES_MAX:
-            error = self.result().refusals[0]
-            reason = f"{error.reason}, and so on: more than {REFUSED_LINES_MAX} bad lines, so none is taken"
-            raise PointError(reason, line=error.line, column=error.column)
-        if len(self._refusals) < self._refusals_max:
-            self._refusals.append((offset, reason))
-
-    def result(self) -> GoodLines:
-        lines = Lines(
-            b"".join(piece.data for piece in self.pieces), sum(piece.points for piece in self.pieces)
-        )
-        errors = []
-        for offset, reason in self._refusals:
-            line, column = position_of(self._body, offset)
-            errors.append(PointError(reason, line=line, column=column))
-        return GoodLines(lines, self._dropped, tuple(errors))
-
-
-def _sound_parts(body: bytes, line_bytes_max: int, taken: _Taken) -> Iterator[tuple[int, int]]:
-    """The parts of a body between lines that are too long or no UTF-8, which are refused here."""
-    start = 0
-    long_line = start_of_long_line(body, line_bytes_max)
-    valid_to = end_of_valid(body, 0)
-    while start < len(body):
-        reason, at = too_long(line_bytes_max), len(body) if long_line is None else long_line
-        if valid_to < at:
-            reason, at = "invalid UTF-8", valid_to
-        bad_line = max(start, body.rfind(b"\n", start, at) + 1) if at < len(body) else len(body)
-        if bad_line > start:
-            yield start, bad_line
-        if at == len(body):
-            return
-        taken.refuse(reason, at)
-        start = body.find(b"\n", at) + 1 or len(body)
-        if long_line is not None and long_line < start:
-            long_line = start_of_long_line(body, line_bytes_max, start)
-        if valid_to < start:
-            valid_to = end_of_valid(body, start)
 
 
 def _without_skipped_lines(text: bytes) -> bytes:

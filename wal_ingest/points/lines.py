@@ -81,11 +81,14 @@ def split_lines(lines: Lines, points_max: int) -> list[Lines]:
     """
     if lines.points <= points_max:
         return [lines] if lines.points else []
-    every = split_points(lines.data, lines.points)
+    every, end = lines.data.split(b"\n"), b"\n"
+    every.pop()  # what follows the last line feed: nothing
+    if len(every) != lines.points:
+        every, end = split_points(lines.data, lines.points), b""
     pieces = []
     for start in range(0, len(every), points_max):
         part = every[start : start + points_max]
-        pieces.append(Lines(b"".join(part), len(part)))
+        pieces.append(Lines(end.join(part) + end, len(part)))
     return pieces
 
 

@@ -1,38 +1,67 @@
 """Names, tag values and strings as they stand in a line. Pure.
 
-What a line cannot carry is refused by name rather than changed: empty names and tag values, control characters in
-them, a backslash where it would escape what follows.
+What a line cannot carry is refused by name rather than changed: empty names and tag values, line feeds in them, a
+backslash at the end, and one where InfluxDB would read another name.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+
+from wal_ingest.points.records import ends_as_one_record
 
 _SPECIAL = re.compile(r"[\x00-\x20\x7f,=\\#]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_BACKSLASH_ESCAPES = re.compile(r"\\(?:[ ,=]|\Z)")
 _IN_STRING = re.compile(r'(["\\])')
 
-IN_MEASUREMENT = re.compile(r"([ ,])")
-IN_KEY = re.compile(r"([ ,=])")
-"""What has a backslash in front of it, in a measurement; in a key or tag value."""
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a name stands: what gets a backslash before it there, and what it cannot hold, with the reasons."""
+
+    escaped: re.Pattern[str]
+    refused: tuple[tuple[re.Pattern[str], str], ...]
 
 
-def name_text(name: str, what: str, escaped: re.Pattern[str]) -> str:
+_LINE_FEED = (re.compile(r"\n"), "a line feed in the {}: line protocol cannot carry it")
+_LAST_BACKSLASH = (re.compile(r"\\\Z"), "a backslash at the end of the {}: line protocol cannot carry it")
+_INNER_BACKSLASH = (
+    re.compile(r"\\[ ,=]"),
+    "a backslash before a space, comma or '=' in the {}: InfluxDB would read another name",
+)
+_FIRST_BLANK = (
+    re.compile(r"\A[\t\x00]"),
+    "a tab or NUL at the beginning of the {}: line protocol skips it there",
+)
+_COMMENT = (re.compile(r"\A#"), "a {} that begins with '#': line protocol takes it for a comment")
+
+IN_MEASUREMENT = Place(
+    re.compile(r"([ ,])"), (_LINE_FEED, _LAST_BACKSLASH, _INNER_BACKSLASH, _FIRST_BLANK, _COMMENT)
+)
+IN_FIELD_KEY = Place(re.compile(r"([ ,=])"), (_LINE_FEED, _LAST_BACKSLASH, _INNER_BACKSLASH, _FIRST_BLANK))
+IN_TAG = Place(re.compile(r"([ ,=])"), (_LINE_FEED, _LAST_BACKSLASH))
+"""A tag key or a tag value. In these InfluxDB reads two backslashes and a space as a backslash and a space."""
+
+
+def name_text(name: str, what: str, place: Place) -> str:
     """A name or tag value as it stands in a line. Raises ValueError, with `what` it is, when a line cannot carry it."""
     if not _SPECIAL.search(name) and name:
         return name
     if not name:
         raise ValueError(f"an empty {what}")
-    if _CONTROL.search(name):
-        raise ValueError(f"a line feed or another control character in the {what}")
-    if _BACKSLASH_ESCAPES.search(name):
+    for pattern, why in place.refused:
+        if pattern.search(name):
+            raise ValueError(why.format(what))
+    return place.escaped.sub(r"\\\1", name)
+
+
+def check_runs(head: str, fields: str) -> None:
+    """Raises ValueError when InfluxDB would not end a point's line where it ends: see `records`."""
+    if "\\\\" in head and not ends_as_one_record(f"{head} {fields} 0\n".encode()):
         raise ValueError(
-            f"a backslash before a space, comma or '=', or at the end, of the {what}: line protocol cannot carry it"
+            "a backslash before a space, comma or '=' in a tag, and a quote after it: InfluxDB would take the lines "
+            "that follow for a part of this one"
         )
-    if escaped is IN_MEASUREMENT and name.startswith("#"):
-        raise ValueError("a measurement that begins with '#': line protocol takes it for a comment")
-    return escaped.sub(r"\\\1", name)
 
 
 def string_text(value: str) -> str:

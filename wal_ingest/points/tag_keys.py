@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator, Sequence
 
 from wal_ingest.points.engine import Engine
 from wal_ingest.points.grammar import Grammar, KeyList
@@ -33,6 +34,23 @@ def key_lists_of(body: bytes) -> set[KeyList]:
             for head in {line.partition(b" ")[0] for line in body.split(b"\n")}
         }
     return {keys for keys in lists if len(keys) > 1}
+
+
+def lines_with_a_key_twice(text: bytes) -> Iterator[int]:
+    """Where those lines begin that have a tag key twice. The syntax of all of them is right; some may have no point."""
+    start = 0
+    for line in text.split(b"\n"):
+        if line[:1] != b"#" and _has_a_key_twice(line):
+            yield start
+        start += len(line) + 1
+
+
+def _has_a_key_twice(line: bytes) -> bool:
+    if b"\\" in line:
+        keys: Sequence[bytes] = _escaped_key_list(line)
+    else:
+        keys = [tag.partition(b"=")[0] for tag in line.partition(b" ")[0].split(b",")[1:]]
+    return len(set(keys)) < len(keys)
 
 
 def _escaped_key_list(line: bytes) -> KeyList:

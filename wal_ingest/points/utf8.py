@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import re
 
 _PIECE_BYTES = 1024 * 1024
-_VALID = re.compile(
-    rb"(?:[\x00-\x7f]++|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
-    rb"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
-    rb"|\xf4[\x80-\x8f][\x80-\xbf]{2})*+"
-)
 
 
 def first_invalid_byte(body: bytes) -> int | None:
@@ -30,12 +24,3 @@ def first_invalid_byte(body: bytes) -> int | None:
     except UnicodeDecodeError as exc:
         return start - carried + exc.start
     return None
-
-
-def end_of_valid(body: bytes, start: int) -> int:
-    """The offset of the first byte from `start` on that is not part of valid UTF-8, or the length of the body.
-
-    Looks at no byte after that, so many calls for one body cost one pass together.
-    """
-    match = _VALID.match(body, start)
-    return match.end() if match else start

@@ -20,6 +20,7 @@ from wal_ingest.points import Lines, Precision
 from wal_ingest.points.csv_points import CsvMapping
 from wal_ingest.points.json_points import accept_json, accept_ndjson
 from wal_ingest.points.line_protocol import accept_line_protocol
+from wal_ingest.points.text import readable
 from wal_ingest.settings import ServerSettings
 
 Accept = Callable[[Sequence[bytes]], Lines]
@@ -69,7 +70,14 @@ def acceptor(form: Format, unit: Precision | None, *, now_ns: int) -> Accept:
         accept = accept_json if form is Format.JSON else accept_ndjson
         accept = partial(accept, precision=unit or Precision.MS, depth_max=_LIMITS.json_depth_max)
     else:
-        accept = partial(accept_line_protocol, precision=unit or Precision.NS)
+        precision = unit or Precision.NS
+        # Sent as it stands: the node reads bytes that are not UTF-8 by the same rule.
+        return lambda records: accept_line_protocol(
+            readable(body_of(form, records)),
+            precision=precision,
+            now_ns=now_ns,
+            line_bytes_max=_LIMITS.line_bytes_max,
+        )
     return lambda records: accept(
         body_of(form, records), now_ns=now_ns, line_bytes_max=_LIMITS.line_bytes_max
     )

@@ -203,9 +203,10 @@ class _Entries:
 
     def _accept(self, chunk: bytes, now_ns: int) -> Lines:
         from wal_ingest.points.line_protocol import accept_line_protocol
+        from wal_ingest.points.text import readable
 
         return accept_line_protocol(
-            chunk, precision=self._unit, now_ns=now_ns, line_bytes_max=self.line_bytes_max
+            readable(chunk), precision=self._unit, now_ns=now_ns, line_bytes_max=self.line_bytes_max
         )
 
     def _sift(self, chunk: bytes, name: str, before: int, now_ns: int) -> Iterator[list[NewEntry]]:

@@ -1,6 +1,7 @@
 """Which server answers, and what must be written to it. Pure.
 
-InfluxDB reads canonical lines as they are meant. VictoriaMetrics says that it is InfluxDB 1.8.0 and reads some of them
+InfluxDB reads canonical lines as they are meant, but for a few measurements that it would lose (see `influxdb_names`).
+VictoriaMetrics says that it is InfluxDB 1.8.0 and reads some of them
 otherwise (see `victoria_metrics`). What tells them apart, measured with InfluxDB 1.6.7 and VictoriaMetrics 1.79.5; the
 first header that is there decides:
 
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import LineRefused, LinesRefused, Rejected
+from wal_ingest.flusher.sinks.influxdb_names import LOST, lost_names
 from wal_ingest.flusher.sinks.victoria_metrics import reads_alike, rewrite
 from wal_ingest.wal.gzip_codec import compress
 
@@ -56,14 +58,21 @@ def is_read_alike(batch: Batch) -> bool:
         lines = batch.lines()
     except ValueError:
         return True
-    return reads_alike(lines, batch.points)
+    return reads_alike(lines)
 
 
 def body_for(server: Server, batch: Batch) -> bytes | Rejected:
-    """The gzip body that makes a server read the batch's points, or a refusal that lists those that none does."""
-    if server is Server.INFLUXDB:
+    """The gzip body that makes a server read the batch's points, or a refusal that lists those that none does.
+
+    A body that is no whole gzip stays as it is: the server refuses all of it.
+    """
+    try:
+        lines = batch.lines()
+    except ValueError:
         return batch.body
-    lines = batch.lines()
+    if server is Server.INFLUXDB:
+        lost = lost_names(lines, batch.points)
+        return _refusal(dict.fromkeys(lost, LOST)) if lost else batch.body
     found = rewrite(lines, batch.points)
     if server is Server.UNKNOWN:
         why = (
@@ -77,6 +86,11 @@ def body_for(server: Server, batch: Batch) -> bytes | Rejected:
             for place, what in found.unreadable.items()
         }
     if reasons:
-        refused = tuple(LineRefused(reason, number=place + 1) for place, reason in reasons.items())
-        return Rejected(refused[0].reason, dropped=len(refused), hint=LinesRefused(refused))
+        return _refusal(reasons)
     return batch.body if found.lines == lines else compress(found.lines)
+
+
+def _refusal(reasons: Mapping[int, str]) -> Rejected:
+    """A refusal of the lines at some places, from 0, each with its reason."""
+    refused = tuple(LineRefused(reason, number=place + 1) for place, reason in reasons.items())
+    return Rejected(refused[0].reason, dropped=len(refused), hint=LinesRefused(refused))

@@ -13,6 +13,7 @@ It answers 204 to every line, also to those that it skips or reads as something 
 | an odd number of quotes in a field's key | a part of the fields, at the present time | refused |
 | a tag `__name__` | no such tag: points of two series become one's | refused |
 | a time before 1970 | nothing | refused |
+| more than 256 KiB (`-influx.maxLineSize`) | 400, and no line of the request | its strings are replaced, else refused |
 
 The text of a string does not matter: VictoriaMetrics keeps a number for it, 0 where it is none. Read the same are tab,
 NUL, other control characters, carriage returns, quotes in measurements and tags, and strings without a line feed.
@@ -23,16 +24,13 @@ that it keeps for a series, and the ends of very long values are left out by it 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
 from wal_ingest.points import split_points
-
-# Where none of these is, and quotes stand around strings alone, a line means the same to both. Cheap to search for.
-_TELLTALES = (b"=.", b"=-.", b". ", b".,", b" -", b" 0\n", b"__name__")
-# A backslash before any other character is read alike; so is `\=`, but a quote after it opens no string.
-_BACKSLASHES = (b"\\\\", b"\\=", b'\\"')
-_POINT_BEFORE_EXPONENT = re.compile(rb"=-?[0-9]++\.[eE]")
+from wal_ingest.points.engine import ENGINES, Engine, Pattern
+from wal_ingest.points.reading import start_of_long_line
 
 _NAME = rb"((?:[^\\,= ]|\\[,= ]?)++)"
 _MEASUREMENT = re.compile(rb"((?:[^\\, ]|\\[, ]?)++)")
@@ -44,6 +42,11 @@ _ESCAPED = re.compile(rb'\\([,= "])')
 _ESCAPED_IN_TAG = re.compile(rb"\\([,= ])")
 _SPECIAL = re.compile(rb"[\\,= ]")
 _MILLISECOND_NS = 1_000_000
+
+
+# A kilobyte below what VictoriaMetrics takes by default.
+_LINE_BYTES_MAX = 255 * 1024
+_LONG_STRING = b'"(a long string)"'
 
 
 class Unreadable(Exception):
@@ -60,14 +63,13 @@ class Rewritten:
     unreadable: dict[int, str]
 
 
-def reads_alike(lines: bytes, points: int) -> bool:
-    """Whether InfluxDB and VictoriaMetrics surely read these canonical lines alike; False is a maybe."""
+def reads_alike(lines: bytes) -> bool:
+    """Whether InfluxDB and VictoriaMetrics surely read these canonical lines alike; False is a maybe.
+
+    One match over all of them: every batch is looked at, and delivery must keep up with what comes in.
+    """
     return (
-        lines.count(b"\n") == points
-        and not any(telltale in lines for telltale in _TELLTALES)
-        and not (b"\\" in lines and any(telltale in lines for telltale in _BACKSLASHES))
-        and _quotes_enclose_strings(lines)
-        and not ((b".e" in lines or b".E" in lines) and _POINT_BEFORE_EXPONENT.search(lines))
+        start_of_long_line(lines, _LINE_BYTES_MAX) is None and alike(ENGINES[0]).fullmatch(lines) is not None
     )
 
 
@@ -81,7 +83,7 @@ def rewrite(lines: bytes, points: int) -> Rewritten:
     unreadable: dict[int, str] = {}
     # A single point needs no cutting.
     for place, line in enumerate(split_points(lines, points) if points > 1 else [lines]):
-        if reads_alike(line, 1):
+        if reads_alike(line):
             written.append(line)
             continue
         try:
@@ -95,17 +97,24 @@ def rewrite(lines: bytes, points: int) -> Rewritten:
     return Rewritten(b"".join(written), tuple(special), unreadable)
 
 
-def _quotes_enclose_strings(lines: bytes) -> bool:
-    """Whether every quote opens a string after a `=`, or closes one. For lines without telltales."""
-    if b'"' not in lines:
-        return True
-    pieces = lines.split(b'"')
-    outside = pieces[::2]
-    return (
-        len(pieces) % 2 == 1
-        and all(piece.endswith(b"=") for piece in outside[:-1])
-        and all(piece.startswith((b",", b" ")) for piece in outside[1:])
-    )
+@functools.cache
+def alike(engine: Engine) -> Pattern:
+    """Lines that both read alike: no two backslashes in a row, no quote but around strings, no odd number or time.
+
+    Quotes in a measurement and in tags are fine. What is left out without need is rare, and costs time only.
+    """
+    p = engine.possessive
+    escaped = r'\\[^\\"\n]'
+    measurement = rf"(?:[^\\, \n]+{p}|{escaped})+{p}"
+    tag_key = rf"(?:[^_\\,= \n]|_[^_\\,= \n]|{escaped})(?:[^\\,= \n]+{p}|{escaped})*{p}"
+    tag_value = rf"(?:[^\\,= \n]+{p}|{escaped})+{p}"
+    field_key = rf'(?:[^"\\,= \n]+{p}|{escaped})+{p}'
+    exponent = rf"(?:[eE][+-]?{p}[0-9]+{p})?{p}"
+    number = rf"-?{p}[0-9]+{p}(?:[iu]|(?:\.[0-9]+{p})?{p}{exponent})"
+    string = rf'"(?:[^"\\\n]+{p}|\\[^\n])*{p}"'
+    field = rf"{field_key}=(?:{number}|[tTfF][a-zA-Z]*{p}|{string})"
+    line = rf"{measurement}(?:,{tag_key}={tag_value})*{p} {field}(?:,{field})*{p} [1-9][0-9]*{p}\n"
+    return engine.compile(f"(?:{line})*{p}".encode("latin-1"))
 
 
 def _rewrite_line(line: bytes) -> tuple[bytes, bytes]:
@@ -129,13 +138,22 @@ def _rewrite_line(line: bytes) -> tuple[bytes, bytes]:
         text = value.startswith(b'"')
         value = value if text else _number(value)
         common += (separator, key, b"=", value)
-        own += (separator, _escape(_ESCAPED, key), b"=", value.replace(b"\n", b" ") if text else value)
+        own += (separator, _escape(_ESCAPED, key), b"=", _text(line, value) if text else value)
         separator = b","
     (time,), _ = _take(_TIME, line, at)
     time_ns = int(time)
     if time_ns <= -_MILLISECOND_NS:
         raise Unreadable("a time before 1970")
+    if sum(map(len, own)) > _LINE_BYTES_MAX:
+        raise Unreadable("a line of more than 256 KiB")
     return b"%b %d\n" % (b"".join(common), time_ns), b"%b %d\n" % (b"".join(own), time_ns or 1)
+
+
+def _text(line: bytes, string: bytes) -> bytes:
+    """A string as VictoriaMetrics is given it, which does not keep its text."""
+    if len(line) > _LINE_BYTES_MAX and len(string) > len(_LONG_STRING):
+        return _LONG_STRING
+    return string.replace(b"\n", b" ")
 
 
 def _take(pattern: re.Pattern[bytes], line: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
