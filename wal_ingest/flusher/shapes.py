@@ -7,7 +7,10 @@ measurement, tag keys, field keys, and the type of each field. Bulk work: call t
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from wal_ingest.flusher.outcome import BeyondRetention, Hint, LinesRefused, Named
@@ -20,12 +23,21 @@ _ESCAPED = re.compile(rb"\\([,= ])")
 _TYPE_OF_LAST = {b"i": "integer", b"u": "unsigned"}
 _BOOLEAN_STARTS = b"tTfF"
 # How a field's value begins, by its type.
+_ESCAPES = frozenset(b",= \\")
 _VALUES = {
     "string": rb'"',
     "boolean": rb"[tTfF]",
     "integer": rb"[-+]?\d+i",
     "unsigned": rb"\d+u",
     "float": rb"[-+.\d]",
+}
+
+# … and those of which that is enough to tell them from all others.
+_EXACT_VALUES = {
+    "string": rb'"',
+    "boolean": rb"[tTfF]",
+    "integer": rb"[-+]?\d+i[, ]",
+    "unsigned": rb"\d+u[, ]",
 }
 
 Shape = Hashable
@@ -101,14 +113,50 @@ def _named(lines: Sequence[bytes], hint: Named) -> list[int]:
     measurement = hint.measurement.encode(errors="replace")
     needle = (hint.field or hint.tag).encode(errors="replace")
     # A name that needs no escaping stands in the line as it is: most lines are passed over without being read.
-    plain_name = needle if not set(needle) & set(b",= \\") else b""
+    plain_name = needle if not set(needle) & _ESCAPES else b""
     value = _VALUES.get(hint.given, b"") if plain_name else b""
-    quick = re.compile(re.escape(plain_name) + (b"=" + value if plain_name else b"")).search
-    return [
-        place
-        for place, line in enumerate(lines)
-        if quick(line) and _is_named(line, measurement, needle, hint)
-    ]
+    places = _containing(lines, re.escape(plain_name) + (b"=" + value if plain_name else b""))
+    exact = _exact(measurement, needle, hint)
+    if exact is not None:
+        return [place for place in places if exact(lines[place])]
+    return [place for place in places if _is_named(lines[place], measurement, needle, hint)]
+
+
+def _containing(lines: Sequence[bytes], pattern: bytes) -> list[int]:
+    """The places of the lines in which a pattern is found; one search over all of them, for it is most of the work."""
+    if not pattern:
+        return list(range(len(lines)))
+    ends = list(accumulate(map(len, lines)))
+    search, body = re.compile(pattern).search, b"".join(lines)
+    places: list[int] = []
+    found = search(body)
+    while found is not None:
+        place = bisect_right(ends, found.start())
+        places.append(place)
+        found = search(body, ends[place])
+    return places
+
+
+@lru_cache(maxsize=256)
+def _exact_pattern(measurement: bytes, field: bytes, value: bytes) -> re.Pattern[bytes]:
+    return re.compile(
+        re.escape(measurement)
+        + rb"(?:,(?:[^ \\]|\\+[^\\])*)? (?:"
+        + _PAIR.pattern
+        + rb",)*?"
+        + re.escape(field)
+        + b"="
+        + value,
+        re.DOTALL,
+    )
+
+
+def _exact(measurement: bytes, needle: bytes, hint: Named) -> Callable[[bytes], object] | None:
+    """A match that says the same as `_is_named`, where names need no escaping and a value's start tells its type."""
+    value = _EXACT_VALUES.get(hint.given)
+    if value is None or not hint.field or (set(measurement) | set(needle)) & _ESCAPES:
+        return None
+    return _exact_pattern(measurement, needle, value).match
 
 
 def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bool:
