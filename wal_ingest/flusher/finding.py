@@ -18,7 +18,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -35,9 +34,11 @@ from wal_ingest.flusher.outcome import (
     Rejected,
     TooLarge,
     plain,
+    words_of,
 )
 from wal_ingest.flusher.parking import letters_of
 from wal_ingest.flusher.shapes import (
+    Shape,
     by_time,
     divided,
     reasons_by_place,
@@ -58,31 +59,35 @@ _DOUBTFUL_POINTS_MIN = 10
 _SAMPLED_POINTS_MIN = 64
 # … this many of them. Fewer points are divided until each is known.
 _SAMPLES = 16
+# … or this many, however few points there are, where a point of the shape was parked in the same words before.
+_SAMPLES_OF_KNOWN = 4
 # Samples of points that all have what the sink named.
 _NAMED_SAMPLES_MAX = 4
-
-# What differs between two refusals for one cause: what is quoted, and numbers.
-_DIFFERENT = re.compile(r"""(["'`]).*?\1|\d+""", re.DOTALL)
 
 
 @dataclass(slots=True, eq=False)
 class Piece:
     """A batch, or a part of one, that is to be decided.
 
-    `counted` says that the sink's count of points beyond the retention was tried on it, `left` that others went first,
-    `denied` how often access was refused for it while a control passed.
+    `counted` says that the sink's count of points beyond the retention was tried on it, `denied` how often access was
+    refused for it while a control passed, `scout` that it is divided because nothing passes. `shape` is that of all its
+    points, where it was looked at (`shape_known`) and they have one; `passed` are the shapes of which a point
+    of the same batch was confirmed.
     """
 
     batch: Batch
     suspicion: Suspicion = field(default_factory=Suspicion)
     counted: bool = False
-    left: bool = False
     denied: int = 0
+    scout: bool = False
+    shape: Shape | None = None
+    shape_known: bool = False
+    passed: set[Shape] = field(default_factory=set)
 
     def part(self, batch: Batch, *, convicted: bool = False, counted: bool = False) -> Piece:
         """A piece of this one."""
-        inherited = convicted or self.suspicion.inherited
-        return Piece(batch, Suspicion(inherited=inherited), counted or self.counted, self.left)
+        suspicion = Suspicion(inherited=convicted or self.suspicion.inherited, left=self.suspicion.left)
+        return Piece(batch, suspicion, counted or self.counted, scout=self.scout, passed=self.passed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +112,6 @@ class Finder:
         self._believing = not writer.refused_whole
         # Refusals of a sink that confirmed nothing yet, in words that name nothing a point has: perhaps no database's.
         self._withheld: list[tuple[Piece, str, int]] = []
-        self._alike: set[tuple[Hashable, Hashable]] = (
-            set()
-        )  # shape and words of points that were convicted alone
-        self._passed: set[Hashable] = set()  # shapes of which a point was confirmed
 
     async def run(self, verdict: Verdict | None) -> None:
         """Settles every point. Raises what the sink raises.
@@ -141,31 +142,53 @@ class Finder:
         return True
 
     async def _resolve(self, pieces: Sequence[tuple[Piece, Verdict | None]]) -> None:
+        """Settles pieces in their order; those that fail without a verdict after the others, and side by side."""
         stack = list(reversed(pieces))
+        failing: list[Piece] = []
         while stack:
             piece, verdict = stack.pop()
-            points = piece.batch.points
-            if verdict is None and points > self._writer.points_max:
-                verdict = TooLarge("more points than are written at once")
-            verdict = verdict or await self._decide(piece)
-            if isinstance(verdict, Confirmed):
-                await self._confirm(piece, verdict)
-                continue
-            if not isinstance(verdict, TooLarge):
-                parts = await self._narrow(piece, verdict)
-            elif points > 1:
-                parts = [piece.part(half) for half in await self._writer.run_sync(halve, piece.batch)]
+            verdict = verdict or await self._decide(piece, leave=bool(stack or failing))
+            if verdict is None:
+                failing.append(piece)
             else:
-                self._park(piece, verdict.reason, verdict.status)
-                parts = []
-            stack += [(part, None) for part in reversed(parts)]
+                stack += [(part, None) for part in reversed(await self._parts_of(piece, verdict))]
+        if failing:
+            async with trio.open_nursery() as nursery:
+                for piece in failing:
+                    # Bounds the tasks: this one waits, holding nothing that those under way need.
+                    await self._writer.investigations.acquire()
+                    nursery.start_soon(self._resolve_failing, piece)
 
-    async def _decide(self, piece: Piece) -> Verdict:
-        if piece.batch.points == 1 and piece.suspicion.inherited and self._alike:
-            shape = shape_of(piece.batch.lines())
-            piece.suspicion.alike = any(shape == known for known, _ in self._alike)
-        verdict = await self._writer.decide(piece)
-        assert verdict is not None, "nothing is left by this"
+    async def _resolve_failing(self, piece: Piece) -> None:
+        """Settles a piece that failed: that may take minutes, of which the others need not wait."""
+        try:
+            verdict = await self._decide(piece)
+        finally:
+            self._writer.investigations.release()
+        assert verdict is not None
+        await self._resolve([(part, None) for part in await self._parts_of(piece, verdict)])
+
+    async def _parts_of(self, piece: Piece, verdict: Verdict) -> list[Piece]:
+        """Settles what a verdict decides; gives what is still to be decided, in parts."""
+        if isinstance(verdict, Confirmed):
+            await self._confirm(piece, verdict)
+            return []
+        if not isinstance(verdict, TooLarge):
+            return await self._narrow(piece, verdict)
+        if piece.batch.points > 1:
+            return [piece.part(half) for half in await self._writer.run_sync(halve, piece.batch)]
+        self._park(piece, verdict.reason, verdict.status)
+        return []
+
+    async def _decide(self, piece: Piece, *, leave: bool = False) -> Verdict | None:
+        """The verdict on a piece; with `leave` None as soon as it fails without one."""
+        if piece.batch.points > self._writer.points_max:
+            return TooLarge("more points than are written at once")
+        return await self._writer.decide(piece, leave=lambda _piece: leave)
+
+    async def _decide_alone(self, piece: Piece) -> Verdict:
+        verdict = await self._decide(piece)
+        assert verdict is not None
         return verdict
 
     # -- what a refusal of a piece leads to -------------------------------------------------------------
@@ -233,7 +256,7 @@ class Finder:
         while low < high:
             middle = (low + high) // 2
             single = piece.part(pick(piece.batch, lines, [order[middle]]))
-            verdict = await self._decide(single)
+            verdict = await self._decide_alone(single)
             if isinstance(verdict, Rejected) and isinstance(verdict.hint, BeyondRetention):
                 refusal, low = verdict, middle + 1
                 continue
@@ -255,8 +278,14 @@ class Finder:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
                 self._park(piece, refusal.reason, refusal.status, refusal.about_points)
                 return []
-            if len(lines) >= _SAMPLED_POINTS_MIN and not shapes & self._passed:
-                return await self._sampled(piece, lines, refusal, samples=_SAMPLES)
+            if not shapes & piece.passed:
+                known = self._writer.convictions.of_shape(
+                    piece.batch.group, next(iter(shapes)), refusal.reason, refusal.status
+                )
+                if len(lines) >= (_SAMPLES_OF_KNOWN if known else _SAMPLED_POINTS_MIN):
+                    return await self._sampled(
+                        piece, lines, refusal, samples=_SAMPLES_OF_KNOWN if known else _SAMPLES
+                    )
         places = await self._writer.run_sync(divided, lines)
         return await self._split(piece, lines, places, convicted=isinstance(refusal, Convicted), first=True)
 
@@ -270,7 +299,7 @@ class Finder:
         alike = True
         for place in places:
             single = piece.part(pick(piece.batch, lines, [place]), convicted=convicted)
-            verdict = await self._decide(single)
+            verdict = await self._decide_alone(single)
             decided.append(place)
             await self._resolve([(single, verdict)])
             if isinstance(verdict, Confirmed | TooLarge) or _words(verdict) != _words(refusal):
@@ -319,12 +348,12 @@ class Finder:
     async def _confirm(self, piece: Piece, verdict: Confirmed) -> None:
         if piece is not self._piece:  # of a piece of a refused batch: its shapes are not refused as such
             lines = await self._writer.run_sync(piece.batch.split)
-            self._passed.update(map(shape_of, lines))
+            piece.passed.update(map(shape_of, lines))
         self._settled(piece.batch, Settled(verdict.position))
 
     def _park_alone(self, piece: Piece, refusal: _Refusal) -> None:
         if isinstance(refusal, Convicted):
-            self._alike.add((shape_of(piece.batch.lines()), _words(refusal)))
+            self._convict(piece, refusal)
             self._park(piece, f"{refusal.reason} (for this point alone, every time)", refusal.status)
             return
         hint, reason = refusal.hint, refusal.reason
@@ -336,6 +365,20 @@ class Finder:
             hint = BeyondRetention(time_of(lines[0]) + 1)
         if hint is not None and selected(lines, hint):
             self._learn(piece, refusal, hint)
+        elif hint is None and (refusal.about_points or self._writer.confirmed_writes):
+            self._convict(piece, refusal)
+
+    def _convict(self, piece: Piece, refusal: _Refusal) -> None:
+        """Remembers what holds for other points like this one: there are no words to go by."""
+        shape = shape_of(piece.batch.lines())
+        self._writer.convictions.parked(
+            piece.batch.group,
+            refusal.reason,
+            refusal.status,
+            shape=None if shape in piece.passed else shape,
+            now_s=trio.current_time(),
+            now_ns=self._writer.now_ns(),
+        )
 
     def _learn(self, piece: Piece, refusal: Rejected, hint: object) -> None:
         if isinstance(hint, BeyondRetention) or (isinstance(hint, Named) and hint.field):
@@ -368,9 +411,7 @@ _BY_HINT: dict[type, _ByHint] = {
 
 def _words(verdict: object) -> Hashable:
     """What two refusals for the same cause have in common."""
-    if isinstance(verdict, Rejected):
-        if isinstance(verdict.hint, Named):
-            return verdict.status, verdict.hint
-        return verdict.status, _DIFFERENT.sub("", verdict.reason)
-    assert isinstance(verdict, Convicted)
-    return verdict.status, _DIFFERENT.sub("", verdict.reason)
+    if isinstance(verdict, Rejected) and isinstance(verdict.hint, Named):
+        return verdict.status, verdict.hint
+    assert isinstance(verdict, Rejected | Convicted)
+    return words_of(verdict.reason, verdict.status)

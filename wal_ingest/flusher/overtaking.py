@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -30,8 +31,11 @@ from wal_ingest.flusher.suspicion import LEAVE_AFTER
 from wal_ingest.flusher.window import Settled
 from wal_ingest.flusher.writing import SinkWriter
 
-# Batches that are investigated while others overtake them; and those of them that no other write speaks against yet.
-INVESTIGATED_MAX = 16
+# Batches that are investigated while others overtake them, …
+INVESTIGATED_MAX = 256
+# … as long as the sink confirmed nothing at all, and may be no database, …
+INVESTIGATED_UNCONFIRMED_MAX = 16
+# … and those of them that no other write speaks against yet.
 UNPROVEN_MAX = 8
 # How long points like refused ones are collected.
 COLLECT_S = 2.0
@@ -128,14 +132,19 @@ class Overtaking:
             for half in await self._writer.run_sync(halve, batch):
                 await self._write(half, holder)
             return
-        patterns = self._writer.learnt.patterns(batch.group, now_s=trio.current_time())
-        if patterns:
-            rest = await self._set_apart(batch, patterns, holder)
-            if rest is None:
-                return
-            batch = rest
-        piece = Piece(batch)
-        verdict = await self._writer.decide(piece, leave=self._may_leave)
+        learnt, piece, verdict = self._writer.learnt, Piece(batch), None
+        while verdict is None:
+            patterns = learnt.patterns(batch.group, now_s=trio.current_time())
+            version = learnt.version
+            if patterns:
+                rest = await self._set_apart(batch, patterns, holder)
+                if rest is None:
+                    return
+                piece = piece if rest is batch else Piece(rest)
+                batch = rest
+            verdict = await self._writer.decide(piece, leave=partial(self._may_leave, version=version))
+            if learnt.version == version:
+                break
         if isinstance(verdict, Confirmed):
             what = Settled(verdict.position)
             self._writer.count(batch, what)
@@ -148,9 +157,19 @@ class Overtaking:
 
     # -- suspects ---------------------------------------------------------------------------------------
 
-    def _may_leave(self, piece: Piece) -> bool:
-        """Whether the batches that follow should go before a piece that failed."""
-        if self._investigated >= INVESTIGATED_MAX:
+    @property
+    def _is_crowded(self) -> bool:
+        most = INVESTIGATED_MAX if self._writer.confirmed_writes else INVESTIGATED_UNCONFIRMED_MAX
+        return self._investigated >= most
+
+    def _may_leave(self, piece: Piece, *, version: int | None = None) -> bool:
+        """Whether the batches that follow should go before a piece that failed.
+
+        Or something was learnt since a `version`: without points like refused ones the rest of it may pass at once.
+        """
+        if version is not None and version != self._writer.learnt.version:
+            return True
+        if self._is_crowded:
             return False
         if piece.suspicion.may_be_left:
             return True
@@ -159,14 +178,18 @@ class Overtaking:
         self._unproven.add(id(piece))
         return True
 
+    def _may_leave_apart(self, piece: Piece) -> bool:
+        """As `_may_leave`, of points like refused ones: once is enough."""
+        return not self._is_crowded or self._may_leave(piece)
+
     async def _leave(self, piece: Piece, verdict: Verdict | None, holder: _Holder | None) -> None:
         """Has a piece investigated beside what follows it; or here, when there are too many."""
         if self._strict and holder is None:
             holder = self._hold(await self._writer.run_sync(piece.batch.split))
-        if self._investigated >= INVESTIGATED_MAX:
+        if self._is_crowded:
             await self._investigate(piece, verdict, holder)
             return
-        piece.left = True
+        piece.suspicion.left = True
         self._investigated += 1
         self._start(self._investigate_beside, piece, verdict, holder)
 
@@ -234,10 +257,13 @@ class Overtaking:
     async def _write_collected(self, found: _Collected, holder: _Holder | None = None) -> None:
         """Writes points like refused ones. When all are refused, each has the reason that those like it have."""
         batch = await self._writer.run_sync(join, [piece for _, piece in found.pieces])
-        piece = Piece(batch, left=not self._strict)
+        piece = Piece(batch)
+        piece.suspicion.left = not self._strict
         verdict: Verdict | None = None
         if batch.points <= self._writer.points_max:
-            verdict = await self._writer.decide(piece, leave=self._may_leave if self._strict else _never)
+            verdict = await self._writer.decide(
+                piece, leave=self._may_leave_apart if self._strict else _never
+            )
             if verdict is None:
                 await self._leave(piece, None, holder)
                 return
@@ -255,7 +281,8 @@ class Overtaking:
         def noted(part: Batch, what: Settled) -> None:
             if not what.letters:
                 for each in part.parts:
-                    self._writer.learnt.forget(patterns[each.seq, each.first])
+                    pattern = patterns[each.seq, each.first]
+                    self._writer.learnt.forget(pattern, now_s=trio.current_time())
             self._note(holder, part, what)
 
         await self._writer.find(piece, verdict, noted)

@@ -32,6 +32,13 @@ _VALUES = {
     "float": rb"[-+.\d]",
 }
 
+_WHOLE_VALUES = {
+    "string": rb'"(?:[^"\\]|\\.)*"',
+    "boolean": rb"[tTfF]\w*",
+    "integer": rb"[-+]?\d+i",
+    "unsigned": rb"\d+u",
+    "float": rb"[-+.\deE]+",
+}
 # … and those of which that is enough to tell them from all others.
 _EXACT_VALUES = {
     "string": rb'"',
@@ -40,7 +47,19 @@ _EXACT_VALUES = {
     "unsigned": rb"\d+u[, ]",
 }
 
-Shape = Hashable
+
+class Shape(NamedTuple):
+    """What decides whether a schema takes a point: see above. Names are as they stand in the line."""
+
+    measurement: bytes
+    tags: tuple[bytes, ...]
+    fields: tuple[tuple[bytes, str], ...]
+
+
+class Shaped(NamedTuple):
+    """Means the points of a shape: for those that were refused without a word of why."""
+
+    shape: Shape
 
 
 class Split(NamedTuple):
@@ -75,11 +94,17 @@ def shape_of(line: bytes) -> Shape:
     """A line's measurement, tag keys, and fields with their types."""
     split = split_line(line)
     measurement, tags = _measurement_and_tags(split.series)
-    return (
+    return Shape(
         measurement,
         tuple(key for key, _ in _PAIR.findall(tags)),
         tuple((key, type_of(value)) for key, value in _PAIR.findall(split.fields)),
     )
+
+
+def common_shape(lines: Sequence[bytes]) -> Shape | None:
+    """The shape that all lines have; None where they have several."""
+    shape = shape_of(lines[0])
+    return shape if all(shape_of(line) == shape for line in lines[1:]) else None
 
 
 def type_of(value: bytes) -> str:
@@ -104,7 +129,7 @@ def _plain(name: bytes) -> bytes:
 # -- what a hint selects --------------------------------------------------------------------------------
 
 
-def selected(lines: Sequence[bytes], hint: Hint) -> list[int]:
+def selected(lines: Sequence[bytes], hint: Hint | Shaped) -> list[int]:
     """The places of the lines that a hint may mean, rising; none where it cannot tell them from the others."""
     return _SELECTORS[type(hint)](lines, hint)
 
@@ -172,6 +197,19 @@ def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bo
     )
 
 
+def _shaped(lines: Sequence[bytes], hint: Shaped) -> list[int]:
+    match = _shape_pattern(hint.shape).match
+    return [place for place, line in enumerate(lines) if match(line)]
+
+
+@lru_cache(maxsize=256)
+def _shape_pattern(shape: Shape) -> re.Pattern[bytes]:
+    """Matches lines of a shape; none of another one, and all of it but those that are written in odd ways."""
+    tags = b"".join(b"," + re.escape(key) + rb"=(?:[^, \\]|\\+[^\\])*" for key in shape.tags)
+    fields = b",".join(re.escape(key) + b"=" + _WHOLE_VALUES[kind] for key, kind in shape.fields)
+    return re.compile(re.escape(shape.measurement) + tags + b" " + fields + b" ", re.DOTALL)
+
+
 def _before(lines: Sequence[bytes], hint: BeyondRetention) -> list[int]:
     before_ns = hint.before_ns
     if before_ns is None:
@@ -205,6 +243,7 @@ _SELECTORS: dict[type, Callable[[Sequence[bytes], object], list[int]]] = {
     Named: _named,  # type: ignore[dict-item]
     BeyondRetention: _before,  # type: ignore[dict-item]
     LinesRefused: _listed,  # type: ignore[dict-item]
+    Shaped: _shaped,  # type: ignore[dict-item]
 }
 
 

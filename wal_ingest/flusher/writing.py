@@ -27,10 +27,11 @@ from random import Random
 import trio
 
 from wal_ingest.errors import WalIngestError
-from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.batches import Batch, pick
+from wal_ingest.flusher.convictions import Convictions
 from wal_ingest.flusher.finding import Convicted, Finder, Piece, Verdict
 from wal_ingest.flusher.grace import Grace
-from wal_ingest.flusher.learnt import Learnt
+from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import (
     Confirmed,
@@ -43,15 +44,18 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.parking import ParkingLog
 from wal_ingest.flusher.patience import Patience
+from wal_ingest.flusher.shapes import Shaped, common_shape, shape_of
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
-from wal_ingest.flusher.suspicion import Neighbours
+from wal_ingest.flusher.suspicion import LEAVE_AFTER_COUNTED, Neighbours
 from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
 
 # Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
 _GROUPS_MAX = 32
+# Pieces that failed without a verdict and are tried again and again, side by side.
+_PATIENT_MAX = 512
 # How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
 _DENIED_AFTER = 2
 _DENIED_AGAIN_AFTER = 1
@@ -59,10 +63,14 @@ _DENIED_AGAIN_AFTER = 1
 
 @dataclass(slots=True)
 class _Group:
-    """What is known of one destination; `control` is its latest confirmed write, harmless to do again."""
+    """What is known of one destination; `control` is its latest confirmed write, harmless to do again.
+
+    `scouted` says that a batch is divided because nothing passes.
+    """
 
     neighbours: Neighbours = field(default_factory=Neighbours)
     control: Batch | None = None
+    scouted: bool = False
 
 
 class SinkWriter:
@@ -89,6 +97,7 @@ class SinkWriter:
         self.run_sync = run_sync
         self.now_ns = now_ns
         self.learnt = learnt or Learnt()
+        self.convictions = Convictions(self.learnt)
         self.name = sink.name
         self.refused_whole = False
         self.failures: list[WalIngestError] = []
@@ -103,6 +112,7 @@ class SinkWriter:
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
         self._permits = trio.Semaphore(sink.in_flight_max)
         self._of_suspects = trio.Lock()
+        self.investigations = trio.Semaphore(_PATIENT_MAX)
 
     @property
     def retrying(self) -> bool:
@@ -184,7 +194,7 @@ class SinkWriter:
         while True:
             if not probing:
                 await self._patience.gate()
-            outcome = await self._write(piece.batch, suspect=piece.left)
+            outcome = await self._write(piece.batch, suspect=piece.suspicion.left)
             if isinstance(outcome, Rejected) and self._doubtful(outcome):
                 reason = f"everything is refused, and nothing was ever confirmed: {outcome.reason}"
                 outcome = Misconfigured(reason, outcome.status)
@@ -202,7 +212,7 @@ class SinkWriter:
                 probing = False
                 self._patience.release()
             if isinstance(outcome, Misconfigured):
-                if self._is_denied(piece):
+                if await self._is_denied(piece, outcome):
                     return Convicted(outcome.reason, outcome.status)
                 continue
             if isinstance(outcome, Confirmed | TooLarge | Rejected):
@@ -210,10 +220,11 @@ class SinkWriter:
             self._unavailable.add(id(piece))
             self._changed()
             piece.suspicion.failed(self._group(piece.batch).neighbours, suspect=outcome.suspect)
-            if outcome.suspect and piece.suspicion.proven(points=piece.batch.points):
-                return Convicted(outcome.reason, outcome.status)
-            if outcome.suspect and leave(piece):
-                return None
+            if outcome.suspect:
+                if await self._is_proven(piece, outcome) or self._scouts(piece):
+                    return Convicted(outcome.reason, outcome.status)
+                if leave(piece):
+                    return None
             await self._patience.back_off(outcome, piece.suspicion)
             await self._write_control(piece)
             self._progress.retried_writes += 1
@@ -231,7 +242,7 @@ class SinkWriter:
         """
         return self.refused_whole and self.confirmed_writes == 0 and not outcome.about_points
 
-    async def _write(self, batch: Batch, *, suspect: bool = False) -> Outcome:
+    async def _write(self, batch: Batch, *, suspect: bool = False, control: bool = False) -> Outcome:
         """One write, shielded until a stop's grace is over; keeps the numbers."""
         async with AsyncExitStack() as permits:
             if suspect:
@@ -244,7 +255,7 @@ class SinkWriter:
                 with self._grace.shield():
                     outcome = await self._sink.write(batch)
                     self._progress.wrote(trio.current_time() - began_s)
-                    self._note(batch, outcome, began_s)
+                    self._note(batch, outcome, began_s, control=control)
                     return outcome
             except WalIngestError as exc:
                 self.failures.append(exc)
@@ -254,7 +265,11 @@ class SinkWriter:
         await trio.sleep_forever()  # the grace is over, and so is the surrounding scope: raises Cancelled
         raise AssertionError("the stop began without a cancellation")  # pragma: no cover: as it says
 
-    def _note(self, batch: Batch, outcome: Outcome, began_s: float) -> None:
+    def _note(self, batch: Batch, outcome: Outcome, began_s: float, *, control: bool) -> None:
+        neighbours = self._group(batch).neighbours
+        if control and isinstance(outcome, Unavailable | Misconfigured):
+            neighbours.controls_failed += 1
+            neighbours.control_failed_s = trio.current_time()
         if not isinstance(outcome, Confirmed):
             self._progress.error(plain(outcome.reason), self.now_ns())
             self._progress.rejected_writes += isinstance(outcome, Rejected)
@@ -263,8 +278,11 @@ class SinkWriter:
             return
         self._patience.confirmed(began_s)
         group = self._group(batch)
-        group.neighbours.passed += 1
-        group.control = batch
+        neighbours.passed += 1
+        neighbours.controls_passed += control
+        group.scouted = False
+        if not control:
+            group.control = batch
 
     # -- suspects ---------------------------------------------------------------------------------------
 
@@ -275,6 +293,50 @@ class SinkWriter:
             self._groups.popitem(last=False)
         return group
 
+    async def _is_proven(self, piece: Piece, outcome: Unavailable) -> bool:
+        """Whether it is time to divide a piece, or to park it, after one more failure."""
+        await self._look_at_shape(piece)
+        neighbours = self._group(piece.batch).neighbours
+        alike = self.convictions.alike(
+            piece.batch.group,
+            piece.shape,
+            outcome.reason,
+            outcome.status,
+            neighbours,
+            now_s=trio.current_time(),
+        )
+        if piece.suspicion.counted == LEAVE_AFTER_COUNTED:
+            await self._suspect_shape(piece, outcome)
+        return piece.suspicion.proven(points=piece.batch.points, alike=alike)
+
+    async def _look_at_shape(self, piece: Piece) -> None:
+        if not piece.shape_known:
+            piece.shape = await self.run_sync(common_shape, piece.batch.split())
+            piece.shape_known = True
+
+    async def _suspect_shape(self, piece: Piece, outcome: Unavailable | Misconfigured) -> None:
+        """Has points of the shape set apart from now on, if none of it passes: only that the others need not wait."""
+        control = self._group(piece.batch).control
+        if piece.shape is None or not piece.suspicion.left or control is None or piece.shape in piece.passed:
+            return
+        passing = await self.run_sync(lambda: set(map(shape_of, control.split())))
+        if piece.shape not in passing:
+            pattern = Pattern(piece.batch.group, Shaped(piece.shape))
+            now_s, now_ns = trio.current_time(), self.now_ns()
+            self.learnt.learn(
+                pattern, plain(outcome.reason), outcome.status, now_s=now_s, now_ns=now_ns, proven=False
+            )
+
+    def _scouts(self, piece: Piece) -> bool:
+        """Whether this is the one batch of its group that is divided without evidence, because nothing passes."""
+        group = self._group(piece.batch)
+        if piece.batch.points == 1 or not piece.suspicion.may_scout(group.neighbours):
+            return False
+        if group.scouted and not piece.scout:
+            return False
+        piece.scout = group.scouted = True
+        return True
+
     async def _write_control(self, piece: Piece) -> None:
         """Where a piece may be to blame but no neighbour came by: writes again what is known to pass.
 
@@ -283,7 +345,15 @@ class SinkWriter:
         group = self._group(piece.batch)
         if group.control is not None and piece.suspicion.wants_control(group.neighbours):
             await self._patience.gate()
-            await self._write(group.control, suspect=piece.left)
+            await self._write(
+                await self._like(piece, group.control), suspect=piece.suspicion.left, control=True
+            )
+
+    async def _like(self, piece: Piece, control: Batch) -> Batch:
+        """A control for one point is one point: as quick to write, and as likely to pass through what counts bytes."""
+        if piece.batch.points > 1 or control.points == 1:
+            return control
+        return await self.run_sync(lambda: pick(control, control.split(), [0]))
 
     async def _control_passes(self, piece: Piece) -> bool:
         """Whether what passed before still passes: then a refusal of access is about this piece."""
@@ -291,11 +361,16 @@ class SinkWriter:
         if control is None:
             piece.suspicion.failures += 1
             return False
-        passed = isinstance(await self._write(control, suspect=piece.left), Confirmed)
+        outcome = await self._write(
+            await self._like(piece, control), suspect=piece.suspicion.left, control=True
+        )
+        passed = isinstance(outcome, Confirmed)
         piece.denied += passed
         return passed
 
-    @staticmethod
-    def _is_denied(piece: Piece) -> bool:
-        again = piece.suspicion.inherited and piece.batch.points > 1
+    async def _is_denied(self, piece: Piece, outcome: Misconfigured) -> bool:
+        await self._look_at_shape(piece)
+        await self._suspect_shape(piece, outcome)
+        known = self.convictions.of_shape(piece.batch.group, piece.shape, outcome.reason, outcome.status)
+        again = known or (piece.suspicion.inherited and piece.batch.points > 1)
         return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
