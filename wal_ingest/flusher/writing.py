@@ -47,7 +47,7 @@ from wal_ingest.flusher.patience import Patience
 from wal_ingest.flusher.shapes import Shaped, common_shape, shape_of
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
-from wal_ingest.flusher.suspicion import LEAVE_AFTER_COUNTED, Neighbours
+from wal_ingest.flusher.suspicion import LEAVE_AFTER, LEAVE_AFTER_COUNTED, Neighbours
 from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
@@ -112,6 +112,7 @@ class SinkWriter:
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
         self._permits = trio.Semaphore(sink.in_flight_max)
         self._of_suspects = trio.Lock()
+        self._of_scouts = trio.Lock()
         self.investigations = trio.Semaphore(_PATIENT_MAX)
 
     @property
@@ -193,7 +194,7 @@ class SinkWriter:
         probing = False
         while True:
             if not probing:
-                await self._patience.gate()
+                await self._patience.gate(through_hold=piece.scout)
             outcome = await self._write(piece.batch, suspect=piece.suspicion.left)
             if isinstance(outcome, Rejected) and self._doubtful(outcome):
                 reason = f"everything is refused, and nothing was ever confirmed: {outcome.reason}"
@@ -202,10 +203,15 @@ class SinkWriter:
             about_piece = denied and await self._control_passes(piece)
             if isinstance(outcome, Misconfigured) and not about_piece:
                 self._progress.retried_writes += 1
-                if denied and leave(piece):
+                scouts = denied and self._scouts_denied(piece)
+                if scouts or (denied and leave(piece)):
                     if probing:
                         self._patience.release()
-                    return None
+                    return Convicted(outcome.reason, outcome.status) if scouts else None
+                if piece.scout:
+                    async with self._of_scouts:  # in all, one write at a time, as if it were the probe
+                        await trio.sleep(self._settings.hold_retry_s)
+                    continue
                 probing = await self._patience.hold(outcome, probing=probing)
                 continue
             if probing:
@@ -329,10 +335,20 @@ class SinkWriter:
 
     def _scouts(self, piece: Piece) -> bool:
         """Whether this is the one batch of its group that is divided without evidence, because nothing passes."""
+        neighbours = self._group(piece.batch).neighbours
+        return piece.suspicion.may_scout(neighbours) and self._becomes_scout(piece)
+
+    def _scouts_denied(self, piece: Piece) -> bool:
+        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
+        return (
+            self._group(piece.batch).control is None
+            and piece.suspicion.failures >= LEAVE_AFTER
+            and self._becomes_scout(piece)
+        )
+
+    def _becomes_scout(self, piece: Piece) -> bool:
         group = self._group(piece.batch)
-        if piece.batch.points == 1 or not piece.suspicion.may_scout(group.neighbours):
-            return False
-        if group.scouted and not piece.scout:
+        if piece.batch.points == 1 or (group.scouted and not piece.scout):
             return False
         piece.scout = group.scouted = True
         return True
