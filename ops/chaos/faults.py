@@ -107,11 +107,10 @@ def _clock_jump(world: World, dice: Random) -> Iterator[str]:
 def _bad_sector(world: World, dice: Random) -> Iterator[str]:
     """A page of a sealed segment cannot be read: by the delivery, or by the next start."""
     assert world.sector is not None
-    killed, said = dice.random() < 0.5, "no sealed segment"
+    killed, said = dice.random() < 0.8, "no sealed segment"
     sealed = sorted((world.node.service.data_dir / "wal").glob("*.lmdb"))[:-1]
     if sealed:
-        # The newest ones are those that delivery may still have to read.
-        path = dice.choice(sealed[-3:])
+        path = sealed[-1]  # the one that most likely is still to be delivered
         with contextlib.suppress(FileNotFoundError):  # truncated just now
             page = dice.randrange(path.stat().st_size // PAGE_BYTES)
             world.sector.strike(path, page)

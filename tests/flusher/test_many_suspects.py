@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -50,7 +51,7 @@ def append(rig: DeliveryRig, *, bad: int, shape: str = "one shape") -> None:
     """One batch, of which so many lines are bad."""
     seq = rig.log.last_seq + 1
     lines = [
-        BAD_LINES[shape](seq, n) if n % (POINTS // bad if bad else POINTS + 1) == 3 else good_line(seq, n)
+        BAD_LINES[shape](seq, n) if bad and n % (POINTS // bad) == 3 else good_line(seq, n)
         for n in range(POINTS)
     ]
     rig.log.append(POINTS, lines="".join(lines).encode(), accepted_ns=START_NS)
@@ -66,8 +67,17 @@ def assert_each_point_went_where_it_should(rig: DeliveryRig) -> None:
     assert set(rig.sink.confirmed) == {line for line in every if not is_bad(line)}
 
 
-@pytest.mark.parametrize("outcome", [FAILED, CLOSED, PLAIN_400, DENIED], ids=lambda each: each.reason)
-@pytest.mark.parametrize("shape", BAD_LINES)
+@pytest.mark.parametrize(
+    ("outcome", "shape"),
+    [
+        *((FAILED, shape) for shape in BAD_LINES),
+        (CLOSED, "one shape"),
+        (PLAIN_400, "one shape"),
+        (DENIED, "one shape"),
+        (DENIED, "the shape of good ones"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.reason,
+)
 @pytest.mark.parametrize("in_flight_max", [1, 4])
 async def test_forty_of_44_batches_with_a_bad_line_each_are_done_within_minutes(
     autojump_clock: trio.testing.MockClock, outcome: Outcome, shape: str, in_flight_max: int
@@ -82,9 +92,15 @@ async def test_forty_of_44_batches_with_a_bad_line_each_are_done_within_minutes(
     assert_each_point_went_where_it_should(rig)
 
 
-@pytest.mark.parametrize("outcome", [FAILED, CLOSED, PLAIN_400], ids=lambda each: each.reason)
-@pytest.mark.parametrize("shape", BAD_LINES)
-@pytest.mark.parametrize("bad", [1, 10])
+@pytest.mark.parametrize(
+    ("outcome", "shape", "bad"),
+    [
+        *((FAILED, shape, 1) for shape in BAD_LINES),
+        (FAILED, "one shape", 10),
+        (CLOSED, "one shape", 1),
+    ],
+    ids=lambda each: each.reason if isinstance(each, Unavailable) else str(each),
+)
 async def test_good_points_go_on_though_every_single_batch_has_bad_ones(
     autojump_clock: trio.testing.MockClock, outcome: Outcome, shape: str, bad: int
 ) -> None:
@@ -110,3 +126,48 @@ async def test_good_points_go_on_though_every_single_batch_has_bad_ones(
     if shape == "one shape":
         assert sorted(waits_s)[len(waits_s) // 2] <= 0.2
         assert sorted(waits_s)[-10] <= 1.0
+
+
+@pytest.mark.parametrize("shape", BAD_LINES)
+async def test_restarts_every_two_minutes_delay_it_and_lose_no_progress(
+    autojump_clock: trio.testing.MockClock, shape: str
+) -> None:
+    """Evidence against a single point is begun anew; what was confirmed, parked or learnt is not done again."""
+    rig = rig_that_answers(FAILED)
+    for number in range(22):
+        append(rig, bad=0 if number % 11 == 5 else 1, shape=shape)
+    lives = 0
+    while rig.state.cursor("fake").seq < rig.log.last_seq:
+        lives += 1
+        assert lives <= 5
+        settled = rig.state.cursor("fake").settled
+        async with rig.running():
+            with trio.move_on_after(120.0):
+                await rig.state.reached(rig.log.last_seq)
+        assert rig.state.cursor("fake").settled > settled
+    assert_each_point_went_where_it_should(rig)
+    assert len(rig.state.letters) == 20
+
+
+async def test_a_control_that_fails_takes_back_what_speaks_against_a_point(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An overload in the midst of an investigation, in the same words: no good point is parked."""
+    rig = rig_that_answers(FAILED)
+    refusing, dice = rig.sink.answer, random.Random(3)
+
+    async def answer(lines: list[bytes]) -> Outcome | None:
+        outcome = refusing(lines)
+        assert isinstance(outcome, Awaitable)
+        return await outcome or (
+            FAILED if 40.0 < trio.current_time() < 400.0 and dice.random() < 0.7 else None
+        )
+
+    rig.sink.answer = answer
+    async with rig.running():
+        for number in range(44):
+            append(rig, bad=1 if number % 4 == 0 else 0)
+            await trio.sleep(3.0)
+        await rig.state.reached(44)
+    assert trio.current_time() > 100.0
+    assert_each_point_went_where_it_should(rig)
