@@ -270,6 +270,7 @@ class Overtaking:
         if isinstance(verdict, Rejected) and self._all_refused(verdict, batch, found):
             for pattern, part in found.pieces:
                 self._park(pattern, part, verdict if len(found.pieces) == 1 else None, holder)
+                await trio.lowlevel.checkpoint()  # a thousand letters at once would hold everybody up
             return
         patterns = {
             (part.seq, part.first + line): pattern
