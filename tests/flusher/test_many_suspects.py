@@ -171,3 +171,20 @@ async def test_a_control_that_fails_takes_back_what_speaks_against_a_point(
         await rig.state.reached(44)
     assert trio.current_time() > 100.0
     assert_each_point_went_where_it_should(rig)
+
+
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_a_point_that_replaces_an_earlier_one_of_the_batch_is_written_after_it(
+    autojump_clock: trio.testing.MockClock, in_flight_max: int
+) -> None:
+    """The first of each two is in the half with the bad point, which fails, and has to be divided further."""
+    rig = rig_that_answers(FAILED, in_flight_max=in_flight_max)
+    lines = [f"m,host=h{n % 20} v={n},seq=1i {START_NS}\n" for n in range(40)]
+    lines[3] = BAD_LINES["the shape of good ones"](1, 3)
+    rig.log.append(40, lines="".join(lines).encode())
+    async with rig.running():
+        append(rig, bad=0)
+        await rig.state.reached(2)
+    assert_each_point_went_where_it_should(rig)
+    last = {line.split(b" ")[0]: line for line in rig.sink.confirmed if b"seq=1i" in line}
+    assert [last[b"m,host=h%d" % n] for n in range(20)] == [line.encode() for line in lines[20:]]

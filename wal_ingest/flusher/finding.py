@@ -42,7 +42,9 @@ from wal_ingest.flusher.shapes import (
     by_time,
     divided,
     reasons_by_place,
+    repeats,
     selected,
+    series_of,
     shape_of,
     spread,
     time_of,
@@ -110,6 +112,7 @@ class Finder:
         self._piece = piece
         self._settled = settled
         self._believing = not writer.refused_whole
+        self._ordered: bool | None = None  # whether some points must keep their order; None: not looked at
         # Refusals of a sink that confirmed nothing yet, in words that name nothing a point has: perhaps no database's.
         self._withheld: list[tuple[Piece, str, int]] = []
 
@@ -145,8 +148,12 @@ class Finder:
         """Settles pieces in their order; those that fail without a verdict after the others, and side by side."""
         stack = list(reversed(pieces))
         failing: list[Piece] = []
+        behind: list[tuple[Piece, Verdict | None]] = []
         while stack:
             piece, verdict = stack.pop()
+            if failing and await self._must_follow(piece, [*failing, *(each for each, _ in behind)]):
+                behind.append((piece, verdict))
+                continue
             verdict = verdict or await self._decide(piece, leave=bool(stack or failing))
             if verdict is None:
                 failing.append(piece)
@@ -158,6 +165,26 @@ class Finder:
                     # Bounds the tasks: this one waits, holding nothing that those under way need.
                     await self._writer.investigations.acquire()
                     nursery.start_soon(self._resolve_failing, piece)
+        if behind:
+            await self._resolve(behind)
+
+    async def _must_follow(self, piece: Piece, earlier: Sequence[Piece]) -> bool:
+        """Whether a piece has points that may not be written before those of earlier ones.
+
+        A point that replaces another, of the same series and time; any one of its series, where order is promised.
+        """
+        if self._ordered is None:
+            whole = self._piece.batch
+            self._ordered = self._writer.strict or await self._writer.run_sync(lambda: repeats(whole.split()))
+        if not self._ordered:
+            return False
+        batches = [each.batch for each in earlier]
+
+        def shares() -> bool:
+            before = {series_of(line) for batch in batches for line in batch.split()}
+            return any(series_of(line) in before for line in piece.batch.split())
+
+        return await self._writer.run_sync(shares)
 
     async def _resolve_failing(self, piece: Piece) -> None:
         """Settles a piece that failed: that may take minutes, of which the others need not wait."""
@@ -279,7 +306,7 @@ class Finder:
                 self._park(piece, refusal.reason, refusal.status, refusal.about_points)
                 return []
             if not shapes & piece.passed:
-                known = self._writer.convictions.of_shape(
+                known = self._writer.evidence.convictions.of_shape(
                     piece.batch.group, next(iter(shapes)), refusal.reason, refusal.status
                 )
                 if len(lines) >= (_SAMPLES_OF_KNOWN if known else _SAMPLED_POINTS_MIN):
@@ -371,7 +398,7 @@ class Finder:
     def _convict(self, piece: Piece, refusal: _Refusal) -> None:
         """Remembers what holds for other points like this one: there are no words to go by."""
         shape = shape_of(piece.batch.lines())
-        self._writer.convictions.parked(
+        self._writer.evidence.convictions.parked(
             piece.batch.group,
             refusal.reason,
             refusal.status,

@@ -267,11 +267,11 @@ def divided(lines: Sequence[bytes]) -> list[int]:
                 if chosen and len(chosen) + len(places) > half:
                     break
                 chosen += places
-            return sorted(chosen) if common is series_of or not _repeats(lines) else list(range(half))
+            return sorted(chosen) if common is series_of or not repeats(lines) else list(range(half))
     return list(range(half))
 
 
-def _repeats(lines: Sequence[bytes]) -> bool:
+def repeats(lines: Sequence[bytes]) -> bool:
     """Whether a series has two points of one time here: a database keeps what was written last."""
     return len({(split.series, split.time_ns) for split in map(split_line, lines)}) < len(lines)
 

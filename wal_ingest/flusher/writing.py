@@ -18,20 +18,18 @@ throwing it away. Cancellation anywhere else leaves nothing behind: the batch is
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from random import Random
 
 import trio
 
 from wal_ingest.errors import WalIngestError
-from wal_ingest.flusher.batches import Batch, pick
-from wal_ingest.flusher.convictions import Convictions
+from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.evidence import Evidence, Group
 from wal_ingest.flusher.finding import Convicted, Finder, Piece, Verdict
 from wal_ingest.flusher.grace import Grace
-from wal_ingest.flusher.learnt import Learnt, Pattern
+from wal_ingest.flusher.learnt import Learnt
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import (
     Confirmed,
@@ -44,33 +42,14 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.parking import ParkingLog
 from wal_ingest.flusher.patience import Patience
-from wal_ingest.flusher.shapes import Shaped, common_shape, shape_of
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
-from wal_ingest.flusher.suspicion import LEAVE_AFTER, LEAVE_AFTER_COUNTED, Neighbours
 from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
 
-# Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
-_GROUPS_MAX = 32
 # Pieces that failed without a verdict and are tried again and again, side by side.
 _PATIENT_MAX = 512
-# How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
-_DENIED_AFTER = 2
-_DENIED_AGAIN_AFTER = 1
-
-
-@dataclass(slots=True)
-class _Group:
-    """What is known of one destination; `control` is its latest confirmed write, harmless to do again.
-
-    `scouted` says that a batch is divided because nothing passes.
-    """
-
-    neighbours: Neighbours = field(default_factory=Neighbours)
-    control: Batch | None = None
-    scouted: bool = False
 
 
 class SinkWriter:
@@ -97,10 +76,12 @@ class SinkWriter:
         self.run_sync = run_sync
         self.now_ns = now_ns
         self.learnt = learnt or Learnt()
-        self.convictions = Convictions(self.learnt)
+        self.evidence = Evidence(self.learnt, run_sync=run_sync, now_ns=now_ns)
         self.name = sink.name
         self.refused_whole = False
         self.failures: list[WalIngestError] = []
+        # Whether repeated points of a series must keep their order: see `finding`.
+        self.strict = sink.in_flight_max == 1
         self._sink = sink
         self._settings = settings
         self._progress = progress
@@ -108,7 +89,6 @@ class SinkWriter:
         self._changed = changed
         self._patience = Patience(sink.name, settings, rng=rng, changed=changed)
         self._parking_log = ParkingLog(sink.name)
-        self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
         self._permits = trio.Semaphore(sink.in_flight_max)
         self._of_suspects = trio.Lock()
@@ -203,7 +183,7 @@ class SinkWriter:
             about_piece = denied and await self._control_passes(piece)
             if isinstance(outcome, Misconfigured) and not about_piece:
                 self._progress.retried_writes += 1
-                scouts = denied and self._scouts_denied(piece)
+                scouts = denied and self.evidence.scouts_denied(piece)
                 if scouts or (denied and leave(piece)):
                     if probing:
                         self._patience.release()
@@ -218,16 +198,16 @@ class SinkWriter:
                 probing = False
                 self._patience.release()
             if isinstance(outcome, Misconfigured):
-                if await self._is_denied(piece, outcome):
+                if await self.evidence.is_denied(piece, outcome):
                     return Convicted(outcome.reason, outcome.status)
                 continue
             if isinstance(outcome, Confirmed | TooLarge | Rejected):
                 return outcome
             self._unavailable.add(id(piece))
             self._changed()
-            piece.suspicion.failed(self._group(piece.batch).neighbours, suspect=outcome.suspect)
+            piece.suspicion.failed(self.evidence.group(piece.batch).neighbours, suspect=outcome.suspect)
             if outcome.suspect:
-                if await self._is_proven(piece, outcome) or self._scouts(piece):
+                if await self.evidence.is_proven(piece, outcome) or self.evidence.scouts(piece):
                     return Convicted(outcome.reason, outcome.status)
                 if leave(piece):
                     return None
@@ -272,121 +252,42 @@ class SinkWriter:
         raise AssertionError("the stop began without a cancellation")  # pragma: no cover: as it says
 
     def _note(self, batch: Batch, outcome: Outcome, began_s: float, *, control: bool) -> None:
-        neighbours = self._group(batch).neighbours
-        if control and isinstance(outcome, Unavailable | Misconfigured):
-            neighbours.controls_failed += 1
-            neighbours.control_failed_s = trio.current_time()
-        if not isinstance(outcome, Confirmed):
-            self._progress.error(plain(outcome.reason), self.now_ns())
-            self._progress.rejected_writes += isinstance(outcome, Rejected)
-            if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
-                self._patience.sent_away(outcome.retry_after_s)
+        self.evidence.note(batch, outcome, control=control)
+        if isinstance(outcome, Confirmed):
+            self._patience.confirmed(began_s)
             return
-        self._patience.confirmed(began_s)
-        group = self._group(batch)
-        neighbours.passed += 1
-        neighbours.controls_passed += control
-        group.scouted = False
-        if not control:
-            group.control = batch
+        self._progress.error(plain(outcome.reason), self.now_ns())
+        self._progress.rejected_writes += isinstance(outcome, Rejected)
+        if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
+            self._patience.sent_away(outcome.retry_after_s)
 
-    # -- suspects ---------------------------------------------------------------------------------------
-
-    def _group(self, batch: Batch) -> _Group:
-        group = self._groups.setdefault(batch.group, _Group())
-        self._groups.move_to_end(batch.group)
-        if len(self._groups) > _GROUPS_MAX:
-            self._groups.popitem(last=False)
-        return group
-
-    async def _is_proven(self, piece: Piece, outcome: Unavailable) -> bool:
-        """Whether it is time to divide a piece, or to park it, after one more failure."""
-        await self._look_at_shape(piece)
-        neighbours = self._group(piece.batch).neighbours
-        alike = self.convictions.alike(
-            piece.batch.group,
-            piece.shape,
-            outcome.reason,
-            outcome.status,
-            neighbours,
-            now_s=trio.current_time(),
-        )
-        if piece.suspicion.counted == LEAVE_AFTER_COUNTED:
-            await self._suspect_shape(piece, outcome)
-        return piece.suspicion.proven(points=piece.batch.points, alike=alike)
-
-    async def _look_at_shape(self, piece: Piece) -> None:
-        if not piece.shape_known:
-            piece.shape = await self.run_sync(common_shape, piece.batch.split())
-            piece.shape_known = True
-
-    async def _suspect_shape(self, piece: Piece, outcome: Unavailable | Misconfigured) -> None:
-        """Has points of the shape set apart from now on, if none of it passes: only that the others need not wait."""
-        control = self._group(piece.batch).control
-        if piece.shape is None or not piece.suspicion.left or control is None or piece.shape in piece.passed:
-            return
-        passing = await self.run_sync(lambda: set(map(shape_of, control.split())))
-        if piece.shape not in passing:
-            pattern = Pattern(piece.batch.group, Shaped(piece.shape))
-            now_s, now_ns = trio.current_time(), self.now_ns()
-            self.learnt.learn(
-                pattern, plain(outcome.reason), outcome.status, now_s=now_s, now_ns=now_ns, proven=False
-            )
-
-    def _scouts(self, piece: Piece) -> bool:
-        """Whether this is the one batch of its group that is divided without evidence, because nothing passes."""
-        neighbours = self._group(piece.batch).neighbours
-        return piece.suspicion.may_scout(neighbours) and self._becomes_scout(piece)
-
-    def _scouts_denied(self, piece: Piece) -> bool:
-        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
-        return (
-            self._group(piece.batch).control is None
-            and piece.suspicion.failures >= LEAVE_AFTER
-            and self._becomes_scout(piece)
-        )
-
-    def _becomes_scout(self, piece: Piece) -> bool:
-        group = self._group(piece.batch)
-        if piece.batch.points == 1 or (group.scouted and not piece.scout):
-            return False
-        piece.scout = group.scouted = True
-        return True
+    # -- controls ---------------------------------------------------------------------------------------
 
     async def _write_control(self, piece: Piece) -> None:
         """Where a piece may be to blame but no neighbour came by: writes again what is known to pass.
 
         Its outcome only counts as evidence: the points are confirmed already.
         """
-        group = self._group(piece.batch)
+        group = self.evidence.group(piece.batch)
         if group.control is not None and piece.suspicion.wants_control(group.neighbours):
             await self._patience.gate()
-            await self._write(
-                await self._like(piece, group.control), suspect=piece.suspicion.left, control=True
-            )
-
-    async def _like(self, piece: Piece, control: Batch) -> Batch:
-        """A control for one point is one point: as quick to write, and as likely to pass through what counts bytes."""
-        if piece.batch.points > 1 or control.points == 1:
-            return control
-        return await self.run_sync(lambda: pick(control, control.split(), [0]))
+            await self._rewrite(piece, group)
 
     async def _control_passes(self, piece: Piece) -> bool:
         """Whether what passed before still passes: then a refusal of access is about this piece."""
-        control = self._group(piece.batch).control
-        if control is None:
+        group = self.evidence.group(piece.batch)
+        if group.control is None:
             piece.suspicion.failures += 1
             return False
-        outcome = await self._write(
-            await self._like(piece, control), suspect=piece.suspicion.left, control=True
-        )
-        passed = isinstance(outcome, Confirmed)
+        passed = isinstance(await self._rewrite(piece, group), Confirmed)
         piece.denied += passed
         return passed
 
-    async def _is_denied(self, piece: Piece, outcome: Misconfigured) -> bool:
-        await self._look_at_shape(piece)
-        await self._suspect_shape(piece, outcome)
-        known = self.convictions.of_shape(piece.batch.group, piece.shape, outcome.reason, outcome.status)
-        again = known or (piece.suspicion.inherited and piece.batch.points > 1)
-        return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
+    async def _rewrite(self, piece: Piece, group: Group) -> Outcome:
+        """Writes a control. It is chosen in its turn: an earlier choice could undo a point that was replaced since."""
+        async with AsyncExitStack() as turn:
+            if piece.suspicion.left:
+                await turn.enter_async_context(self._of_suspects)
+            assert group.control is not None
+            control = await self.evidence.control_for(piece, group.control)
+            return await self._write(control, control=True)
