@@ -5,8 +5,12 @@ Invariants:
 * Every point of the piece is settled exactly once, in the order in which that becomes known.
 * A dead letter's reason is one that the sink gave for that very point: it refused it alone, listed it, counted all
   points of a piece as refused, for a cause that the point has, or refused a younger one as beyond its retention.
-  Only of a large piece of one shape, of which every sample was refused alone in the same words and nothing
-  passed, the rest is taken to be alike, and the reason says so.
+  Only of a piece of one shape, of which every sample was refused alone in the same words and nothing
+  passed, the rest is taken to be alike, and the reason says so. Such a piece is large, or of a shape of which a point was
+  parked before.
+* Pieces are decided in their order. One that fails without a verdict, which may take minutes, waits after the others
+  and beside its like. What must not overtake it waits with it: a point that replaces one of it, and, where order is
+  promised, any point of its series.
 
 | the sink named | the points it may mean are | and are refused when |
 |---|---|---|

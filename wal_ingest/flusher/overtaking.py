@@ -6,7 +6,8 @@ Invariants:
 * Where order is promised (one write in flight) no point is written before an older one of its series is settled: what
   would overtake its own series waits for it, and only that. Points like refused ones are no exception:
   they are written at once, before what follows.
-* Investigations are bounded in number. Beyond that a batch keeps its worker until it is settled.
+* Investigations are bounded in number. Beyond that a batch keeps its worker until it is settled. As long as the sink
+  confirmed nothing at all there are few.
 * Points like refused ones are collected over many batches, for `COLLECT_S` at most: one write for all of them.
 
 **Cancellation:** what is under way is not settled, and is read again after a restart.
