@@ -6,7 +6,7 @@ Invariants:
 * A dead letter's reason is one that the sink gave for that very point: it refused it alone, listed it, counted all
   points of a piece as refused, for a cause that the point has, or refused a younger one as beyond its retention.
   Only of a piece of one shape, of which every sample was refused alone in the same words and nothing
-  passed, the rest is taken to be alike, and the reason says so. Such a piece is large, or of a shape of which a point was
+  passed, the rest is taken to be alike, and the reason says so. Such a piece is large, or a point of its shape was
   parked before.
 * Pieces are decided in their order. One that fails without a verdict, which may take minutes, waits after the others
   and beside its like. What must not overtake it waits with it: a point that replaces one of it, and, where order is
