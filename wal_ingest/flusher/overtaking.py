@@ -10,7 +10,8 @@ Invariants:
   confirmed nothing at all there are few.
 * Points like refused ones are collected over many batches, for `COLLECT_S` at most: one write for all of them.
 
-**Cancellation:** what is under way is not settled, and is read again after a restart.
+**Cancellation:** what is under way is not settled, and is read again after a restart. What was confirmed or parked, and
+which shapes fail, is kept with the cursor; evidence against single points begins anew, which takes minutes.
 """
 
 from __future__ import annotations
