@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -14,11 +13,9 @@ from wal_ingest.flusher.convictions import Convictions
 from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
+from wal_ingest.flusher.piece import Piece
 from wal_ingest.flusher.shapes import Shape, Shaped, common_shape, shape_of
 from wal_ingest.flusher.suspicion import LEAVE_AFTER, LEAVE_AFTER_COUNTED, Neighbours
-
-if TYPE_CHECKING:
-    from wal_ingest.flusher.finding import Piece
 
 # Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
 _GROUPS_MAX = 32

@@ -23,7 +23,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -41,8 +41,8 @@ from wal_ingest.flusher.outcome import (
     words_of,
 )
 from wal_ingest.flusher.parking import letters_of
+from wal_ingest.flusher.piece import Convicted, Piece, Refusal, Verdict
 from wal_ingest.flusher.shapes import (
-    Shape,
     by_time,
     divided,
     reasons_by_place,
@@ -53,7 +53,6 @@ from wal_ingest.flusher.shapes import (
     spread,
     time_of,
 )
-from wal_ingest.flusher.suspicion import Suspicion
 from wal_ingest.flusher.window import Settled
 
 if TYPE_CHECKING:
@@ -69,43 +68,6 @@ _SAMPLES = 16
 _SAMPLES_OF_KNOWN = 4
 # Samples of points that all have what the sink named.
 _NAMED_SAMPLES_MAX = 4
-
-
-@dataclass(slots=True, eq=False)
-class Piece:
-    """A batch, or a part of one, that is to be decided.
-
-    `counted` says that the sink's count of points beyond the retention was tried on it, `denied` how often access was
-    refused for it while a control passed, `scout` that it is divided because nothing passes. `shape` is that of all its
-    points, where it was looked at (`shape_known`) and they have one; `passed` are the shapes of which a point
-    of the same batch was confirmed.
-    """
-
-    batch: Batch
-    suspicion: Suspicion = field(default_factory=Suspicion)
-    counted: bool = False
-    denied: int = 0
-    scout: bool = False
-    shape: Shape | None = None
-    shape_known: bool = False
-    passed: set[Shape] = field(default_factory=set)
-
-    def part(self, batch: Batch, *, convicted: bool = False, counted: bool = False) -> Piece:
-        """A piece of this one."""
-        suspicion = Suspicion(inherited=convicted or self.suspicion.inherited, left=self.suspicion.left)
-        return Piece(batch, suspicion, counted or self.counted, scout=self.scout, passed=self.passed)
-
-
-@dataclass(frozen=True, slots=True)
-class Convicted:
-    """The evidence is against the piece: it failed, again and again, while others passed."""
-
-    reason: str
-    status: int = 0
-
-
-Verdict = Confirmed | TooLarge | Rejected | Convicted
-_Refusal = Rejected | Convicted
 
 
 class Finder:
@@ -224,7 +186,7 @@ class Finder:
 
     # -- what a refusal of a piece leads to -------------------------------------------------------------
 
-    async def _narrow(self, piece: Piece, refusal: _Refusal) -> list[Piece]:
+    async def _narrow(self, piece: Piece, refusal: Refusal) -> list[Piece]:
         """Parks what is proven by a refusal; gives what is still to be decided, in parts."""
         if piece.batch.points == 1:
             self._park_alone(piece, refusal)
@@ -303,7 +265,7 @@ class Finder:
         rest = sorted(order[low:])
         return [piece.part(pick(piece.batch, lines, rest))] if rest else []
 
-    async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal) -> list[Piece]:
+    async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: Refusal) -> list[Piece]:
         shapes = set(await self._writer.run_sync(lambda: list(map(shape_of, lines))))
         if len(shapes) == 1:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
@@ -321,7 +283,7 @@ class Finder:
         return await self._split(piece, lines, places, convicted=isinstance(refusal, Convicted), first=True)
 
     async def _sampled(
-        self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal, *, samples: int
+        self, piece: Piece, lines: Sequence[bytes], refusal: Refusal, *, samples: int
     ) -> list[Piece]:
         """Decides some points alone: when each is refused in the same words, the others are taken to be alike."""
         convicted = isinstance(refusal, Convicted)
@@ -382,7 +344,7 @@ class Finder:
             piece.passed.update(map(shape_of, lines))
         self._settled(piece.batch, Settled(verdict.position))
 
-    def _park_alone(self, piece: Piece, refusal: _Refusal) -> None:
+    def _park_alone(self, piece: Piece, refusal: Refusal) -> None:
         if isinstance(refusal, Convicted):
             self._convict(piece, refusal)
             self._park(piece, f"{refusal.reason} (for this point alone, every time)", refusal.status)
@@ -399,7 +361,7 @@ class Finder:
         elif hint is None and (refusal.about_points or self._writer.confirmed_writes):
             self._convict(piece, refusal)
 
-    def _convict(self, piece: Piece, refusal: _Refusal) -> None:
+    def _convict(self, piece: Piece, refusal: Refusal) -> None:
         """Remembers what holds for other points like this one: there are no words to go by."""
         shape = shape_of(piece.batch.lines())
         self._writer.evidence.convictions.parked(

@@ -24,10 +24,10 @@ from functools import partial
 import trio
 
 from wal_ingest.flusher.batches import Batch, halve, join, others, pick
-from wal_ingest.flusher.finding import Piece, Verdict
 from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.outcome import BeyondRetention, Confirmed, Named, Rejected, TooLarge, plain
 from wal_ingest.flusher.parking import letters_of
+from wal_ingest.flusher.piece import Piece, Verdict
 from wal_ingest.flusher.shapes import series_of
 from wal_ingest.flusher.suspicion import LEAVE_AFTER
 from wal_ingest.flusher.window import Settled

@@ -27,7 +27,7 @@ import trio
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.evidence import Evidence, Group
-from wal_ingest.flusher.finding import Convicted, Finder, Piece, Verdict
+from wal_ingest.flusher.finding import Finder
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.learnt import Learnt
 from wal_ingest.flusher.log import NowNs, RunSync
@@ -42,6 +42,7 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.parking import ParkingLog
 from wal_ingest.flusher.patience import Patience
+from wal_ingest.flusher.piece import Convicted, Piece, Verdict
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
 from wal_ingest.flusher.window import Settled
