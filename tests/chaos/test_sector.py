@@ -28,7 +28,7 @@ def test_one_page_cannot_be_read_and_what_is_before_it_is_given(tmp_path: Path) 
     file.write_bytes(b"x" * 4 * PAGE_BYTES)
 
     def said(path: Path) -> list[str]:
-        command = [sys.executable, "-c", READ, path]
+        command = [sys.executable, "-c", READ, str(path)]
         env = {**os.environ, **sector.environment}
         return subprocess.run(
             command, env=env, capture_output=True, text=True, check=True
