@@ -24,12 +24,13 @@ class Found:
     """What there is at the end.
 
     `database` is every sample by series and millisecond, `waiting` the lines behind the cursor, `letters` the dead
-    letters' lines.
+    letters' lines, `set_aside` those in damaged segments, most of which were delivered.
     """
 
     database: dict[Series, dict[int, float]]
     waiting: Sequence[bytes]
     letters: Sequence[bytes]
+    set_aside: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Account:
     confirmed: int = 0
     waiting: int = 0
     parked: int = 0
+    skipped: int = 0
     unclear_requests: int = 0
     refused_requests: int = 0
     wrong: dict[str, list[str]] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class _Search:
         self._database = found.database
         self._waiting = _by_key(found.waiting)
         self._letters = _by_key(found.letters)
+        self._set_aside = _by_key(found.set_aside)
 
     def acked(self, one: Sent, points: list[Point]) -> None:
         account = self._account
@@ -111,7 +114,7 @@ class _Search:
         """Puts one point to its account; gives the times that the server made for it."""
         account = self._account
         stamps = self._stamps(one, point)
-        in_database, waiting, letters = self._take(point)
+        in_database, waiting, letters, set_aside = self._take(point)
         if letters > one.tries:
             account.note("parked twice", f"{point.line()}: {letters} letters, sent {one.tries} times")
         if in_database and is_poisoned(point):
@@ -124,6 +127,8 @@ class _Search:
             account.parked += 1
             if not is_poisoned(point):
                 account.note("parked without cause", point.line())
+        elif set_aside:
+            account.skipped += 1
         else:
             account.note("lost", f"{point.line()} ({_name(one)})")
         return stamps
@@ -140,10 +145,12 @@ class _Search:
                 )
         return stamps
 
-    def _take(self, point: Point) -> tuple[bool, int, int]:
-        """Takes a point out of everything: whether the database has it, and how often it waits and is parked."""
+    def _take(self, point: Point) -> tuple[bool, int, int, int]:
+        """Takes a point out of everything: is it in the database; how often waiting, parked, set aside."""
         key = (point.measurement, tuple(sorted(point.tags)), point.time_ns)
-        return self._take_samples(point), self._waiting.pop(key, 0), self._letters.pop(key, 0)
+        where = (self._waiting, self._letters, self._set_aside)
+        waiting, letters, set_aside = (counted.pop(key, 0) for counted in where)
+        return self._take_samples(point), waiting, letters, set_aside
 
     def _take_samples(self, point: Point) -> bool:
         there = []

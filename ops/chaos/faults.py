@@ -19,19 +19,21 @@ from ops.chaos.clock import Clock
 from ops.chaos.disk import Disk
 from ops.chaos.node import Node
 from ops.chaos.proxy import FAIR, Proxy, Weather
+from ops.chaos.sector import PAGE_BYTES, Sector
 
 _NS_PER_S = 1_000_000_000
 
 
 @dataclass(slots=True)
 class World:
-    """Everything that can be struck. `disk` is None without root, `clock` without a C compiler."""
+    """Everything that can be struck. `disk` is None without root, `clock` and `sector` without a C compiler."""
 
     node: Node
     proxy: Proxy
     clients: Clients
     disk: Disk | None
     clock: Clock | None
+    sector: Sector | None = None
 
 
 Struck = Callable[[World, Random], AbstractContextManager[str]]
@@ -99,6 +101,26 @@ def _clock_jump(world: World, dice: Random) -> Iterator[str]:
     finally:
         # In half of the cases it stays off, and the next jump starts from there.
         world.clock.set(dice.choice([0, offset_s]) * _NS_PER_S)
+
+
+@contextmanager
+def _bad_sector(world: World, dice: Random) -> Iterator[str]:
+    """A page of a sealed segment cannot be read: by the delivery, or by the next start."""
+    assert world.sector is not None
+    killed, said = dice.random() < 0.8, "no sealed segment"
+    sealed = sorted((world.node.service.data_dir / "wal").glob("*.lmdb"))[:-1]
+    if sealed:
+        path = sealed[-1]  # the one that most likely is still to be delivered
+        with contextlib.suppress(FileNotFoundError):  # truncated just now
+            page = dice.randrange(path.stat().st_size // PAGE_BYTES)
+            world.sector.strike(path, page)
+            said = f"page {page} of {path.name}{', then kill -9' if killed else ''}"
+    if killed:
+        world.node.kill()
+    try:
+        yield said
+    finally:
+        world.sector.heal()
 
 
 @contextmanager
@@ -238,6 +260,7 @@ EVERY_FAULT = (
     Fault("sigstop", "server", "SIGSTOP, later SIGCONT", _stop),
     Fault("disk_full", "server", "the data's disk is full, later free again", _disk_full, "loop"),
     Fault("clock_jump", "server", "the wall clock jumps", _clock_jump, "cc"),
+    Fault("bad_sector", "server", "a page of a sealed segment cannot be read", _bad_sector, "cc"),
     Fault("fd_exhaustion", "server", "no descriptor left to open", _no_descriptors),
     Fault("slow_senders", "server", "large bodies that stop short", _slow_senders),
     Fault("sink_vanishes", "server", "a start without the sink's settings", _sink_vanishes),

@@ -74,7 +74,7 @@ class Report:
             f"  the server was started {self.starts} times, and ended by itself or failed to start "
             f"{len(self.ends)} times; {drained}",
             f"  of {account.acked} points answered 2xx: {account.confirmed} confirmed, {account.waiting} waiting,"
-            f" {account.parked} parked",
+            f" {account.parked} parked, {account.skipped} on sectors that could not be read",
             "",
             *(f"  PROBLEM: {problem}" for problem in self.problems),
             f"verdict: {'green' if self.green else 'RED'} (seed {self.seed})",
@@ -113,6 +113,7 @@ class Report:
                 "confirmed": account.confirmed,
                 "waiting": account.waiting,
                 "parked": account.parked,
+                "skipped": account.skipped,
             },
             "requests": {"unclear": account.unclear_requests, "refused": account.refused_requests},
             "wrong": account.wrong,

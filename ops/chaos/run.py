@@ -20,6 +20,7 @@ from ops.chaos.node import Node, wait_tending
 from ops.chaos.proxy import Proxy
 from ops.chaos.report import Hit, Report
 from ops.chaos.schedule import Strike, schedule
+from ops.chaos.sector import Sector
 from ops.chaos.stream_line import FORMS
 from ops.chaos.traffic import SHAPES, Kind, Sent, points_of, shape_of
 from tests.rigs.fleet import MS, Plan
@@ -29,6 +30,8 @@ from tests.rigs.service import COMMAND, to_influxdb
 from tests.rigs.victoria_metrics import VictoriaMetrics
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.inspect import status
+from wal_ingest.wal.lost import Lost
+from wal_ingest.wal.salvage import Salvage, damaged_files
 from wal_ingest.wal.store import Store
 
 SINK = "influxdb"
@@ -37,6 +40,8 @@ _MIB = 1024 * 1024
 _RECOVERED_S_MAX = 20.0
 _DRAINED_S_MAX = 90.0
 _VISIBLE_S_MAX = 8.0
+# What a bad sector may cost: the entries on one page, which hold up to 1,000 points where they are large.
+_SKIPPED_POINTS_MAX = 2_000
 # Clients that send frames over a named stream, beside those that send requests.
 _STREAMS = 2
 
@@ -89,17 +94,19 @@ def run(order: Order, *, folder: Path, say: Callable[[str], None] = lambda _line
         report.answers, report.met = world.clients.answers, proxy.struck
         _close(world, report)
         waiting, letters = _left_behind(world)
+        set_aside = _set_aside(world)
         matches = [match for plan in plans for match in plan.matches]
 
         def all_there() -> bool:
-            found = Found(database.values(*matches), waiting, letters)
+            found = Found(database.values(*matches), waiting, letters, set_aside)
             report.account = take_account(sent, found)
             return report.account.wrong_counts["lost"] == 0 or time.monotonic() > visible_s
 
         # VictoriaMetrics shows new series only some seconds after it has answered, whatever it is told to flush.
         visible_s = time.monotonic() + _VISIBLE_S_MAX
         wait_until(all_there, "the database shows everything", s_max=120, every_s=1)
-        _check_status(report, sent, waiting=len(waiting), letters=len(letters))
+        bad_sectors = world.sector.struck if world.sector else 0
+        _check_status(report, sent, waiting=len(waiting), letters=len(letters), bad_sectors=bad_sectors)
         report.conclude()
         if not report.green:
             _keep_evidence(world, folder)
@@ -126,6 +133,11 @@ def _world(order: Order, below: Path, logs: Path, proxy: Proxy, plans: list[Plan
     with ExitStack() as stack:
         disk = stack.enter_context(Disk(below)) if not missing("loop") else None
         clock = Clock(below) if not missing("cc") else None
+        sector = Sector(below) if not missing("cc") else None
+        preloaded = [each.environment for each in (clock, sector) if each is not None]
+        env = {name: value for each in preloaded for name, value in each.items()}
+        if preloaded:
+            env["LD_PRELOAD"] = ":".join(each["LD_PRELOAD"] for each in preloaded)
         settings = to_influxdb(
             f"http://127.0.0.1:{proxy.port}",
             influxdb__write_s_max=2,
@@ -140,7 +152,7 @@ def _world(order: Order, below: Path, logs: Path, proxy: Proxy, plans: list[Plan
             (disk.path if disk else below) / "data",
             logs=logs,
             settings=settings,
-            env={**order.env, **(clock.environment if clock else {})},
+            env={**order.env, **env},
             command=order.command,
         )
         stack.callback(node.end)
@@ -154,7 +166,7 @@ def _world(order: Order, below: Path, logs: Path, proxy: Proxy, plans: list[Plan
             port=lambda: node.port,
             offsets_ns=clock.range_ns if clock else lambda _since_s: (0, 0),
         )
-        yield World(node, proxy, stack.enter_context(clients), disk, clock)
+        yield World(node, proxy, stack.enter_context(clients), disk, clock, sector)
 
 
 def _keep_confirmed_s(order: Order) -> float:
@@ -257,7 +269,25 @@ def _left_behind(world: World) -> tuple[list[bytes], list[bytes]]:
         store.close()
 
 
-def _check_status(report: Report, sent: Sequence[Sent], *, waiting: int, letters: int) -> None:
+def _set_aside(world: World) -> list[bytes]:
+    """The lines in segments that were set aside: of these, the ones on a bad sector may be missing in the database."""
+    files = damaged_files(world.node.service.data_dir / "wal")
+    rescue = Salvage([file.path for file in files if file.is_segment])
+    try:
+        entries = [entry for each in rescue.segments for entry in rescue.read(each)]
+        return [
+            line
+            for entry in entries
+            if not isinstance(entry, Lost)
+            for line in entry.lines().splitlines(keepends=True)
+        ]
+    finally:
+        rescue.close()
+
+
+def _check_status(
+    report: Report, sent: Sequence[Sent], *, waiting: int, letters: int, bad_sectors: int
+) -> None:
     """`wal status` says the same as what is there."""
     told = report.status
     sink = told["sinks"][SINK]
@@ -271,16 +301,27 @@ def _check_status(report: Report, sent: Sequence[Sent], *, waiting: int, letters
         "parked points": (sink["parked"], letters),
         "the last seq": (sink["cursor_seq"] + sink["waiting_entries"], told["last_seq"]),
         "unaccounted points": (sink["unaccounted_points"], 0),
-        "skipped points": (sink["skipped_points"], 0),
-        "since, confirmed, parked and waiting": (
-            sum(sink[part] for part in ("since_points", "confirmed_points", "parked", "waiting_points")),
+        "since, confirmed, parked, skipped and waiting": (
+            sum(
+                sink[part]
+                for part in ("since_points", "confirmed_points", "parked", "skipped_points", "waiting_points")
+            ),
             told["points_accepted"],
         ),
-        "damaged segments": (len(told["damaged"]), 0),
     }
     for what, (said, counted) in checks.items():
         if said != counted:
             report.problems.append(f"wal status: {what}: it says {said}, counted are {counted}")
+    damaged, skipped = len(told["damaged"]), sink["skipped_points"]
+    if damaged > bad_sectors:
+        report.problems.append(
+            f"wal status: {damaged} damaged segments, {bad_sectors} sectors could not be read"
+        )
+    if not report.account.skipped <= skipped <= damaged * _SKIPPED_POINTS_MAX:
+        report.problems.append(
+            f"wal status: {skipped} points skipped, but {report.account.skipped} acknowledged ones are nowhere but in"
+            f" {damaged} damaged segments"
+        )
     if not report.account.acked <= told["points_accepted"] <= tried:
         report.problems.append(
             f"wal status: {told['points_accepted']} points accepted, but {report.account.acked} were"

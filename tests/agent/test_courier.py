@@ -102,6 +102,11 @@ async def test_a_node_that_names_a_wait_is_left_alone_for_it(
     assert max(waits) - min(waits) > 5
 
 
+async def test_a_retry_after_of_an_hour_is_obeyed_for_minutes(autojump_clock: MockClock) -> None:
+    waits, _ = await played([Unreachable("maintenance", status=503, retry_after_s=3_600)] * 20)
+    assert all(300 <= wait <= 450 for wait in waits)
+
+
 @pytest.mark.parametrize(
     ("exc", "wrong"),
     [

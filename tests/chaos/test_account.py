@@ -87,6 +87,17 @@ def test_a_point_that_waits_in_the_wal_is_waiting_and_not_lost() -> None:
     assert account.waiting == 1
 
 
+def test_a_point_that_is_only_in_a_segment_that_was_set_aside_is_skipped_and_not_lost() -> None:
+    found = written(SENT)
+    _lose(found)
+    found.set_aside = [line(GOOD), line(POISONED)]  # the other one was parked before
+
+    account = take_account(SENT, found)
+
+    assert kinds(account) == set()
+    assert account.skipped == 1
+
+
 def _lose(found: Found) -> None:
     assert GOOD.time_ns is not None
     del found.database[SERIES][GOOD.time_ns // MS]

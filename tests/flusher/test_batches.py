@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.flusher.twins import MemoryLog, lines_of
-from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, part_of_entry
+from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, others, part_of_entry, pick
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
 
 
@@ -102,6 +102,29 @@ def test_halving_down_to_single_lines_keeps_each_with_its_seq(sizes: list[int]) 
     ]
     assert [(piece.parts[0].seq, piece.lines()) for piece in pieces] == expected
     assert {piece.last_seq for piece in pieces} == {batch.last_seq}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    chosen=st.sets(st.integers(0, 80)),
+    again=st.sets(st.integers(0, 80)),
+)
+def test_a_piece_of_a_piece_has_the_chosen_lines_each_with_its_seq_and_number(
+    sizes: list[int], chosen: set[int], again: set[int]
+) -> None:
+    (batch,) = batches_of(entries_of(sizes), 1000)
+    piece, named = batch, [(seq, n) for seq, points in enumerate(sizes, start=1) for n in range(points)]
+    for places in (sorted(chosen), sorted(again)):
+        places = [place for place in places if place < piece.points] or [piece.points - 1]
+        rest = others(piece.points, places)
+        assert sorted([*places, *rest]) == list(range(piece.points))
+        lines = piece.split()
+        named = [named[place] for place in places]
+        piece = pick(piece, lines, places)
+        assert piece.split() == [lines[place] for place in places]
+        assert [(part.seq, part.first + n) for part in piece.parts for n in range(part.points)] == named
+        neighbours = itertools.pairwise(piece.parts)
+        assert all(a.seq != b.seq or a.first + a.points < b.first for a, b in neighbours)
 
 
 def test_one_line_cannot_be_halved() -> None:

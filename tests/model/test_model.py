@@ -17,8 +17,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model.machine import StoreMachine
 from wal_ingest.errors import StorageFailed
-from wal_ingest.flusher.finding import Piece
 from wal_ingest.flusher.outcome import Confirmed
+from wal_ingest.flusher.piece import Piece
 from wal_ingest.flusher.writing import SinkWriter
 from wal_ingest.wal.checkpoint import Checkpoint, Through
 from wal_ingest.wal.cursor import Cursor, DeadLetter

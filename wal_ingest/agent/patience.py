@@ -14,8 +14,8 @@ RETRY_S_MAX = 60.0
 HOLD_S = 30.0
 """While the node says that the token or the address is wrong: only a person mends that."""
 
-# A node that asks for more than this is taken to be mistaken.
-_ASKED_S_MAX = 3_600.0
+# A Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
+_ASKED_S_MAX = 300.0
 
 
 def back_off_s(failures: int, rng: Random) -> float:

@@ -6,8 +6,8 @@ from random import Random
 
 from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
 
-# A wait beyond this that a node asks for is taken for a mistake.
-_RETRY_AFTER_S_MAX = 3_600.0
+# A Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
+_RETRY_AFTER_S_MAX = 300.0
 
 # Statuses of a client's mistake that pass by themselves.
 _PASSING = frozenset({408, 425, 429})

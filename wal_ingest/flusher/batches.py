@@ -302,19 +302,42 @@ def _batch_of(batch: Batch, lines: Sequence[bytes], parts: tuple[Part, ...]) -> 
     )
 
 
-def _parts_at(parts: Sequence[Part], places: Sequence[int]) -> tuple[Part, ...]:
-    """The parts that cover the lines at some rising places, neighbours in one."""
-    found: list[Part] = []
-    index, passed = 0, 0  # the part that a place lies in, and the lines before it
+def _spans(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising places as (first, count) of those that follow each other."""
+    spans: list[tuple[int, int]] = []
+    if not places:
+        return spans
+    first = end = places[0]
     for place in places:
-        while place >= passed + parts[index].points:
-            passed += parts[index].points
-            index += 1
-        part = parts[index]
-        line = part.first + place - passed
-        before = found[-1] if found else None
-        if before is not None and before.seq == part.seq and before.first + before.points == line:
-            found[-1] = before._replace(points=before.points + 1)
-        else:
-            found.append(Part(part.seq, 1, part.destination, line))
+        if place != end:
+            spans.append((first, end - first))
+            first = end = place
+        end += 1
+    spans.append((first, end - first))
+    return spans
+
+
+def _parts_at(parts: Sequence[Part], places: Sequence[int]) -> tuple[Part, ...]:
+    """The parts that cover the lines at some rising places, neighbours in one.
+
+    Goes by spans, not by places: of a large batch with a few bad points nearly all are in a few spans.
+    """
+    found: list[Part] = []
+    index, passed = 0, 0  # the part that a span begins in, and the lines before it
+    for first, count in _spans(places):
+        at, left = first, count
+        while left:
+            while at >= passed + parts[index].points:
+                passed += parts[index].points
+                index += 1
+            part = parts[index]
+            line = part.first + at - passed
+            taken = min(left, passed + part.points - at)
+            before = found[-1] if found else None
+            if before is not None and before.seq == part.seq and before.first + before.points == line:
+                found[-1] = Part(part.seq, before.points + taken, part.destination, before.first)
+            else:
+                found.append(Part(part.seq, taken, part.destination, line))
+            at += taken
+            left -= taken
     return tuple(found)

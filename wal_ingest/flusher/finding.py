@@ -5,8 +5,12 @@ Invariants:
 * Every point of the piece is settled exactly once, in the order in which that becomes known.
 * A dead letter's reason is one that the sink gave for that very point: it refused it alone, listed it, counted all
   points of a piece as refused, for a cause that the point has, or refused a younger one as beyond its retention.
-  Only of a large piece of one shape, of which every sample was refused alone in the same words and nothing
-  passed, the rest is taken to be alike, and the reason says so.
+  Only of a piece of one shape, of which every sample was refused alone in the same words and nothing
+  passed, the rest is taken to be alike, and the reason says so. Such a piece is large, or a point of its shape was
+  parked before.
+* Pieces are decided in their order. One that fails without a verdict, which may take minutes, waits after the others
+  and beside its like. What must not overtake it waits with it: a point that replaces one of it, and, where order is
+  promised, any point of its series.
 
 | the sink named | the points it may mean are | and are refused when |
 |---|---|---|
@@ -18,9 +22,8 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -35,18 +38,21 @@ from wal_ingest.flusher.outcome import (
     Rejected,
     TooLarge,
     plain,
+    words_of,
 )
 from wal_ingest.flusher.parking import letters_of
+from wal_ingest.flusher.piece import Convicted, Piece, Refusal, Verdict
 from wal_ingest.flusher.shapes import (
     by_time,
     divided,
     reasons_by_place,
+    repeats,
     selected,
+    series_of,
     shape_of,
     spread,
     time_of,
 )
-from wal_ingest.flusher.suspicion import Suspicion
 from wal_ingest.flusher.window import Settled
 
 if TYPE_CHECKING:
@@ -58,43 +64,10 @@ _DOUBTFUL_POINTS_MIN = 10
 _SAMPLED_POINTS_MIN = 64
 # … this many of them. Fewer points are divided until each is known.
 _SAMPLES = 16
+# … or this many, however few points there are, where a point of the shape was parked in the same words before.
+_SAMPLES_OF_KNOWN = 4
 # Samples of points that all have what the sink named.
 _NAMED_SAMPLES_MAX = 4
-
-# What differs between two refusals for one cause: what is quoted, and numbers.
-_DIFFERENT = re.compile(r"""(["'`]).*?\1|\d+""", re.DOTALL)
-
-
-@dataclass(slots=True, eq=False)
-class Piece:
-    """A batch, or a part of one, that is to be decided.
-
-    `counted` says that the sink's count of points beyond the retention was tried on it, `left` that others went first,
-    `denied` how often access was refused for it while a control passed.
-    """
-
-    batch: Batch
-    suspicion: Suspicion = field(default_factory=Suspicion)
-    counted: bool = False
-    left: bool = False
-    denied: int = 0
-
-    def part(self, batch: Batch, *, convicted: bool = False, counted: bool = False) -> Piece:
-        """A piece of this one."""
-        inherited = convicted or self.suspicion.inherited
-        return Piece(batch, Suspicion(inherited=inherited), counted or self.counted, self.left)
-
-
-@dataclass(frozen=True, slots=True)
-class Convicted:
-    """The evidence is against the piece: it failed, again and again, while others passed."""
-
-    reason: str
-    status: int = 0
-
-
-Verdict = Confirmed | TooLarge | Rejected | Convicted
-_Refusal = Rejected | Convicted
 
 
 class Finder:
@@ -105,12 +78,9 @@ class Finder:
         self._piece = piece
         self._settled = settled
         self._believing = not writer.refused_whole
+        self._ordered: bool | None = None  # whether some points must keep their order; None: not looked at
         # Refusals of a sink that confirmed nothing yet, in words that name nothing a point has: perhaps no database's.
         self._withheld: list[tuple[Piece, str, int]] = []
-        self._alike: set[tuple[Hashable, Hashable]] = (
-            set()
-        )  # shape and words of points that were convicted alone
-        self._passed: set[Hashable] = set()  # shapes of which a point was confirmed
 
     async def run(self, verdict: Verdict | None) -> None:
         """Settles every point. Raises what the sink raises.
@@ -141,36 +111,82 @@ class Finder:
         return True
 
     async def _resolve(self, pieces: Sequence[tuple[Piece, Verdict | None]]) -> None:
+        """Settles pieces in their order; those that fail without a verdict after the others, and side by side."""
         stack = list(reversed(pieces))
+        failing: list[Piece] = []
+        behind: list[tuple[Piece, Verdict | None]] = []
         while stack:
             piece, verdict = stack.pop()
-            points = piece.batch.points
-            if verdict is None and points > self._writer.points_max:
-                verdict = TooLarge("more points than are written at once")
-            verdict = verdict or await self._decide(piece)
-            if isinstance(verdict, Confirmed):
-                await self._confirm(piece, verdict)
+            if failing and await self._must_follow(piece, [*failing, *(each for each, _ in behind)]):
+                behind.append((piece, verdict))
                 continue
-            if not isinstance(verdict, TooLarge):
-                parts = await self._narrow(piece, verdict)
-            elif points > 1:
-                parts = [piece.part(half) for half in await self._writer.run_sync(halve, piece.batch)]
+            verdict = verdict or await self._decide(piece, leave=bool(stack or failing))
+            if verdict is None:
+                failing.append(piece)
             else:
-                self._park(piece, verdict.reason, verdict.status)
-                parts = []
-            stack += [(part, None) for part in reversed(parts)]
+                stack += [(part, None) for part in reversed(await self._parts_of(piece, verdict))]
+        if failing:
+            async with trio.open_nursery() as nursery:
+                for piece in failing:
+                    # Bounds the tasks: this one waits, holding nothing that those under way need.
+                    await self._writer.investigations.acquire()
+                    nursery.start_soon(self._resolve_failing, piece)
+        if behind:
+            await self._resolve(behind)
 
-    async def _decide(self, piece: Piece) -> Verdict:
-        if piece.batch.points == 1 and piece.suspicion.inherited and self._alike:
-            shape = shape_of(piece.batch.lines())
-            piece.suspicion.alike = any(shape == known for known, _ in self._alike)
-        verdict = await self._writer.decide(piece)
-        assert verdict is not None, "nothing is left by this"
+    async def _must_follow(self, piece: Piece, earlier: Sequence[Piece]) -> bool:
+        """Whether a piece has points that may not be written before those of earlier ones.
+
+        A point that replaces another, of the same series and time; any one of its series, where order is promised.
+        """
+        if self._ordered is None:
+            whole = self._piece.batch
+            self._ordered = self._writer.strict or await self._writer.run_sync(lambda: repeats(whole.split()))
+        if not self._ordered:
+            return False
+        batches = [each.batch for each in earlier]
+
+        def shares() -> bool:
+            before = {series_of(line) for batch in batches for line in batch.split()}
+            return any(series_of(line) in before for line in piece.batch.split())
+
+        return await self._writer.run_sync(shares)
+
+    async def _resolve_failing(self, piece: Piece) -> None:
+        """Settles a piece that failed: that may take minutes, of which the others need not wait."""
+        try:
+            verdict = await self._decide(piece)
+        finally:
+            self._writer.investigations.release()
+        assert verdict is not None
+        await self._resolve([(part, None) for part in await self._parts_of(piece, verdict)])
+
+    async def _parts_of(self, piece: Piece, verdict: Verdict) -> list[Piece]:
+        """Settles what a verdict decides; gives what is still to be decided, in parts."""
+        if isinstance(verdict, Confirmed):
+            await self._confirm(piece, verdict)
+            return []
+        if not isinstance(verdict, TooLarge):
+            return await self._narrow(piece, verdict)
+        if piece.batch.points > 1:
+            return [piece.part(half) for half in await self._writer.run_sync(halve, piece.batch)]
+        self._park(piece, verdict.reason, verdict.status)
+        return []
+
+    async def _decide(self, piece: Piece, *, leave: bool = False) -> Verdict | None:
+        """The verdict on a piece; with `leave` None as soon as it fails without one."""
+        if piece.batch.points > self._writer.points_max:
+            return TooLarge("more points than are written at once")
+        return await self._writer.decide(piece, leave=lambda _piece: leave)
+
+    async def _decide_alone(self, piece: Piece) -> Verdict:
+        verdict = await self._decide(piece)
+        assert verdict is not None
         return verdict
 
     # -- what a refusal of a piece leads to -------------------------------------------------------------
 
-    async def _narrow(self, piece: Piece, refusal: _Refusal) -> list[Piece]:
+    async def _narrow(self, piece: Piece, refusal: Refusal) -> list[Piece]:
         """Parks what is proven by a refusal; gives what is still to be decided, in parts."""
         if piece.batch.points == 1:
             self._park_alone(piece, refusal)
@@ -233,7 +249,7 @@ class Finder:
         while low < high:
             middle = (low + high) // 2
             single = piece.part(pick(piece.batch, lines, [order[middle]]))
-            verdict = await self._decide(single)
+            verdict = await self._decide_alone(single)
             if isinstance(verdict, Rejected) and isinstance(verdict.hint, BeyondRetention):
                 refusal, low = verdict, middle + 1
                 continue
@@ -249,19 +265,25 @@ class Finder:
         rest = sorted(order[low:])
         return [piece.part(pick(piece.batch, lines, rest))] if rest else []
 
-    async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal) -> list[Piece]:
+    async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: Refusal) -> list[Piece]:
         shapes = set(await self._writer.run_sync(lambda: list(map(shape_of, lines))))
         if len(shapes) == 1:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
                 self._park(piece, refusal.reason, refusal.status, refusal.about_points)
                 return []
-            if len(lines) >= _SAMPLED_POINTS_MIN and not shapes & self._passed:
-                return await self._sampled(piece, lines, refusal, samples=_SAMPLES)
+            if not shapes & piece.passed:
+                known = self._writer.evidence.convictions.of_shape(
+                    piece.batch.group, next(iter(shapes)), refusal.reason, refusal.status
+                )
+                if len(lines) >= (_SAMPLES_OF_KNOWN if known else _SAMPLED_POINTS_MIN):
+                    return await self._sampled(
+                        piece, lines, refusal, samples=_SAMPLES_OF_KNOWN if known else _SAMPLES
+                    )
         places = await self._writer.run_sync(divided, lines)
         return await self._split(piece, lines, places, convicted=isinstance(refusal, Convicted), first=True)
 
     async def _sampled(
-        self, piece: Piece, lines: Sequence[bytes], refusal: _Refusal, *, samples: int
+        self, piece: Piece, lines: Sequence[bytes], refusal: Refusal, *, samples: int
     ) -> list[Piece]:
         """Decides some points alone: when each is refused in the same words, the others are taken to be alike."""
         convicted = isinstance(refusal, Convicted)
@@ -270,7 +292,7 @@ class Finder:
         alike = True
         for place in places:
             single = piece.part(pick(piece.batch, lines, [place]), convicted=convicted)
-            verdict = await self._decide(single)
+            verdict = await self._decide_alone(single)
             decided.append(place)
             await self._resolve([(single, verdict)])
             if isinstance(verdict, Confirmed | TooLarge) or _words(verdict) != _words(refusal):
@@ -319,12 +341,12 @@ class Finder:
     async def _confirm(self, piece: Piece, verdict: Confirmed) -> None:
         if piece is not self._piece:  # of a piece of a refused batch: its shapes are not refused as such
             lines = await self._writer.run_sync(piece.batch.split)
-            self._passed.update(map(shape_of, lines))
+            piece.passed.update(map(shape_of, lines))
         self._settled(piece.batch, Settled(verdict.position))
 
-    def _park_alone(self, piece: Piece, refusal: _Refusal) -> None:
+    def _park_alone(self, piece: Piece, refusal: Refusal) -> None:
         if isinstance(refusal, Convicted):
-            self._alike.add((shape_of(piece.batch.lines()), _words(refusal)))
+            self._convict(piece, refusal)
             self._park(piece, f"{refusal.reason} (for this point alone, every time)", refusal.status)
             return
         hint, reason = refusal.hint, refusal.reason
@@ -336,6 +358,20 @@ class Finder:
             hint = BeyondRetention(time_of(lines[0]) + 1)
         if hint is not None and selected(lines, hint):
             self._learn(piece, refusal, hint)
+        elif hint is None and (refusal.about_points or self._writer.confirmed_writes):
+            self._convict(piece, refusal)
+
+    def _convict(self, piece: Piece, refusal: Refusal) -> None:
+        """Remembers what holds for other points like this one: there are no words to go by."""
+        shape = shape_of(piece.batch.lines())
+        self._writer.evidence.convictions.parked(
+            piece.batch.group,
+            refusal.reason,
+            refusal.status,
+            shape=None if shape in piece.passed else shape,
+            now_s=trio.current_time(),
+            now_ns=self._writer.now_ns(),
+        )
 
     def _learn(self, piece: Piece, refusal: Rejected, hint: object) -> None:
         if isinstance(hint, BeyondRetention) or (isinstance(hint, Named) and hint.field):
@@ -368,9 +404,7 @@ _BY_HINT: dict[type, _ByHint] = {
 
 def _words(verdict: object) -> Hashable:
     """What two refusals for the same cause have in common."""
-    if isinstance(verdict, Rejected):
-        if isinstance(verdict.hint, Named):
-            return verdict.status, verdict.hint
-        return verdict.status, _DIFFERENT.sub("", verdict.reason)
-    assert isinstance(verdict, Convicted)
-    return verdict.status, _DIFFERENT.sub("", verdict.reason)
+    if isinstance(verdict, Rejected) and isinstance(verdict.hint, Named):
+        return verdict.status, verdict.hint
+    assert isinstance(verdict, Rejected | Convicted)
+    return words_of(verdict.reason, verdict.status)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from wal_ingest.flusher.outcome import BeyondRetention, Named
-from wal_ingest.flusher.shapes import selected
+from wal_ingest.flusher.shapes import Shape, Shaped, selected
 
 # How long a pattern is kept after the sink refused a point like it, and how many are.
 LEARNT_S = 900.0
@@ -24,18 +24,21 @@ PATTERNS_MAX = 256
 
 
 class Pattern(NamedTuple):
-    """Points of a group that a sink refused: those with a field of a type, or those before a time."""
+    """Points of a group that a sink refused: those with a field of a type, before a time, or of a shape."""
 
     group: Hashable
-    hint: Named | BeyondRetention
+    hint: Named | BeyondRetention | Shaped
 
 
 @dataclass(slots=True)
 class _Known:
+    """`proven` is whether a point like this was parked; without, it is set apart only to let the others pass."""
+
     reason: str
     status: int
     until_s: float
     learnt_ns: int
+    proven: bool = True
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -49,24 +52,38 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
     field: str = ""
     given: str = ""
     before_ns: int | None = None
+    shape: tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]] | None = None
+    proven: bool = True
 
 
 class Learnt:
-    """The patterns of one sink, the oldest forgotten first. `changed` says that `encode` gives something new."""
+    """The patterns of one sink, the oldest forgotten first. `changed` says that `encode` gives something new.
+
+    `version` grows with each new pattern.
+    """
 
     def __init__(self, stored: str = "") -> None:
         self._known: OrderedDict[Pattern, _Known] = OrderedDict()
         self._stored: dict[str, list[_Stored]] = {}
+        self._dismissed: OrderedDict[Pattern, float] = OrderedDict()
         self.changed = False
+        self.version = 0
         for each in _decoded(stored):
             self._stored.setdefault(each.group, []).append(each)
 
-    def learn(self, pattern: Pattern, reason: str, status: int, *, now_s: float, now_ns: int) -> None:
+    def learn(
+        self, pattern: Pattern, reason: str, status: int, *, now_s: float, now_ns: int, proven: bool = True
+    ) -> None:
         """Remembers that the sink refused a point like this, in these words."""
+        if isinstance(pattern.hint, Shaped) and self._dismissed.get(pattern, now_s) > now_s:
+            return  # such points pass as well as they fail: to set them apart would only hold the good ones up
         if isinstance(pattern.hint, BeyondRetention):
             self._forget_retention(pattern.group)  # there is one bound, and it moves
-        self.changed |= pattern not in self._known
-        self._known[pattern] = _Known(reason, status, now_s + LEARNT_S, now_ns)
+        before = self._known.get(pattern)
+        proven = proven or (before is not None and before.proven)
+        self.version += before is None
+        self.changed |= before is None or before.proven is not proven
+        self._known[pattern] = _Known(reason, status, now_s + LEARNT_S, now_ns, proven)
         self._known.move_to_end(pattern)
         if len(self._known) > PATTERNS_MAX:
             self._known.popitem(last=False)
@@ -77,9 +94,23 @@ class Learnt:
         if known is not None:
             known.until_s = now_s + LEARNT_S
 
-    def forget(self, pattern: Pattern) -> None:
+    def forget(self, pattern: Pattern, *, now_s: float) -> None:
         """The sink took a point like this."""
-        self.changed |= self._known.pop(pattern, None) is not None
+        if self._drop(pattern) and isinstance(pattern.hint, Shaped):
+            self._dismissed[pattern] = now_s + LEARNT_S
+            self._dismissed.move_to_end(pattern)
+            if len(self._dismissed) > PATTERNS_MAX:
+                self._dismissed.popitem(last=False)
+
+    def _drop(self, pattern: Pattern) -> bool:
+        known = self._known.pop(pattern, None) is not None
+        self.changed |= known
+        return known
+
+    def proven(self, pattern: Pattern) -> tuple[str, int] | None:
+        """The words and the status with which a point like this was parked, if one was."""
+        known = self._known.get(pattern)
+        return (known.reason, known.status) if known is not None and known.proven else None
 
     def reason(self, pattern: Pattern) -> tuple[str, int]:
         """The words and the status with which points like this were refused."""
@@ -91,10 +122,10 @@ class Learnt:
         for each in self._stored.pop(str(group), ()):
             self._known.setdefault(
                 Pattern(group, _hint_of(each)),
-                _Known(each.reason, each.status, now_s + LEARNT_S, each.learnt_ns),
+                _Known(each.reason, each.status, now_s + LEARNT_S, each.learnt_ns, each.proven),
             )
         for pattern in [each for each, known in self._known.items() if known.until_s <= now_s]:
-            self.forget(pattern)
+            self._drop(pattern)
         return [pattern for pattern in self._known if pattern.group == group]
 
     def choose(
@@ -123,6 +154,8 @@ class Learnt:
                 each.learnt_ns,
                 *((hint.measurement, hint.field, hint.given) if isinstance(hint, Named) else ("", "", "")),
                 before_ns=hint.before_ns if isinstance(hint, BeyondRetention) else None,
+                shape=_as_text(hint.shape) if isinstance(hint, Shaped) else None,
+                proven=each.proven,
             )
             for (group, hint), each in self._known.items()
         ]
@@ -135,7 +168,21 @@ class Learnt:
                 del self._known[pattern]
 
 
-def _hint_of(stored: _Stored) -> Named | BeyondRetention:
+def _as_text(shape: Shape) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    fields = tuple((key.decode(), kind) for key, kind in shape.fields)
+    return shape.measurement.decode(), tuple(map(bytes.decode, shape.tags)), fields
+
+
+def _hint_of(stored: _Stored) -> Named | BeyondRetention | Shaped:
+    if stored.shape is not None:
+        measurement, tags, fields = stored.shape
+        return Shaped(
+            Shape(
+                measurement.encode(),
+                tuple(map(str.encode, tags)),
+                tuple((key.encode(), kind) for key, kind in fields),
+            )
+        )
     if stored.before_ns is not None:
         return BeyondRetention(stored.before_ns)
     return Named(stored.measurement, field=stored.field, given=stored.given)

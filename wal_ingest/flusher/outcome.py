@@ -127,6 +127,15 @@ class Misconfigured:
 Outcome = Confirmed | Rejected | TooLarge | Unavailable | Misconfigured
 
 
+# What differs between two refusals for one cause: what is quoted, and numbers.
+_DIFFERENT = re.compile(r"""(["'`]).*?\1|\d+""", re.DOTALL)
+
+
+def words_of(reason: str, status: int) -> tuple[int, str]:
+    """What two refusals for the same cause have in common."""
+    return status, _DIFFERENT.sub("", plain(reason))
+
+
 def plain(reason: str) -> str:
     """A sink's words as they can be stored and shown: encodable, on one line, of bounded length.
 

@@ -6,32 +6,38 @@ Invariants:
 * Where order is promised (one write in flight) no point is written before an older one of its series is settled: what
   would overtake its own series waits for it, and only that. Points like refused ones are no exception:
   they are written at once, before what follows.
-* Investigations are bounded in number. Beyond that a batch keeps its worker until it is settled.
+* Investigations are bounded in number. Beyond that a batch keeps its worker until it is settled. As long as the sink
+  confirmed nothing at all there are few.
 * Points like refused ones are collected over many batches, for `COLLECT_S` at most: one write for all of them.
 
-**Cancellation:** what is under way is not settled, and is read again after a restart.
+**Cancellation:** what is under way is not settled, and is read again after a restart. What was confirmed or parked, and
+which shapes fail, is kept with the cursor; evidence against single points begins anew, which takes minutes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
 from wal_ingest.flusher.batches import Batch, halve, join, others, pick
-from wal_ingest.flusher.finding import Piece, Verdict
-from wal_ingest.flusher.learnt import Pattern
+from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.outcome import BeyondRetention, Confirmed, Named, Rejected, TooLarge, plain
 from wal_ingest.flusher.parking import letters_of
+from wal_ingest.flusher.piece import Piece, Verdict
 from wal_ingest.flusher.shapes import series_of
 from wal_ingest.flusher.suspicion import LEAVE_AFTER
 from wal_ingest.flusher.window import Settled
 from wal_ingest.flusher.writing import SinkWriter
 
-# Batches that are investigated while others overtake them; and those of them that no other write speaks against yet.
-INVESTIGATED_MAX = 16
+# Batches that are investigated while others overtake them, …
+INVESTIGATED_MAX = 256
+# … as long as the sink confirmed nothing at all, and may be no database, …
+INVESTIGATED_UNCONFIRMED_MAX = 16
+# … and those of them that no other write speaks against yet.
 UNPROVEN_MAX = 8
 # How long points like refused ones are collected.
 COLLECT_S = 2.0
@@ -128,14 +134,19 @@ class Overtaking:
             for half in await self._writer.run_sync(halve, batch):
                 await self._write(half, holder)
             return
-        patterns = self._writer.learnt.patterns(batch.group, now_s=trio.current_time())
-        if patterns:
-            rest = await self._set_apart(batch, patterns, holder)
-            if rest is None:
-                return
-            batch = rest
-        piece = Piece(batch)
-        verdict = await self._writer.decide(piece, leave=self._may_leave)
+        learnt, piece, verdict = self._writer.learnt, Piece(batch), None
+        while verdict is None:
+            patterns = learnt.patterns(batch.group, now_s=trio.current_time())
+            version = learnt.version
+            if patterns:
+                rest = await self._set_apart(batch, patterns, holder)
+                if rest is None:
+                    return
+                piece = piece if rest is batch else Piece(rest)
+                batch = rest
+            verdict = await self._writer.decide(piece, leave=partial(self._may_leave, version=version))
+            if learnt.version == version:
+                break
         if isinstance(verdict, Confirmed):
             what = Settled(verdict.position)
             self._writer.count(batch, what)
@@ -148,9 +159,19 @@ class Overtaking:
 
     # -- suspects ---------------------------------------------------------------------------------------
 
-    def _may_leave(self, piece: Piece) -> bool:
-        """Whether the batches that follow should go before a piece that failed."""
-        if self._investigated >= INVESTIGATED_MAX:
+    @property
+    def _is_crowded(self) -> bool:
+        most = INVESTIGATED_MAX if self._writer.confirmed_writes else INVESTIGATED_UNCONFIRMED_MAX
+        return self._investigated >= most
+
+    def _may_leave(self, piece: Piece, *, version: int | None = None) -> bool:
+        """Whether the batches that follow should go before a piece that failed.
+
+        Or something was learnt since a `version`: without points like refused ones the rest of it may pass at once.
+        """
+        if version is not None and version != self._writer.learnt.version:
+            return True
+        if self._is_crowded:
             return False
         if piece.suspicion.may_be_left:
             return True
@@ -159,14 +180,18 @@ class Overtaking:
         self._unproven.add(id(piece))
         return True
 
+    def _may_leave_apart(self, piece: Piece) -> bool:
+        """As `_may_leave`, of points like refused ones: once is enough."""
+        return not self._is_crowded or self._may_leave(piece)
+
     async def _leave(self, piece: Piece, verdict: Verdict | None, holder: _Holder | None) -> None:
         """Has a piece investigated beside what follows it; or here, when there are too many."""
         if self._strict and holder is None:
             holder = self._hold(await self._writer.run_sync(piece.batch.split))
-        if self._investigated >= INVESTIGATED_MAX:
+        if self._is_crowded:
             await self._investigate(piece, verdict, holder)
             return
-        piece.left = True
+        piece.suspicion.left = True
         self._investigated += 1
         self._start(self._investigate_beside, piece, verdict, holder)
 
@@ -213,30 +238,17 @@ class Overtaking:
 
     async def _set_apart(self, batch: Batch, patterns: list[Pattern], holder: _Holder | None) -> Batch | None:
         """Takes the points that patterns mean out of a batch; gives the others, None when there are none."""
-        lines = await self._writer.run_sync(batch.split)
         now_ns = self._writer.now_ns()
-        chosen = await self._writer.run_sync(
-            lambda: self._writer.learnt.choose(lines, patterns, now_ns=now_ns)
-        )
-        if not chosen:
+        apart, rest = await self._writer.run_sync(_cut_apart, self._writer.learnt, batch, patterns, now_ns)
+        if not apart:
             return batch
-        by_pattern: dict[Pattern, list[int]] = {}
-        for place, pattern in sorted(chosen.items()):
-            by_pattern.setdefault(pattern, []).append(place)
-
-        def cut() -> tuple[list[tuple[Pattern, Batch]], Batch | None]:
-            rest = others(len(lines), chosen)
-            apart = [(pattern, pick(batch, lines, places)) for pattern, places in by_pattern.items()]
-            return apart, pick(batch, lines, rest) if rest else None
-
-        apart, rest = await self._writer.run_sync(cut)
         if self._strict:
-            found = _Collected(0.0, apart, len(chosen))
+            found = _Collected(0.0, apart)
             await self._write_collected(found, holder)
             return rest
         found = self._collected.setdefault(batch.group, _Collected(trio.current_time()))
         found.pieces += apart
-        found.points += len(chosen)
+        found.points += sum(piece.points for _, piece in apart)
         if found.points >= self._writer.points_max:
             del self._collected[batch.group]
             self._start(self._write_collected, found)
@@ -247,16 +259,20 @@ class Overtaking:
     async def _write_collected(self, found: _Collected, holder: _Holder | None = None) -> None:
         """Writes points like refused ones. When all are refused, each has the reason that those like it have."""
         batch = await self._writer.run_sync(join, [piece for _, piece in found.pieces])
-        piece = Piece(batch, left=not self._strict)
+        piece = Piece(batch)
+        piece.suspicion.left = not self._strict
         verdict: Verdict | None = None
         if batch.points <= self._writer.points_max:
-            verdict = await self._writer.decide(piece, leave=self._may_leave if self._strict else _never)
+            verdict = await self._writer.decide(
+                piece, leave=self._may_leave_apart if self._strict else _never
+            )
             if verdict is None:
                 await self._leave(piece, None, holder)
                 return
         if isinstance(verdict, Rejected) and self._all_refused(verdict, batch, found):
             for pattern, part in found.pieces:
                 self._park(pattern, part, verdict if len(found.pieces) == 1 else None, holder)
+                await trio.lowlevel.checkpoint()  # a thousand letters at once would hold everybody up
             return
         patterns = {
             (part.seq, part.first + line): pattern
@@ -268,7 +284,8 @@ class Overtaking:
         def noted(part: Batch, what: Settled) -> None:
             if not what.letters:
                 for each in part.parts:
-                    self._writer.learnt.forget(patterns[each.seq, each.first])
+                    pattern = patterns[each.seq, each.first]
+                    self._writer.learnt.forget(pattern, now_s=trio.current_time())
             self._note(holder, part, what)
 
         await self._writer.find(piece, verdict, noted)
@@ -296,6 +313,22 @@ class Overtaking:
         self._writer.count(batch, what)
         self._note(holder, batch, what)
         self._writer.learnt.renew(pattern, now_s=now_s)
+
+
+def _cut_apart(
+    learnt: Learnt, batch: Batch, patterns: Sequence[Pattern], now_ns: int
+) -> tuple[list[tuple[Pattern, Batch]], Batch | None]:
+    """The points that patterns mean, by their pattern, and the others; in one trip to a thread, as each costs."""
+    lines = batch.split()
+    chosen = learnt.choose(lines, patterns, now_ns=now_ns)
+    if not chosen:
+        return [], batch
+    by_pattern: dict[Pattern, list[int]] = {}
+    for place, pattern in sorted(chosen.items()):
+        by_pattern.setdefault(pattern, []).append(place)
+    rest = others(len(lines), chosen)
+    apart = [(pattern, pick(batch, lines, places)) for pattern, places in by_pattern.items()]
+    return apart, pick(batch, lines, rest) if rest else None
 
 
 def _never(_piece: Piece) -> bool:

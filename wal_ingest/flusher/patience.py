@@ -64,14 +64,14 @@ class Patience:
             self._not_before = -float("inf")
             self._returned.unpark_all()
 
-    async def gate(self) -> None:
+    async def gate(self, *, through_hold: bool = False) -> None:
         """Waits while the sink is held, or the server's time has not come. Always a checkpoint.
 
         While that time is far, one task is let through now and then: its write is the probe.
         """
         await trio.lowlevel.checkpoint()
         while True:
-            if self._held is not None:
+            if self._held is not None and not through_hold:
                 await self._held.wait()
                 continue
             now_s = trio.current_time()

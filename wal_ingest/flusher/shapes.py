@@ -7,7 +7,10 @@ measurement, tag keys, field keys, and the type of each field. Bulk work: call t
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from wal_ingest.flusher.outcome import BeyondRetention, Hint, LinesRefused, Named
@@ -20,6 +23,7 @@ _ESCAPED = re.compile(rb"\\([,= ])")
 _TYPE_OF_LAST = {b"i": "integer", b"u": "unsigned"}
 _BOOLEAN_STARTS = b"tTfF"
 # How a field's value begins, by its type.
+_ESCAPES = frozenset(b",= \\")
 _VALUES = {
     "string": rb'"',
     "boolean": rb"[tTfF]",
@@ -28,7 +32,34 @@ _VALUES = {
     "float": rb"[-+.\d]",
 }
 
-Shape = Hashable
+_WHOLE_VALUES = {
+    "string": rb'"(?:[^"\\]|\\.)*"',
+    "boolean": rb"[tTfF]\w*",
+    "integer": rb"[-+]?\d+i",
+    "unsigned": rb"\d+u",
+    "float": rb"[-+.\deE]+",
+}
+# … and those of which that is enough to tell them from all others.
+_EXACT_VALUES = {
+    "string": rb'"',
+    "boolean": rb"[tTfF]",
+    "integer": rb"[-+]?\d+i[, ]",
+    "unsigned": rb"\d+u[, ]",
+}
+
+
+class Shape(NamedTuple):
+    """What decides whether a schema takes a point: see above. Names are as they stand in the line."""
+
+    measurement: bytes
+    tags: tuple[bytes, ...]
+    fields: tuple[tuple[bytes, str], ...]
+
+
+class Shaped(NamedTuple):
+    """Means the points of a shape: for those that were refused without a word of why."""
+
+    shape: Shape
 
 
 class Split(NamedTuple):
@@ -63,11 +94,17 @@ def shape_of(line: bytes) -> Shape:
     """A line's measurement, tag keys, and fields with their types."""
     split = split_line(line)
     measurement, tags = _measurement_and_tags(split.series)
-    return (
+    return Shape(
         measurement,
         tuple(key for key, _ in _PAIR.findall(tags)),
         tuple((key, type_of(value)) for key, value in _PAIR.findall(split.fields)),
     )
+
+
+def common_shape(lines: Sequence[bytes]) -> Shape | None:
+    """The shape that all lines have; None where they have several."""
+    shape = shape_of(lines[0])
+    return shape if all(shape_of(line) == shape for line in lines[1:]) else None
 
 
 def type_of(value: bytes) -> str:
@@ -92,7 +129,7 @@ def _plain(name: bytes) -> bytes:
 # -- what a hint selects --------------------------------------------------------------------------------
 
 
-def selected(lines: Sequence[bytes], hint: Hint) -> list[int]:
+def selected(lines: Sequence[bytes], hint: Hint | Shaped) -> list[int]:
     """The places of the lines that a hint may mean, rising; none where it cannot tell them from the others."""
     return _SELECTORS[type(hint)](lines, hint)
 
@@ -101,14 +138,50 @@ def _named(lines: Sequence[bytes], hint: Named) -> list[int]:
     measurement = hint.measurement.encode(errors="replace")
     needle = (hint.field or hint.tag).encode(errors="replace")
     # A name that needs no escaping stands in the line as it is: most lines are passed over without being read.
-    plain_name = needle if not set(needle) & set(b",= \\") else b""
+    plain_name = needle if not set(needle) & _ESCAPES else b""
     value = _VALUES.get(hint.given, b"") if plain_name else b""
-    quick = re.compile(re.escape(plain_name) + (b"=" + value if plain_name else b"")).search
-    return [
-        place
-        for place, line in enumerate(lines)
-        if quick(line) and _is_named(line, measurement, needle, hint)
-    ]
+    places = _containing(lines, re.escape(plain_name) + (b"=" + value if plain_name else b""))
+    exact = _exact(measurement, needle, hint)
+    if exact is not None:
+        return [place for place in places if exact(lines[place])]
+    return [place for place in places if _is_named(lines[place], measurement, needle, hint)]
+
+
+def _containing(lines: Sequence[bytes], pattern: bytes) -> list[int]:
+    """The places of the lines in which a pattern is found; one search over all of them, for it is most of the work."""
+    if not pattern:
+        return list(range(len(lines)))
+    ends = list(accumulate(map(len, lines)))
+    search, body = re.compile(pattern).search, b"".join(lines)
+    places: list[int] = []
+    found = search(body)
+    while found is not None:
+        place = bisect_right(ends, found.start())
+        places.append(place)
+        found = search(body, ends[place])
+    return places
+
+
+@lru_cache(maxsize=256)
+def _exact_pattern(measurement: bytes, field: bytes, value: bytes) -> re.Pattern[bytes]:
+    return re.compile(
+        re.escape(measurement)
+        + rb"(?:,(?:[^ \\]|\\+[^\\])*)? (?:"
+        + _PAIR.pattern
+        + rb",)*?"
+        + re.escape(field)
+        + b"="
+        + value,
+        re.DOTALL,
+    )
+
+
+def _exact(measurement: bytes, needle: bytes, hint: Named) -> Callable[[bytes], object] | None:
+    """A match that says the same as `_is_named`, where names need no escaping and a value's start tells its type."""
+    value = _EXACT_VALUES.get(hint.given)
+    if value is None or not hint.field or (set(measurement) | set(needle)) & _ESCAPES:
+        return None
+    return _exact_pattern(measurement, needle, value).match
 
 
 def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bool:
@@ -122,6 +195,19 @@ def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bo
         needle in (key, _plain(key)) and (not hint.given or type_of(value) == hint.given)
         for key, value in _PAIR.findall(split.fields if hint.field else tags)
     )
+
+
+def _shaped(lines: Sequence[bytes], hint: Shaped) -> list[int]:
+    match = _shape_pattern(hint.shape).match
+    return [place for place, line in enumerate(lines) if match(line)]
+
+
+@lru_cache(maxsize=256)
+def _shape_pattern(shape: Shape) -> re.Pattern[bytes]:
+    """Matches lines of a shape; none of another one, and all of it but those that are written in odd ways."""
+    tags = b"".join(b"," + re.escape(key) + rb"=(?:[^, \\]|\\+[^\\])*" for key in shape.tags)
+    fields = b",".join(re.escape(key) + b"=" + _WHOLE_VALUES[kind] for key, kind in shape.fields)
+    return re.compile(re.escape(shape.measurement) + tags + b" " + fields + b" ", re.DOTALL)
 
 
 def _before(lines: Sequence[bytes], hint: BeyondRetention) -> list[int]:
@@ -157,6 +243,7 @@ _SELECTORS: dict[type, Callable[[Sequence[bytes], object], list[int]]] = {
     Named: _named,  # type: ignore[dict-item]
     BeyondRetention: _before,  # type: ignore[dict-item]
     LinesRefused: _listed,  # type: ignore[dict-item]
+    Shaped: _shaped,  # type: ignore[dict-item]
 }
 
 
@@ -180,11 +267,11 @@ def divided(lines: Sequence[bytes]) -> list[int]:
                 if chosen and len(chosen) + len(places) > half:
                     break
                 chosen += places
-            return sorted(chosen) if common is series_of or not _repeats(lines) else list(range(half))
+            return sorted(chosen) if common is series_of or not repeats(lines) else list(range(half))
     return list(range(half))
 
 
-def _repeats(lines: Sequence[bytes]) -> bool:
+def repeats(lines: Sequence[bytes]) -> bool:
     """Whether a series has two points of one time here: a database keeps what was written last."""
     return len({(split.series, split.time_ns) for split in map(split_line, lines)}) < len(lines)
 

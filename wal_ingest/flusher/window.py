@@ -160,8 +160,9 @@ class Window:
 
     def settle_parts(self, parts: Sequence[Part], settled: Settled) -> bool:
         """Notes what became of some points, which may be of several batches; as `settle`."""
+        mark = None
         for part in parts:
-            mark = self._mark_of(part.seq)
+            mark = self._mark_of(part.seq, mark)
             mark.confirmed += part.points
             if mark.outstanding:
                 mark.done.append(part)
@@ -170,7 +171,7 @@ class Window:
                 mark.done.clear()
                 self._release(mark, mark.held_bytes)
         for letter in settled.letters:
-            mark = self._mark_of(letter.seq)
+            mark = self._mark_of(letter.seq, mark)
             mark.confirmed -= 1
             mark.parked += 1
             self._keep_letter(mark, letter)
@@ -295,7 +296,10 @@ class Window:
 
     # -- where what lies --------------------------------------------------------------------------------
 
-    def _mark_of(self, seq: int) -> _Mark:
+    def _mark_of(self, seq: int, last: _Mark | None = None) -> _Mark:
+        """The mark with a seq. `last` is the one that was found before: neighbours are often in the same."""
+        if last is not None and last.run.first_seq <= seq <= last.run.last_seq:
+            return last
         place = bisect_right(self._marks, seq, key=lambda mark: mark.run.first_seq) - 1
         mark = self._marks[place]
         assert mark.run.first_seq <= seq <= mark.run.last_seq, f"seq {seq} is not on its way"

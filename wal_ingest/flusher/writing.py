@@ -18,17 +18,16 @@ throwing it away. Cancellation anywhere else leaves nothing behind: the batch is
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from random import Random
 
 import trio
 
 from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.batches import Batch
-from wal_ingest.flusher.finding import Convicted, Finder, Piece, Verdict
+from wal_ingest.flusher.evidence import Evidence, Group
+from wal_ingest.flusher.finding import Finder
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.learnt import Learnt
 from wal_ingest.flusher.log import NowNs, RunSync
@@ -43,26 +42,15 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.parking import ParkingLog
 from wal_ingest.flusher.patience import Patience
+from wal_ingest.flusher.piece import Convicted, Piece, Verdict
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress
-from wal_ingest.flusher.suspicion import Neighbours
 from wal_ingest.flusher.window import Settled
 from wal_ingest.settings import FlusherSettings
 from wal_ingest.wal.cursor import DeadLetter
 
-# Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
-_GROUPS_MAX = 32
-# How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
-_DENIED_AFTER = 2
-_DENIED_AGAIN_AFTER = 1
-
-
-@dataclass(slots=True)
-class _Group:
-    """What is known of one destination; `control` is its latest confirmed write, harmless to do again."""
-
-    neighbours: Neighbours = field(default_factory=Neighbours)
-    control: Batch | None = None
+# Pieces that failed without a verdict and are tried again and again, side by side.
+_PATIENT_MAX = 512
 
 
 class SinkWriter:
@@ -89,9 +77,12 @@ class SinkWriter:
         self.run_sync = run_sync
         self.now_ns = now_ns
         self.learnt = learnt or Learnt()
+        self.evidence = Evidence(self.learnt, run_sync=run_sync, now_ns=now_ns)
         self.name = sink.name
         self.refused_whole = False
         self.failures: list[WalIngestError] = []
+        # Whether repeated points of a series must keep their order: see `finding`.
+        self.strict = sink.in_flight_max == 1
         self._sink = sink
         self._settings = settings
         self._progress = progress
@@ -99,10 +90,11 @@ class SinkWriter:
         self._changed = changed
         self._patience = Patience(sink.name, settings, rng=rng, changed=changed)
         self._parking_log = ParkingLog(sink.name)
-        self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
         self._permits = trio.Semaphore(sink.in_flight_max)
         self._of_suspects = trio.Lock()
+        self._of_scouts = trio.Lock()
+        self.investigations = trio.Semaphore(_PATIENT_MAX)
 
     @property
     def retrying(self) -> bool:
@@ -183,8 +175,8 @@ class SinkWriter:
         probing = False
         while True:
             if not probing:
-                await self._patience.gate()
-            outcome = await self._write(piece.batch, suspect=piece.left)
+                await self._patience.gate(through_hold=piece.scout)
+            outcome = await self._write(piece.batch, suspect=piece.suspicion.left)
             if isinstance(outcome, Rejected) and self._doubtful(outcome):
                 reason = f"everything is refused, and nothing was ever confirmed: {outcome.reason}"
                 outcome = Misconfigured(reason, outcome.status)
@@ -192,28 +184,34 @@ class SinkWriter:
             about_piece = denied and await self._control_passes(piece)
             if isinstance(outcome, Misconfigured) and not about_piece:
                 self._progress.retried_writes += 1
-                if denied and leave(piece):
+                scouts = denied and self.evidence.scouts_denied(piece)
+                if scouts or (denied and leave(piece)):
                     if probing:
                         self._patience.release()
-                    return None
+                    return Convicted(outcome.reason, outcome.status) if scouts else None
+                if piece.scout:
+                    async with self._of_scouts:  # in all, one write at a time, as if it were the probe
+                        await trio.sleep(self._settings.hold_retry_s)
+                    continue
                 probing = await self._patience.hold(outcome, probing=probing)
                 continue
             if probing:
                 probing = False
                 self._patience.release()
             if isinstance(outcome, Misconfigured):
-                if self._is_denied(piece):
+                if await self.evidence.is_denied(piece, outcome):
                     return Convicted(outcome.reason, outcome.status)
                 continue
             if isinstance(outcome, Confirmed | TooLarge | Rejected):
                 return outcome
             self._unavailable.add(id(piece))
             self._changed()
-            piece.suspicion.failed(self._group(piece.batch).neighbours, suspect=outcome.suspect)
-            if outcome.suspect and piece.suspicion.proven(points=piece.batch.points):
-                return Convicted(outcome.reason, outcome.status)
-            if outcome.suspect and leave(piece):
-                return None
+            piece.suspicion.failed(self.evidence.group(piece.batch).neighbours, suspect=outcome.suspect)
+            if outcome.suspect:
+                if await self.evidence.is_proven(piece, outcome) or self.evidence.scouts(piece):
+                    return Convicted(outcome.reason, outcome.status)
+                if leave(piece):
+                    return None
             await self._patience.back_off(outcome, piece.suspicion)
             await self._write_control(piece)
             self._progress.retried_writes += 1
@@ -231,7 +229,7 @@ class SinkWriter:
         """
         return self.refused_whole and self.confirmed_writes == 0 and not outcome.about_points
 
-    async def _write(self, batch: Batch, *, suspect: bool = False) -> Outcome:
+    async def _write(self, batch: Batch, *, suspect: bool = False, control: bool = False) -> Outcome:
         """One write, shielded until a stop's grace is over; keeps the numbers."""
         async with AsyncExitStack() as permits:
             if suspect:
@@ -244,7 +242,7 @@ class SinkWriter:
                 with self._grace.shield():
                     outcome = await self._sink.write(batch)
                     self._progress.wrote(trio.current_time() - began_s)
-                    self._note(batch, outcome, began_s)
+                    self._note(batch, outcome, began_s, control=control)
                     return outcome
             except WalIngestError as exc:
                 self.failures.append(exc)
@@ -254,48 +252,43 @@ class SinkWriter:
         await trio.sleep_forever()  # the grace is over, and so is the surrounding scope: raises Cancelled
         raise AssertionError("the stop began without a cancellation")  # pragma: no cover: as it says
 
-    def _note(self, batch: Batch, outcome: Outcome, began_s: float) -> None:
-        if not isinstance(outcome, Confirmed):
-            self._progress.error(plain(outcome.reason), self.now_ns())
-            self._progress.rejected_writes += isinstance(outcome, Rejected)
-            if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
-                self._patience.sent_away(outcome.retry_after_s)
+    def _note(self, batch: Batch, outcome: Outcome, began_s: float, *, control: bool) -> None:
+        self.evidence.note(batch, outcome, control=control)
+        if isinstance(outcome, Confirmed):
+            self._patience.confirmed(began_s)
             return
-        self._patience.confirmed(began_s)
-        group = self._group(batch)
-        group.neighbours.passed += 1
-        group.control = batch
+        self._progress.error(plain(outcome.reason), self.now_ns())
+        self._progress.rejected_writes += isinstance(outcome, Rejected)
+        if isinstance(outcome, Unavailable) and outcome.retry_after_s is not None:
+            self._patience.sent_away(outcome.retry_after_s)
 
-    # -- suspects ---------------------------------------------------------------------------------------
-
-    def _group(self, batch: Batch) -> _Group:
-        group = self._groups.setdefault(batch.group, _Group())
-        self._groups.move_to_end(batch.group)
-        if len(self._groups) > _GROUPS_MAX:
-            self._groups.popitem(last=False)
-        return group
+    # -- controls ---------------------------------------------------------------------------------------
 
     async def _write_control(self, piece: Piece) -> None:
         """Where a piece may be to blame but no neighbour came by: writes again what is known to pass.
 
         Its outcome only counts as evidence: the points are confirmed already.
         """
-        group = self._group(piece.batch)
+        group = self.evidence.group(piece.batch)
         if group.control is not None and piece.suspicion.wants_control(group.neighbours):
             await self._patience.gate()
-            await self._write(group.control, suspect=piece.left)
+            await self._rewrite(piece, group)
 
     async def _control_passes(self, piece: Piece) -> bool:
         """Whether what passed before still passes: then a refusal of access is about this piece."""
-        control = self._group(piece.batch).control
-        if control is None:
+        group = self.evidence.group(piece.batch)
+        if group.control is None:
             piece.suspicion.failures += 1
             return False
-        passed = isinstance(await self._write(control, suspect=piece.left), Confirmed)
+        passed = isinstance(await self._rewrite(piece, group), Confirmed)
         piece.denied += passed
         return passed
 
-    @staticmethod
-    def _is_denied(piece: Piece) -> bool:
-        again = piece.suspicion.inherited and piece.batch.points > 1
-        return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
+    async def _rewrite(self, piece: Piece, group: Group) -> Outcome:
+        """Writes a control. It is chosen in its turn: an earlier choice could undo a point that was replaced since."""
+        async with AsyncExitStack() as turn:
+            if piece.suspicion.left:
+                await turn.enter_async_context(self._of_suspects)
+            assert group.control is not None
+            control = await self.evidence.control_for(piece, group.control)
+            return await self._write(control, control=True)

@@ -1,0 +1,190 @@
+"""However many batches fail without a word of why: good points go on, and every bad one is parked within minutes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+from msgspec import structs
+
+from tests.flusher.rig import SETTINGS, DeliveryRig
+from tests.flusher.twins import START_NS
+from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable
+
+POINTS = 100
+FAILED = Unavailable("HTTP 500", 500, suspect=True)
+CLOSED = Unavailable("the connection was closed without an answer", suspect=True)
+PLAIN_400 = Unavailable("HTTP 400: cannot read the body", 400, suspect=True)
+DENIED = Misconfigured("HTTP 403: Forbidden", 403, suspect=True)
+MINUTES_S = 300.0
+
+# A bad line of an entry, by its number: of a shape of its own, of one of many shapes, or of that of good ones.
+BAD_LINES: dict[str, Callable[[int, int], str]] = {
+    "one shape": lambda seq, n: f"old,kind=old v={n},seq={seq}i {START_NS + n}\n",
+    "many shapes": lambda seq, n: f"old,kind=old,tag{seq % 7}=1 v={n},seq={seq}i {START_NS + n}\n",
+    "the shape of good ones": lambda seq, n: f"m,host=kind\\=old{n} v={n},seq={seq}i {START_NS + n}\n",
+}
+
+
+def is_bad(line: bytes) -> bool:
+    return b"kind=old" in line or b"kind\\=old" in line
+
+
+def rig_that_answers(outcome: Outcome, *, in_flight_max: int = 4) -> DeliveryRig:
+    rig = DeliveryRig(
+        in_flight_max=in_flight_max,
+        settings=structs.replace(SETTINGS, batch_points_max=POINTS, batch_wait_s_max=0.1),
+    )
+
+    async def answer(lines: list[bytes]) -> Outcome | None:
+        await trio.sleep(0.005)  # what a write takes
+        return outcome if any(map(is_bad, lines)) else None
+
+    rig.sink.answer = answer
+    return rig
+
+
+def append(rig: DeliveryRig, *, bad: int, shape: str = "one shape") -> None:
+    """One batch, of which so many lines are bad."""
+    seq = rig.log.last_seq + 1
+    lines = [
+        BAD_LINES[shape](seq, n) if bad and n % (POINTS // bad) == 3 else good_line(seq, n)
+        for n in range(POINTS)
+    ]
+    rig.log.append(POINTS, lines="".join(lines).encode(), accepted_ns=START_NS)
+
+
+def good_line(seq: int, n: int) -> str:
+    return f"m,host=h{n} v={n},seq={seq}i {START_NS + n}\n"
+
+
+def assert_each_point_went_where_it_should(rig: DeliveryRig) -> None:
+    every = rig.log.all_lines()
+    assert sorted(letter.line for letter in rig.state.letters) == sorted(filter(is_bad, every))
+    assert set(rig.sink.confirmed) == {line for line in every if not is_bad(line)}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shape"),
+    [
+        *((FAILED, shape) for shape in BAD_LINES),
+        (CLOSED, "one shape"),
+        (PLAIN_400, "one shape"),
+        (DENIED, "one shape"),
+        (DENIED, "the shape of good ones"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each.reason,
+)
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_forty_of_44_batches_with_a_bad_line_each_are_done_within_minutes(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome, shape: str, in_flight_max: int
+) -> None:
+    rig = rig_that_answers(outcome, in_flight_max=in_flight_max)
+    for number in range(44):
+        append(rig, bad=0 if number % 11 == 5 else 1, shape=shape)
+    async with rig.running():
+        await rig.state.reached(44)
+    # With one write at a time the bad points of one series wait for each other.
+    assert trio.current_time() < MINUTES_S * (2 if in_flight_max == 1 else 1)
+    assert_each_point_went_where_it_should(rig)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shape", "bad"),
+    [
+        *((FAILED, shape, 1) for shape in BAD_LINES),
+        (FAILED, "one shape", 10),
+        (CLOSED, "one shape", 1),
+    ],
+    ids=lambda each: each.reason if isinstance(each, Unavailable) else str(each),
+)
+async def test_good_points_go_on_though_every_single_batch_has_bad_ones(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome, shape: str, bad: int
+) -> None:
+    """A batch a second, each with 1 % or 10 % bad points: nothing ever passes as it is."""
+    rig = rig_that_answers(outcome)
+    waits_s = []
+    async with rig.running():
+        for _ in range(60):
+            append(rig, bad=bad, shape=shape)
+            seq, begun_s = rig.log.last_seq, trio.current_time()
+            line = good_line(seq, POINTS - 1).encode()
+            with trio.move_on_after(20.0):
+                while line not in rig.sink.confirmed:
+                    await rig.sink.wrote(len(rig.sink.writes) + 1)
+                    await trio.testing.wait_all_tasks_blocked()
+            waits_s.append(trio.current_time() - begun_s)
+            await trio.sleep(max(0.0, begun_s + 1.0 - trio.current_time()))
+        appended_s = trio.current_time()
+        await rig.state.reached(rig.log.last_seq)
+    assert trio.current_time() - appended_s < MINUTES_S
+    assert_each_point_went_where_it_should(rig)
+    assert max(waits_s) < 15.0, waits_s
+    if shape == "one shape":
+        assert sorted(waits_s)[len(waits_s) // 2] <= 0.2
+        assert sorted(waits_s)[-10] <= 1.0
+
+
+@pytest.mark.parametrize("shape", BAD_LINES)
+async def test_restarts_every_two_minutes_delay_it_and_lose_no_progress(
+    autojump_clock: trio.testing.MockClock, shape: str
+) -> None:
+    """Evidence against a single point is begun anew; what was confirmed, parked or learnt is not done again."""
+    rig = rig_that_answers(FAILED)
+    for number in range(22):
+        append(rig, bad=0 if number % 11 == 5 else 1, shape=shape)
+    lives = 0
+    while rig.state.cursor("fake").seq < rig.log.last_seq:
+        lives += 1
+        assert lives <= 5
+        settled = rig.state.cursor("fake").settled
+        async with rig.running():
+            with trio.move_on_after(120.0):
+                await rig.state.reached(rig.log.last_seq)
+        assert rig.state.cursor("fake").settled > settled
+    assert_each_point_went_where_it_should(rig)
+    assert len(rig.state.letters) == 20
+
+
+async def test_a_control_that_fails_takes_back_what_speaks_against_a_point(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An overload in the midst of an investigation, in the same words: no good point is parked."""
+    rig = rig_that_answers(FAILED)
+    refusing, dice = rig.sink.answer, random.Random(3)
+
+    async def answer(lines: list[bytes]) -> Outcome | None:
+        outcome = refusing(lines)
+        assert isinstance(outcome, Awaitable)
+        return await outcome or (
+            FAILED if 40.0 < trio.current_time() < 400.0 and dice.random() < 0.7 else None
+        )
+
+    rig.sink.answer = answer
+    async with rig.running():
+        for number in range(44):
+            append(rig, bad=1 if number % 4 == 0 else 0)
+            await trio.sleep(3.0)
+        await rig.state.reached(44)
+    assert trio.current_time() > 100.0
+    assert_each_point_went_where_it_should(rig)
+
+
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_a_point_that_replaces_an_earlier_one_of_the_batch_is_written_after_it(
+    autojump_clock: trio.testing.MockClock, in_flight_max: int
+) -> None:
+    """The first of each two is in the half with the bad point, which fails, and has to be divided further."""
+    rig = rig_that_answers(FAILED, in_flight_max=in_flight_max)
+    lines = [f"m,host=h{n % 20} v={n},seq=1i {START_NS}\n" for n in range(40)]
+    lines[3] = BAD_LINES["the shape of good ones"](1, 3)
+    rig.log.append(40, lines="".join(lines).encode())
+    async with rig.running():
+        append(rig, bad=0)
+        await rig.state.reached(2)
+    assert_each_point_went_where_it_should(rig)
+    last = {line.split(b" ")[0]: line for line in rig.sink.confirmed if b"seq=1i" in line}
+    assert [last[b"m,host=h%d" % n] for n in range(20)] == [line.encode() for line in lines[20:]]

@@ -1,0 +1,67 @@
+"""What points have in common, and which of them a database's words may mean."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wal_ingest.flusher.outcome import Named
+from wal_ingest.flusher.shapes import _is_named, selected
+
+_NAMES = st.sampled_from(["m", "v", "mv", "w", "a,b", "a b", "a=b", "v1", "\\\\"])
+_VALUES = st.sampled_from(
+    ['"x"', '"m v=1i,"', '"x,v=\\"y"', '"two\nlines"', "1", "-1.5e3", "7i", "-7i", "7u", "t", "false", "+.5"]
+)
+
+
+def escaped(name: str) -> str:
+    return "".join(f"\\{each}" if each in ",= " else each for each in name)
+
+
+@st.composite
+def _line(draw: st.DrawFn) -> bytes:
+    series = "".join(
+        f",{escaped(draw(_NAMES))}={escaped(draw(_NAMES))}" for _ in range(draw(st.integers(0, 3)))
+    )
+    fields = ",".join(f"{escaped(draw(_NAMES))}={draw(_VALUES)}" for _ in range(draw(st.integers(1, 4))))
+    return f"{escaped(draw(_NAMES))}{series} {fields} {draw(st.integers(0, 99))}\n".encode()
+
+
+@given(
+    lines=st.lists(_line(), max_size=12),
+    measurement=_NAMES,
+    name=_NAMES,
+    given_type=st.sampled_from(["", "string", "boolean", "integer", "unsigned", "float", "unheard-of"]),
+    tag=st.booleans(),
+)
+def test_the_quick_search_finds_what_reading_each_line_finds(
+    lines: list[bytes], measurement: str, name: str, given_type: str, tag: bool
+) -> None:
+    hint = Named(measurement, tag=name) if tag else Named(measurement, field=name, given=given_type)
+    expected = [
+        place
+        for place, line in enumerate(lines)
+        if _is_named(line, measurement.encode(), name.encode(), hint)
+    ]
+    assert selected(lines, hint) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'm,t=1 a=1,v="x" 1\n', True),
+        (b'm v="x" 1\n', True),
+        (b'm,v="x" a=1 1\n', False),  # a tag
+        (b'n,t=m a="m v=",v="x" 1\n', False),  # another measurement
+        (b'm a="v=\\"x" 1\n', False),  # within another field's text
+        (b'm a="\n",v="x" 1\n', True),  # a line feed within a string
+    ],
+)
+def test_a_field_of_a_type_is_found_where_it_is_one(line: bytes, found: bool) -> None:
+    lines = [b"m v=1 1\n", line, b"m v=1 2\n"]
+    assert selected(lines, Named("m", field="v", given="string")) == ([1] if found else [])
+
+
+def test_a_measurement_alone_means_each_of_its_lines() -> None:
+    assert selected([b"m v=1 1\n", b"n v=1 1\n", b"m,a=b v=1 1\n"], Named("m")) == [0, 2]

@@ -1,0 +1,138 @@
+"""What speaks against a piece that fails without a word of why, over all writes of one sink. See `suspicion`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import trio
+
+from wal_ingest.flusher.batches import Batch, pick
+from wal_ingest.flusher.convictions import Convictions
+from wal_ingest.flusher.learnt import Learnt, Pattern
+from wal_ingest.flusher.log import NowNs, RunSync
+from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
+from wal_ingest.flusher.piece import Piece
+from wal_ingest.flusher.shapes import Shape, Shaped, common_shape, shape_of
+from wal_ingest.flusher.suspicion import LEAVE_AFTER, LEAVE_AFTER_COUNTED, Neighbours
+
+# Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
+_GROUPS_MAX = 32
+# How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
+_DENIED_AFTER = 2
+_DENIED_AGAIN_AFTER = 1
+
+
+@dataclass(slots=True)
+class Group:
+    """What is known of one destination; `control` is its latest confirmed write, harmless to do again.
+
+    `scouted` says that a batch is divided because nothing passes.
+    """
+
+    neighbours: Neighbours = field(default_factory=Neighbours)
+    control: Batch | None = None
+    scouted: bool = False
+
+
+class Evidence:
+    """One sink's."""
+
+    def __init__(self, learnt: Learnt, *, run_sync: RunSync, now_ns: NowNs) -> None:
+        self.convictions = Convictions(learnt)
+        self._learnt = learnt
+        self._run_sync = run_sync
+        self._now_ns = now_ns
+        self._groups: OrderedDict[Hashable, Group] = OrderedDict()
+
+    def group(self, batch: Batch) -> Group:
+        """What is known of a batch's destination."""
+        group = self._groups.setdefault(batch.group, Group())
+        self._groups.move_to_end(batch.group)
+        if len(self._groups) > _GROUPS_MAX:
+            self._groups.popitem(last=False)
+        return group
+
+    def note(self, batch: Batch, outcome: Outcome, *, control: bool) -> None:
+        """Notes what became of any write; `control` says that it was one of what had passed before."""
+        group = self.group(batch)
+        neighbours = group.neighbours
+        if isinstance(outcome, Confirmed):
+            neighbours.passed += 1
+            neighbours.controls_passed += control
+            group.scouted = False
+            if not control:
+                group.control = batch
+        elif control and isinstance(outcome, Unavailable | Misconfigured):
+            neighbours.controls_failed += 1
+            neighbours.control_failed_s = trio.current_time()
+
+    async def is_proven(self, piece: Piece, outcome: Unavailable) -> bool:
+        """Whether it is time to divide a piece, or to park it, after one more failure."""
+        shape = await self._shape(piece)
+        neighbours, now_s = self.group(piece.batch).neighbours, trio.current_time()
+        alike = self.convictions.alike(
+            piece.batch.group, shape, outcome.reason, outcome.status, neighbours, now_s=now_s
+        )
+        if piece.suspicion.counted == LEAVE_AFTER_COUNTED:
+            await self._suspect(piece, outcome)
+        return piece.suspicion.proven(points=piece.batch.points, alike=alike)
+
+    async def is_denied(self, piece: Piece, outcome: Misconfigured) -> bool:
+        """The same for a 401, 403 or 404, each time while a control passed (`Piece.denied`)."""
+        shape = await self._shape(piece)
+        await self._suspect(piece, outcome)
+        known = self.convictions.of_shape(piece.batch.group, shape, outcome.reason, outcome.status)
+        again = known or (piece.suspicion.inherited and piece.batch.points > 1)
+        return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
+
+    async def control_for(self, piece: Piece, control: Batch) -> Batch:
+        """A control for one point is one point: as quick to write, and as likely to pass through what counts bytes.
+
+        It is the last one: an earlier one may have been replaced by a point after it.
+        """
+        if piece.batch.points > 1 or control.points == 1:
+            return control
+        return await self._run_sync(lambda: pick(control, control.split(), [control.points - 1]))
+
+    # -- shapes -----------------------------------------------------------------------------------------
+
+    async def _shape(self, piece: Piece) -> Shape | None:
+        if not piece.shape_known:
+            piece.shape = await self._run_sync(lambda: common_shape(piece.batch.split()))
+            piece.shape_known = True
+        return piece.shape
+
+    async def _suspect(self, piece: Piece, outcome: Unavailable | Misconfigured) -> None:
+        """Has points of the shape set apart from now on, if none of it passes: only that the others need not wait."""
+        control = self.group(piece.batch).control
+        if piece.shape is None or not piece.suspicion.left or control is None or piece.shape in piece.passed:
+            return
+        passing = await self._run_sync(lambda: set(map(shape_of, control.split())))
+        if piece.shape not in passing:
+            pattern = Pattern(piece.batch.group, Shaped(piece.shape))
+            now_s, now_ns = trio.current_time(), self._now_ns()
+            reason = plain(outcome.reason)
+            self._learnt.learn(pattern, reason, outcome.status, now_s=now_s, now_ns=now_ns, proven=False)
+
+    # -- where nothing passes ---------------------------------------------------------------------------
+
+    def scouts(self, piece: Piece) -> bool:
+        """Whether this is the one batch of its group that is divided without evidence, because nothing passes."""
+        return piece.suspicion.may_scout(self.group(piece.batch).neighbours) and self._becomes_scout(piece)
+
+    def scouts_denied(self, piece: Piece) -> bool:
+        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
+        return (
+            self.group(piece.batch).control is None
+            and piece.suspicion.failures >= LEAVE_AFTER
+            and self._becomes_scout(piece)
+        )
+
+    def _becomes_scout(self, piece: Piece) -> bool:
+        group = self.group(piece.batch)
+        if piece.batch.points == 1 or (group.scouted and not piece.scout):
+            return False
+        piece.scout = group.scouted = True
+        return True
