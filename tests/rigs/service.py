@@ -32,16 +32,19 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def run_command(
-    *arguments: str | Path, settings: Mapping[str, object] | None = None, s_max: float = 30.0
+    *arguments: str | Path,
+    settings: Mapping[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+    s_max: float = 30.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `wal-ingest` with arguments to its end."""
+    """Runs `wal-ingest` with arguments to its end; `env` on top of the environment with these settings alone."""
     return subprocess.run(
         [COMMAND, *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=s_max,
-        env=environment(settings or {}),
+        env=environment(settings or {}) | dict(env or {}),
         stdin=subprocess.DEVNULL,
     )
 

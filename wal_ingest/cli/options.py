@@ -17,6 +17,26 @@ ConfigOption = Annotated[
         "--config", metavar="FILE", help="Settings file (TOML). Also WAL_INGEST_CONFIG.", show_default=False
     ),
 ]
+NodeConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        show_default=False,
+        help="Settings file (TOML).  [default: the running node's settings, else WAL_INGEST_CONFIG, "
+        "./wal-ingest.toml, /etc/wal-ingest/wal-ingest.toml]",
+    ),
+]
+FoundConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        show_default=False,
+        help="Settings file (TOML).  [default: WAL_INGEST_CONFIG, ./wal-ingest.toml, "
+        "/etc/wal-ingest/wal-ingest.toml]",
+    ),
+]
 # Text, not a path: what is printed is what was typed.
 DataDirOption = Annotated[
     str | None,
@@ -59,18 +79,26 @@ def token_of(token: str, file: Path | None) -> str:
         return token
     if token and token != os.environ.get(ENV_TOKEN):
         raise ConfigError("--token and --token-file exclude each other", hint="give one of them")
+    return token_in(file)
+
+
+def token_in(file: Path) -> str:
+    """The token that a file holds. Raises `ConfigError` where it holds none."""
     try:
         found = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
         raise ConfigError(f"{file}: the token cannot be read: {reason}") from exc
     if not found:
-        raise ConfigError(f"{file}: there is no token in it", hint="write the node's write token into it")
+        raise ConfigError(f"{file}: there is no token in it", hint="write the token into it")
     return found
 
 
 def load_config(file: Path | None, *, data_dir: str | None = None, **flags: Any) -> Config:
-    """The effective settings of a command. `flags` by name, a double underscore for the point."""
+    """The settings as `serve` takes them: no file is searched for. `flags` by name, a double underscore for the point.
+
+    Commands that work on a node's directory have those of `wal_ingest.cli.node_settings`.
+    """
     named = {name.replace("__", ".", 1): value for name, value in flags.items()}
     return load(
         file,

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import structlog
 import trio
 
@@ -246,7 +247,7 @@ class Service:
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
                     commands = node_commands(
-                        store, LogReader(store, writer), runners, changed=self._moved.set
+                        store, LogReader(store, writer), runners, self._as_bound(), changed=self._moved.set
                     )
                     control = partial(serve_control, operated=numbers.watch.operated)
                     await wal.start(control, store.data_dir, commands)
@@ -262,6 +263,12 @@ class Service:
             raise writer.failure
         if self._failure is not None:
             raise self._failure
+
+    def _as_bound(self) -> Settings:
+        """The settings with the port that was taken, where they leave it to the system."""
+        server = self._settings.server
+        bind = f"{server.bind.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
+        return msgspec.structs.replace(self._settings, server=msgspec.structs.replace(server, bind=bind))
 
     def _numbers(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> Numbers:
         def statuses() -> list[SinkStatus]:

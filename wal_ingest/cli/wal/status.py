@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption
 from wal_ingest.cli.output import age_text, bytes_text, points_text, print_json, wide_console
 
 if TYPE_CHECKING:
     from wal_ingest.wal.inspect import WalStatus
 
 
-def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def status(
+    config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False
+) -> None:
     """Segments, seqs, points and bytes; what each sink confirmed, what waits for it, and what troubles it."""
     from wal_ingest.wal.inspect import status as read_status
 
-    settings = load_config(config, data_dir=data_dir).settings
-    found = read_status(Path(settings.server.data_dir), now_ns=time.time_ns())
+    directory = directory_of(config, data_dir=data_dir)
+    found = read_status(directory, now_ns=time.time_ns())
     if json:
         print_json(found)
     else:
