@@ -122,8 +122,10 @@ class HttpDoor:
             except NoAnswer as exc:
                 # What became of it is unknown; sending it again is harmless.
                 broken += 1
-                if broken == _BROKEN_MAX:
-                    raise NotTaken(f"{self.to} cannot be reached: {exc}") from exc
+                if broken == _BROKEN_MAX or exc.wrong_peer:
+                    error = NotTaken(f"{self.to} cannot be reached: {exc}")
+                    error.hint = exc.hint
+                    raise error from exc
                 self._stop.wait(RETRY_S)
                 continue
             if 200 <= said.status < 300:

@@ -10,6 +10,7 @@ import typer
 
 from wal_ingest.config import ENV_TOKEN, Config, load
 from wal_ingest.errors import ConfigError
+from wal_ingest.units import parse_seconds
 
 ConfigOption = Annotated[
     Path | None,
@@ -68,6 +69,43 @@ TokenFileOption = Annotated[
         help="With --url: a file with the server's write token.",
     ),
 ]
+
+
+SendersTokenOption = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        metavar="TOKEN",
+        envvar=ENV_TOKEN,
+        show_default=False,
+        help="The node's write token. Better in a file or the environment, where other users do not see it.",
+    ),
+]
+SendersTokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", metavar="FILE", show_default=False, help="A file with the node's write token."
+    ),
+]
+GiveUpOption = Annotated[
+    str | None,
+    typer.Option(
+        "--give-up-after",
+        metavar="DURATION",
+        show_default=False,
+        help="End with exit code 1 when the node takes nothing for so long, such as 90s or 10m.  [default: never]",
+    ),
+]
+
+
+def give_up_s_of(text: str | None) -> float | None:
+    """The seconds of `--give-up-after`; a bare number is seconds. Raises `ConfigError`."""
+    if text is None:
+        return None
+    seconds = float(text) if text.isascii() and text.isdigit() else parse_seconds(text)
+    if not seconds:
+        raise ConfigError(f"--give-up-after {text!r} is no duration", hint="give one like 90s, 10m or 1h")
+    return seconds
 
 
 def token_of(token: str, file: Path | None) -> str:
