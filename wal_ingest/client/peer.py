@@ -105,6 +105,17 @@ def not_http(place: object, beginning: bytes) -> Unreachable:
     )
 
 
+def no_http_by_words(place: object, words: str) -> Unreachable | None:
+    """The error for an answer that h11 calls illegal; None for other words. It keeps the bytes to itself."""
+    if words == "illegal request line":
+        # So it calls a first byte that is a control character, in answers too: TLS begins with one.
+        return Unreachable(f"{place}: the answer is TLS, or no HTTP", wrong_peer=True, hint=USE_TLS)
+    if words.startswith("illegal "):
+        what = f"{place}: this is not a wal-ingest node: its answer is no HTTP ({words})"
+        return Unreachable(what, wrong_peer=True, hint=CHECK_ADDRESS)
+    return None
+
+
 def closed(place: object, words: str, *, tls: bool) -> Unreachable:
     """The error for a connection that was closed before anything was answered on it."""
     return Unreachable(f"{place}: {words}", hint="" if tls else CHECK_TLS)

@@ -9,9 +9,7 @@ environment are not used, as the stream does not use them either.
 
 from __future__ import annotations
 
-import ast
 import math
-import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,17 +21,26 @@ from wal_ingest.client import peer
 from wal_ingest.client.address import Address, write_address
 from wal_ingest.client.errors import Unreachable
 from wal_ingest.client.messages import Ack, Answer, Refusal
-from wal_ingest.confirmation import Stored, confirmation_of, foreign_answer, hint_for, protocol_of, refusal_of
+from wal_ingest.confirmation import (
+    Stored,
+    WriteProtocol,
+    confirmation_of,
+    foreign_answer,
+    hint_for,
+    protocol_of,
+    refusal_of,
+)
 
 _ANSWER_BYTES_MAX = 64 << 10
 _REASON_CHARACTERS_MAX = 500
-# How httpx words an answer that does not begin as HTTP does.
-_NO_HTTP = re.compile(r"^illegal status line: bytearray\((b.*)\)$")
 # What a node, or a proxy before it, answers for a while.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 # Verdicts on the points; every other 4xx is about the address, the token or the moment.
-_REFUSED = frozenset({400, 413, 415, 422})
+_REFUSED = {
+    WriteProtocol.NATIVE: frozenset({400, 413, 415}),
+    WriteProtocol.INFLUXDB: frozenset({400, 413, 415, 422}),
+}
 
 
 class PostConnection:
@@ -88,9 +95,8 @@ class PostConnection:
             finally:
                 await response.aclose()
         except httpx.HTTPError as exc:
-            if found := _NO_HTTP.search(str(exc)):
-                # The only trace of what was answered is in the library's words.
-                raise peer.not_http(self._place, ast.literal_eval(found[1])) from exc
+            if found := peer.no_http_by_words(self._place, str(exc)):
+                raise found from exc
             raise peer.unreachable(self._place, exc, tls=self._tls, answered=self._answered) from exc
         self._answered = True
         return self._read(number, response, said)
@@ -107,7 +113,7 @@ class PostConnection:
             wrong_peer, words = True, found.reason
         else:
             # A body that is too large may be refused by a proxy, in its own words: halving mends that too.
-            if status in _REFUSED and (reason is not None or status == 413):
+            if status in _REFUSED[self._protocol] and (reason is not None or status == 413):
                 return Refusal(number, status, (reason or _text(said))[:_REASON_CHARACTERS_MAX])
             said_text = (reason or _text(said))[:_REASON_CHARACTERS_MAX]
             words = f"answered {status}{': ' if said_text else ''}{said_text}"
