@@ -51,9 +51,9 @@ class Authority:
 
 
 @contextmanager
-def listening(talk: Talk, *, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+def listening(talk: Talk, *, tls: ssl.SSLContext | None = None, port: int = 0) -> Iterator[int]:
     """Serves in threads until the end of the block; gives the port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         stopping = threading.Event()
 
         def serve() -> None:
@@ -66,7 +66,7 @@ def listening(talk: Talk, *, tls: ssl.SSLContext | None = None) -> Iterator[int]
 
         thread = threading.Thread(target=serve)
         thread.start()
-        port: int = listener.getsockname()[1]
+        port = listener.getsockname()[1]
         try:
             yield port
         finally:

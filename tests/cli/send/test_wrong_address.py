@@ -264,3 +264,48 @@ async def test_the_client_library_is_misconfigured_where_the_certificate_is_not_
     with listening(says(b""), tls=authority.context("good")) as port:
         assert "is not trusted" in await trouble_of(f"{scheme}://127.0.0.1:{port}")
     assert "SSL_CERT_FILE" in caplog.text
+
+
+# -- cron --------------------------------------------------------------------------------------------------
+
+
+def test_a_send_that_gives_up_ends_with_1_and_says_how_to_go_on(
+    points: Path, tmp_path: Path, node: Service
+) -> None:
+    port = free_port()
+    away = f"ws://127.0.0.1:{port}"
+    ran = send(points, away, "--give-up-after", "1")
+    assert ran.returncode == 1
+    assert "took nothing for 1 s" in ran.stderr
+    assert "0 points confirmed, 3 points read and not confirmed" in ran.stderr
+    assert "with --resume PROGRESS" in ran.stderr.split("try: ")[-1]
+    ran = send(points, away, "--give-up-after", "1s", "--resume", str(tmp_path / "progress"))
+    assert ran.returncode == 1
+    assert f"{tmp_path / 'progress'} knows" in ran.stderr
+    with listening(relaying(node.port), port=port):
+        ran = send(points, away, "--resume", str(tmp_path / "progress"))
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-1s", "1 year"])
+def test_a_duration_that_is_none_is_refused(points: Path, text: str) -> None:
+    ran = send(points, "ws://127.0.0.1:9", f"--give-up-after={text}")
+    assert ran.returncode == 2
+    assert "is no duration" in ran.stderr
+
+
+def test_send_and_agent_take_the_token_from_a_file_and_the_hint_names_options_that_there_are(
+    points: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-token\n")
+    with Service(tmp_path / "data", logs=tmp_path, settings={"server.write_token": "the-token"}) as service:
+        for to in (service.url.replace("http", "ws"), service.url):
+            refused = send(points, to)
+            assert refused.returncode == 2
+            assert "--token-file" in refused.stderr.split("try: ")[1]
+            assert send(points, to, "--token-file", str(file)).returncode == 0
+            code, _ = agent(tmp_path, to, "--token-file", str(file))
+            assert code == 0
+    file.write_text("")
+    assert "there is no token in it" in send(points, "ws://127.0.0.1:9", "--token-file", str(file)).stderr
