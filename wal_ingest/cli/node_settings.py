@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wal_ingest.cli.output import not_permitted
 from wal_ingest.config import (
     ENV_CONFIG,
     FIELDS,
@@ -111,6 +112,8 @@ def _ask(directory: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = ask(directory, "settings")
     except NoControl as exc:
+        if isinstance(exc.__cause__, PermissionError):
+            raise not_permitted(directory, exc.__cause__.strerror or "permission denied") from exc
         exc.hint += "; or name the node's settings with --config FILE"
         raise
     except WalIngestError as exc:

@@ -219,9 +219,7 @@ class _Link:
             raise self._why_not(deadline_s, connect_s_max)
         # Asked after the scope: a node may accept, say why not, and hang up, all in one packet.
         if self._connection.subprotocol != SUBPROTOCOL:
-            what = (
-                f"{self._address}: this is not a wal-ingest node: it answers a stream, and not {SUBPROTOCOL}"
-            )
+            what = f"{self._address}: this is not a wal-ingest node: what answers there does not speak {SUBPROTOCOL}"
             raise Unreachable(what, wrong_peer=True, hint=peer.CHECK_ADDRESS)
         with trio.move_on_at(deadline_s):
             return StreamConnection(self._connection, wire, await _welcome(self._connection, wire))
