@@ -30,7 +30,9 @@ from wal_ingest.points.times import (
     TimeOutsideWindow,
     TimeWindow,
     implausible_points,
+    looks_like,
     outside,
+    unit_name,
     window_reason,
     with_guessed_times,
 )
@@ -85,7 +87,8 @@ class Checked:
     """The canonical lines of a body, and what is to be reported of it.
 
     `dropped` lines were left out, the first of them are in `refusals`. `past` and `future` count points with
-    implausible times, `repaired` lines that were not UTF-8.
+    implausible times, which look like the unit `looks_like` ("seconds"; empty: like none); `repaired` lines that were
+    not UTF-8.
     """
 
     lines: Lines
@@ -94,6 +97,7 @@ class Checked:
     past: int = 0
     future: int = 0
     repaired: int = 0
+    looks_like: str = ""
 
     def oddities(self) -> Iterator[tuple[Oddity, int]]:
         """What is odd about the points, with how many are."""
@@ -262,16 +266,24 @@ class _Check:
             if late:
                 lines, refused = self._without(lines, late, window)
                 dropped, refusals = dropped + len(late), (*refusals, *refused)[:REFUSALS_MAX]
-        past, future = implausible_points(lines, self.now_ns)
-        return Checked(lines, dropped, refusals, past, future, repaired)
+        odd = implausible_points(lines, self.now_ns)
+        if odd is None:
+            return Checked(lines, dropped, refusals, repaired=repaired)
+        looks = unit_name(looks_like(odd.first_ns, self._unit_ns, self.now_ns))
+        return Checked(lines, dropped, refusals, odd.past, odd.future, repaired, looks)
+
+    @property
+    def _unit_ns(self) -> int:
+        """The unit in which the body's times were read."""
+        precision = self.reading.precision
+        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
+        return (precision if isinstance(precision, Precision) else default).value
 
     def _without(
         self, lines: Lines, late: Mapping[int, int], window: TimeWindow
     ) -> tuple[Lines, list[RefusedLine]]:
         """The lines without those whose time is outside the window; raises for the first unless `partial`."""
-        precision = self.reading.precision
-        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
-        unit_ns = (precision if isinstance(precision, Precision) else default).value
+        unit_ns = self._unit_ns
         points = split_points(lines.data, lines.points)
         refused = []
         for index, time in list(late.items())[:REFUSALS_MAX]:

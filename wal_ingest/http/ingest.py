@@ -271,7 +271,7 @@ class Ingest:
 
     def _report(self, route: str, source: str, checked: Checked) -> None:
         for oddity, points in checked.oddities():
-            self._observer.noticed(route, oddity.value, source, points)
+            self._observer.noticed(route, oddity.value, source, points, checked.looks_like)
 
     async def _read(
         self, dialect: Dialect, scope: Scope, receive: Receive, hold: Hold

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.lines import Lines, Precision, split_points
@@ -105,8 +106,16 @@ def times_of(lines: Lines) -> list[int]:
 _TIME = re.compile(rb" (-?[0-9]++)\n")
 
 
-def implausible_points(lines: Lines, now_ns: int) -> tuple[int, int]:
-    """How many points are older than 1990, and how many are more than a day ahead of `now_ns`.
+class Implausible(NamedTuple):
+    """How many points are older than 1990, how many more than a day ahead, and the time of the first of them."""
+
+    past: int
+    future: int
+    first_ns: int
+
+
+def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
+    """The points that are older than 1990, or more than a day ahead of `now_ns`; None when none is found.
 
     Three points speak for all: the first, the last, and one between that `now_ns` chooses. A sender with the wrong unit
     has it everywhere, and one of many senders behind a relay is found within a few requests. Only when one of the three
@@ -119,8 +128,8 @@ def implausible_points(lines: Lines, now_ns: int) -> tuple[int, int]:
         if time is not None and not PLAUSIBLE_FROM_NS <= time <= last_plausible_ns:
             times = times_of(lines)
             past = sum(time < PLAUSIBLE_FROM_NS for time in times)
-            return past, sum(time > last_plausible_ns for time in times)
-    return 0, 0
+            return Implausible(past, sum(time > last_plausible_ns for time in times), time)
+    return None
 
 
 def _sampled_ends(data: bytes, chance: int) -> Iterator[int]:
@@ -153,11 +162,24 @@ def window_reason(time_ns: int, unit_ns: int, window: TimeWindow, now_ns: int) -
     early = window.first_ns is not None and time_ns < window.first_ns
     which, setting = ("before", "past") if early else ("after", "future")
     reason = f"the time {_iso(time_ns)} is {which} what this node takes (server.time_window_{setting}_s)"
+    looks = looks_like(time_ns, unit_ns, now_ns)
+    return (
+        f"{reason}: this looks like {_NAMES[looks]}; send precision={looks.name.lower()}" if looks else reason
+    )
+
+
+def looks_like(time_ns: int, unit_ns: int, now_ns: int) -> Precision | None:
+    """The unit in which a time that was read in `unit_ns` would be plausible; None when there is none."""
     sent = time_ns // unit_ns
-    for precision, name in _NAMES.items():
+    for precision in _NAMES:
         if precision.value != unit_ns and PLAUSIBLE_FROM_NS <= sent * precision.value <= now_ns + DAY_NS:
-            return f"{reason}: this looks like {name}; send precision={precision.name.lower()}"
-    return reason
+            return precision
+    return None
+
+
+def unit_name(unit: Precision | None) -> str:
+    """For people: seconds; empty for none."""
+    return "" if unit is None else _NAMES[unit]
 
 
 def _iso(time_ns: int) -> str:

@@ -50,7 +50,7 @@ from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.collector import Collector
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader, report_set_aside
-from wal_ingest.service.numbers import Numbers
+from wal_ingest.service.numbers import Numbers, odd_times_json
 from wal_ingest.service.sinks import SinkRunner, absent_statuses, sink_makers, standby_names
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
@@ -247,7 +247,12 @@ class Service:
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
                     commands = node_commands(
-                        store, LogReader(store, writer), runners, self._as_bound(), changed=self._moved.set
+                        store,
+                        LogReader(store, writer),
+                        runners,
+                        self._as_bound(),
+                        odd_times=lambda: odd_times_json(numbers.watch.odd_times()),
+                        changed=self._moved.set,
                     )
                     control = partial(serve_control, operated=numbers.watch.operated)
                     await wal.start(control, store.data_dir, commands)

@@ -30,6 +30,7 @@ def node_commands(
     runners: Sequence[SinkRunner],
     settings: Settings,
     *,
+    odd_times: Callable[[], object],
     changed: Callable[[], None],
 ) -> dict[str, Command]:
     """Each command by its name; `changed` is called when segments may have become droppable."""
@@ -50,6 +51,9 @@ def node_commands(
 
     async def tell_settings(_arguments: Mapping[str, Any]) -> object:
         return settings_told(settings)
+
+    async def tell_odd_times(_arguments: Mapping[str, Any]) -> object:
+        return odd_times()
 
     async def pause(arguments: Mapping[str, Any]) -> object:
         await runner_of(arguments).pause()
@@ -90,6 +94,7 @@ def node_commands(
     return {
         "sinks": sinks,
         "settings": tell_settings,
+        "odd_times": tell_odd_times,
         "sink.pause": pause,
         "sink.resume": resume,
         "sink.skip": skip,

@@ -125,7 +125,7 @@ class Intake:
         precision = frame.precision or asked.precision
         checked = await door.checker.check(body, Reading(frame.written, precision), now_ns=now_ns)
         for oddity, points in checked.oddities():
-            door.observer.noticed(ROUTE, oddity.value, asked.source, points)
+            door.observer.noticed(ROUTE, oddity.value, asked.source, points, checked.looks_like)
         lines = checked.lines
         if not lines.points:
             raise BadRequest("the body has no points")
