@@ -6,9 +6,9 @@ request runs; what would hold up everybody else's goes to a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -82,31 +82,26 @@ class RefusedLine:
     error: PointError
 
 
+class Odd(NamedTuple):
+    """So many points are odd in that way. `looks_like` is the unit that the first of their times would be plausible in,
+    such as "seconds"; empty for none."""
+
+    oddity: Oddity
+    points: int
+    looks_like: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """The canonical lines of a body, and what is to be reported of it.
 
-    `dropped` lines were left out, the first of them are in `refusals`. `past` and `future` count points with
-    implausible times, which look like the unit `looks_like` ("seconds"; empty: like none); `repaired` lines that were
-    not UTF-8.
+    `dropped` lines were left out, the first of them are in `refusals`. `odd` is what is odd about the points.
     """
 
     lines: Lines
     dropped: int = 0
     refusals: tuple[RefusedLine, ...] = ()
-    past: int = 0
-    future: int = 0
-    repaired: int = 0
-    looks_like: str = ""
-
-    def oddities(self) -> Iterator[tuple[Oddity, int]]:
-        """What is odd about the points, with how many are."""
-        counts = (
-            (Oddity.TIME_PAST, self.past),
-            (Oddity.TIME_FUTURE, self.future),
-            (Oddity.NOT_UTF8, self.repaired),
-        )
-        return ((oddity, count) for oddity, count in counts if count)
+    odd: tuple[Odd, ...] = ()
 
 
 class ThreadDoor(Protocol):
@@ -266,11 +261,18 @@ class _Check:
             if late:
                 lines, refused = self._without(lines, late, window)
                 dropped, refusals = dropped + len(late), (*refusals, *refused)[:REFUSALS_MAX]
-        odd = implausible_points(lines, self.now_ns)
-        if odd is None:
-            return Checked(lines, dropped, refusals, repaired=repaired)
-        looks = unit_name(looks_like(odd.first_ns, self._unit_ns, self.now_ns))
-        return Checked(lines, dropped, refusals, odd.past, odd.future, repaired, looks)
+        found = implausible_points(lines, self.now_ns)
+        if found is None and not repaired:
+            return Checked(lines, dropped, refusals)
+        past, future = found or ([], [])
+        by_time = ((Oddity.TIME_PAST, past), (Oddity.TIME_FUTURE, future))
+        odd = [self._odd(oddity, times) for oddity, times in by_time if times]
+        if repaired:
+            odd.append(Odd(Oddity.NOT_UTF8, repaired))
+        return Checked(lines, dropped, refusals, tuple(odd))
+
+    def _odd(self, oddity: Oddity, times: list[int]) -> Odd:
+        return Odd(oddity, len(times), unit_name(looks_like(times[0], self._unit_ns, self.now_ns)))
 
     @property
     def _unit_ns(self) -> int:

@@ -107,11 +107,10 @@ _TIME = re.compile(rb" (-?[0-9]++)\n")
 
 
 class Implausible(NamedTuple):
-    """How many points are older than 1990, how many more than a day ahead, and the time of the first of them."""
+    """The times of points that are older than 1990, and of those that are more than a day ahead, in nanoseconds."""
 
-    past: int
-    future: int
-    first_ns: int
+    past: list[int]
+    future: list[int]
 
 
 def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
@@ -119,16 +118,18 @@ def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
 
     Three points speak for all: the first, the last, and one between that `now_ns` chooses. A sender with the wrong unit
     has it everywhere, and one of many senders behind a relay is found within a few requests. Only when one of the three
-    is implausible is every time read. This costs some
-    microseconds; reading every time costs more than all else that is done to check a usual body.
+    is implausible is every time read. This costs some microseconds; reading every time costs more than all else that is
+    done to check a usual body.
     """
     data, last_plausible_ns = lines.data, now_ns + DAY_NS
     for end in _sampled_ends(data, now_ns):
         time = _time_before(data, end)
         if time is not None and not PLAUSIBLE_FROM_NS <= time <= last_plausible_ns:
             times = times_of(lines)
-            past = sum(time < PLAUSIBLE_FROM_NS for time in times)
-            return Implausible(past, sum(time > last_plausible_ns for time in times), time)
+            return Implausible(
+                [time for time in times if time < PLAUSIBLE_FROM_NS],
+                [time for time in times if time > last_plausible_ns],
+            )
     return None
 
 
