@@ -63,7 +63,7 @@ def test_a_check_beside_a_node_checks_the_database_of_that_node(node: Service) -
     ran = run_command("sink", "check", "--data-dir", node.data_dir)
     assert ran.returncode == 1
     assert "influxdb: address: WRONG" in ran.stdout
-    assert ran.stderr == f"settings: those of the running node (pid {node.process.pid})\n"
+    assert ran.stderr == f"settings: those of the node that runs on {node.data_dir}\n"
     shown = run_command("sink", "check", "--json", "--data-dir", node.data_dir)
     assert list(json.loads(shown.stdout)) == ["influxdb"]
     assert TOKEN not in ran.stdout + ran.stderr + shown.stdout + shown.stderr
@@ -72,7 +72,7 @@ def test_a_check_beside_a_node_checks_the_database_of_that_node(node: Service) -
 def test_a_replay_beside_a_node_goes_to_the_database_of_that_node(node: Service) -> None:
     ran = run_command("replay", "--since", "1h", "--dry-run", "--json", "--data-dir", node.data_dir)
     assert json.loads(ran.stdout)["to"] == {"url": AWAY, "org": "", "bucket": "b"}
-    assert "settings: those of the running node" in ran.stderr
+    assert "settings: those of the node that runs on " in ran.stderr
 
 
 def test_dead_letters_beside_a_node_are_retried_with_the_settings_and_the_token_of_that_node(
@@ -96,7 +96,7 @@ def test_dead_letters_beside_a_node_are_retried_with_the_settings_and_the_token_
             assert ran.returncode == 0, ran.stdout + ran.stderr
             assert parked(service) == 0
     assert "influxdb: 1 of 1 point written" in ran.stdout
-    assert "settings: those of the running node" in ran.stderr
+    assert "settings: those of the node that runs on " in ran.stderr
 
 
 def parked(service: Service) -> int:
@@ -112,7 +112,7 @@ def test_a_variable_of_the_commands_environment_goes_over_the_nodes_settings_and
         "sink", "check", "--data-dir", node.data_dir, settings={"influxdb.url": "http://127.0.0.1:19"}
     )
     assert "127.0.0.1:19" in ran.stdout
-    assert "with WAL_INGEST_INFLUXDB__URL of this environment over them" in ran.stderr
+    assert "with WAL_INGEST_INFLUXDB__URL of this environment" in ran.stderr
 
 
 def test_a_file_that_is_named_is_checked_before_the_node_is_restarted_with_it(
@@ -132,7 +132,7 @@ def test_the_node_is_asked_although_a_wrong_file_lies_about(
     found = settings_of_node(None, data_dir=str(node.data_dir))
     assert found.flusher.batch_points_max == 7
     assert found.server.data_dir == str(node.data_dir)
-    assert "of the running node" in capsys.readouterr().err
+    assert "settings: those of the node that runs on " in capsys.readouterr().err
 
 
 def test_the_node_is_found_by_the_directory_in_the_file(
@@ -140,7 +140,7 @@ def test_the_node_is_found_by_the_directory_in_the_file(
 ) -> None:
     write_settings(alone / "wal-ingest.toml", 8, "[server]", f'data_dir = "{node.data_dir}"')
     assert settings_of_node(None, data_dir=None).flusher.batch_points_max == 7
-    assert "of the running node" in capsys.readouterr().err
+    assert "settings: those of the node that runs on " in capsys.readouterr().err
 
 
 def test_the_node_tells_the_databases_token_to_its_own_user_and_never_the_senders(node: Service) -> None:
@@ -206,7 +206,7 @@ def test_without_a_node_the_first_file_that_is_there_is_taken_and_named(
         return settings.flusher.batch_points_max
 
     assert look() == 1_000
-    assert "settings: the defaults: no node runs on" in named[-1][1]
+    assert "settings: the defaults; no node runs on" in named[-1][1]
     machine = write_settings(alone / "etc" / "wal-ingest.toml", 1)
     assert (look(), named[-1][1].split(";")[0]) == (1, f"settings: {machine}")
     write_settings(alone / "wal-ingest.toml", 2)
@@ -217,7 +217,7 @@ def test_without_a_node_the_first_file_that_is_there_is_taken_and_named(
     assert (look(typed), named[-1][1].split(";")[0]) == (4, f"settings: {typed}")
     monkeypatch.setenv("WAL_INGEST_FLUSHER__BATCH_POINTS_MAX", "5")
     assert look(typed) == 5
-    assert "with WAL_INGEST_FLUSHER__BATCH_POINTS_MAX of this environment over them" in named[-1][1]
+    assert "with WAL_INGEST_FLUSHER__BATCH_POINTS_MAX of this environment" in named[-1][1]
 
 
 def test_a_file_of_another_directory_is_said_to_be_one(

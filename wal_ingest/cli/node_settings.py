@@ -27,7 +27,6 @@ from wal_ingest.config import (
     ENV_CONFIG,
     FIELDS,
     FROM_DEFAULT,
-    SEARCHED,
     Config,
     Value,
     env_name,
@@ -90,7 +89,7 @@ def _loaded(file: Path | None, data_dir: str | None, base: Mapping[str, Value] |
 
 
 def _of_running(directory: str) -> Settings:
-    origin = f"those of the running node (pid {holder_of(Path(directory)) or 'unknown'})"
+    origin = f"those of the node that runs on {directory}"
     told = _ask(Path(directory))
     # A node of another version may have settings that this one does not know, or lack some.
     base = {name: Value(told[name], origin, typed=True) for name in FIELDS if name in told}
@@ -101,7 +100,7 @@ def _of_running(directory: str) -> Settings:
         for name, value in base.items()
         if name != _DATA_DIR.name and _value(config.settings, name) != value.value
     ]
-    _say(origin + (f", with {', '.join(over)} of this environment over them" if over else ""))
+    _say(origin + (f", with {', '.join(over)} of this environment" if over else ""))
     return config.settings
 
 
@@ -137,13 +136,12 @@ def _words(config: Config, file: Path | None, *, running: bool) -> str:
             if origin not in (FROM_DEFAULT, str(file), "command line")
         }
     )
-    variables = f", with {', '.join(over)} of this environment over them" if over else ""
+    variables = f", with {', '.join(over)} of this environment" if over else ""
     if file is not None and running:
         return f"{file}{variables}, not those of the node that runs on {directory}"
     if file is not None:
         return f"{file}{_other_directory(file, config)}{variables}; no node runs on {directory}"
-    nowhere = ", ".join(str(path) for path in SEARCHED)
-    return f"the defaults{variables}: no node runs on {directory}, and there is no {nowhere}"
+    return f"the defaults{variables}; no node runs on {directory}, and there is no settings file"
 
 
 def _other_directory(file: Path, config: Config) -> str:
