@@ -55,6 +55,7 @@ _NO_TLS = frozenset(
         "UNKNOWN_PROTOCOL",
     }
 )
+_HTTP = b"HTTP/"
 # How a TLS alert begins: what a server of TLS sends to somebody who does not speak it.
 _ALERT = b"\x15\x03"
 # How servers say in HTTP that TLS is expected: nginx, Go's, Apache's.
@@ -77,7 +78,7 @@ def unreachable(place: object, exc: BaseException, *, tls: bool, answered: bool 
                 cause.verify_code, (f"its certificate is not trusted: {cause.verify_message}", _CA)
             )
             return Unreachable(f"{place}: {what}", wrong_peer=True, hint=hint)
-        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        if isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None) in _NO_TLS:
             return Unreachable(f"{place}: the answer is no TLS", wrong_peer=True, hint=USE_PLAIN)
     hint = ""
     if not answered and any(
@@ -95,7 +96,12 @@ def failed_post(place: object, exc: Exception, *, tls: bool, answered: bool) -> 
 
 
 def not_http(place: object, beginning: bytes) -> Unreachable:
-    """The error for an answer that is no HTTP, by its first bytes."""
+    """The error for an answer that is no HTTP, by its first bytes.
+
+    A beginning of HTTP is an answer that was cut off: that may happen to a node too.
+    """
+    if beginning[: len(_HTTP)] == _HTTP[: len(beginning)]:
+        return Unreachable(f"{place}: the answer was cut off")
     if beginning.startswith(_ALERT):
         return Unreachable(f"{place}: the answer is TLS", wrong_peer=True, hint=USE_TLS)
     return Unreachable(

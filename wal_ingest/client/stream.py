@@ -231,7 +231,7 @@ class _Link:
         if trio.current_time() >= deadline_s:
             return peer.closed(self._address, f"no stream after {connect_s_max:g} s", tls=self._address.tls)
         beginning = self._wire.beginning if self._wire is not None else b""
-        if beginning and not beginning.startswith(b"HTTP/"):
+        if beginning:
             return peer.not_http(self._address, beginning)
         words = "the connection was closed during the opening handshake"
         return peer.closed(self._address, words, tls=self._address.tls)
