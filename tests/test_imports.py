@@ -22,7 +22,18 @@ MAY_IMPORT = {
     "http": {"points", "wal"},
     "client": {"points", "wal"},
     "agent": {"points", "wal", "client", "signals"},
-    "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals", "acts"},
+    "service": {
+        "points",
+        "wal",
+        "flusher",
+        "http",
+        "metrics",
+        "history",
+        "control",
+        "signals",
+        "acts",
+        "config",
+    },
 }
 SHARED = {"errors", "settings", "addresses", "listeners", "confirmation"}
 

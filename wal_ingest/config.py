@@ -36,6 +36,8 @@ ENV_ALIASES = {
     "INFLUXDB_ORG": "influxdb.org",
     "INFLUXDB_BUCKET": "influxdb.bucket",
 }
+# Where commands look for the settings of a node that does not run; see `search`.
+SEARCHED = (Path("wal-ingest.toml"), Path("/etc/wal-ingest/wal-ingest.toml"))
 FROM_DEFAULT = "default"
 MASK = "********"
 
@@ -121,17 +123,20 @@ def load(
     *,
     environ: Mapping[str, str],
     flags: Mapping[str, Any] | None = None,
+    base: Mapping[str, Value] | None = None,
 ) -> Config:
     """The effective settings. `flags` are by name (`section.key`); a None among them was not given.
+
+    `base` stands in the place of a file: values that are known already, by name.
 
     Everything that `serve` would refuse is refused here, but for what only the machine can tell (an address in use).
     Raises `ConfigError` naming each value that is wrong, where it came from, and what is wrong with it.
     """
     mistakes = _Mistakes()
     values: dict[str, Value] = {}
-    if file is None and environ.get(ENV_CONFIG):
-        file = Path(environ[ENV_CONFIG])
-    if file is not None:
+    if base is not None:
+        values.update(base)
+    elif file := file or named_file(environ):
         values.update(_from_file(file, mistakes))
     values.update(_from_environment(environ, mistakes))
     for name, value in (flags or {}).items():
@@ -151,6 +156,31 @@ def load(
     mistakes.raise_any()
     origins = {name: values[name].origin if name in values else FROM_DEFAULT for name in FIELDS}
     return Config(settings, origins)
+
+
+def named_file(environ: Mapping[str, str]) -> Path | None:
+    """The file that `WAL_INGEST_CONFIG` names; None when it names none."""
+    return Path(environ[ENV_CONFIG]) if environ.get(ENV_CONFIG) else None
+
+
+def search(environ: Mapping[str, str]) -> Path | None:
+    """The settings file of a node: the one that `WAL_INGEST_CONFIG` names, else the first of `SEARCHED` that is there.
+
+    Raises `ConfigError` for one that this user may not look at: to pass over it would be to take other settings.
+    """
+    if named := named_file(environ):
+        return named
+    for path in SEARCHED:
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:
+            raise ConfigError(
+                f"{path}: {exc.strerror}", hint="run the command as the node's user, or give --config FILE"
+            ) from exc
+        return path
+    return None
 
 
 class _Mistakes:

@@ -89,6 +89,20 @@ def refusal_of(body: bytes) -> str | None:
     return None
 
 
+def foreign_answer(status: int, content_type: str, body: bytes) -> str | None:
+    """Words for an answer that is not in the form of a node's; None for one that may be a node's (or a proxy's of it).
+
+    A node's errors are JSON with a message, and so are an InfluxDB's.
+    """
+    if refusal_of(body) is not None or not body.strip():
+        return None
+    if "html" in content_type.lower() or _HTML.match(body):
+        title = _TITLE.search(body)
+        page = f"an HTML page titled {quoted(title[1])}" if title else "an HTML page"
+        return f"this is not a wal-ingest node: it answered {status} with {page}"
+    return f"this is not a wal-ingest node: it answered {status} with {quoted(body)}"
+
+
 def hint_for(status: int) -> str:
     """What to do about an answer that waiting does not change."""
     return _HINTS.get(status, _HINT_ADDRESS)
@@ -105,7 +119,7 @@ _HINTS = {
     404: "no node answers on this path: check host, port and path of the address",
     405: "no node answers on this path: check host, port and path of the address",
     413: "a proxy before the node limits the size of a body: raise its limit to that of server.body_bytes_max",
-    422: "an InfluxDB answers there, not a node: check host, port and path of the address",
+    422: "an InfluxDB answers there, and not a wal-ingest node: give the node's address, such as http://HOST:8400",
 }
 
 
@@ -130,12 +144,12 @@ def _described(protocol: WriteProtocol, status: int, content_type: str, body: by
         return f"HTTP {status} with an empty body: {protocol.value} is confirmed with {_CONFIRMED_WITH[protocol]}"
     if "html" in content_type.lower() or _HTML.match(body):
         title = _TITLE.search(body)
-        named = f" titled {_quoted(title[1])}" if title else ""
+        named = f" titled {quoted(title[1])}" if title else ""
         return f"HTTP {status} with an HTML page{named}: {_ADDRESS}"
     message = refusal_of(body)
     if message is not None:
-        return f"HTTP {status} with an error: {_quoted(message.encode(errors='replace'))}"
-    return f"HTTP {status} with {_quoted(body)}: {_ADDRESS}"
+        return f"HTTP {status} with an error: {quoted(message.encode(errors='replace'))}"
+    return f"HTTP {status} with {quoted(body)}: {_ADDRESS}"
 
 
 _CONFIRMED_WITH = {
@@ -144,7 +158,7 @@ _CONFIRMED_WITH = {
 }
 
 
-def _quoted(body: bytes) -> str:
-    """The beginning of a text on one line, without control characters."""
+def quoted(body: bytes) -> str:
+    """For people: the beginning of a text on one line, without control characters."""
     text = _UNPRINTABLE.sub(" ", body[: 8 * _QUOTE_CHARS_MAX].decode(errors="replace")).strip()
     return f'"{text}"' if len(text) <= _QUOTE_CHARS_MAX else f'"{text[: _QUOTE_CHARS_MAX - 1]}…"'

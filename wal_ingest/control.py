@@ -45,7 +45,7 @@ _ANSWER_S_MAX = 300.0
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 # Commands that change nothing, and so are not logged.
-READ_ONLY = frozenset({"sinks"})
+READ_ONLY = frozenset({"sinks", "settings", "odd_times"})
 
 log = logging.getLogger(__name__)
 
@@ -176,14 +176,14 @@ async def _answer_to(
     return answer
 
 
-def ask(data_dir: Path, command: str, **arguments: object) -> Any:
+def ask(data_dir: Path, command: str, *, answer_s_max: float = _ANSWER_S_MAX, **arguments: object) -> Any:
     """Asks the node that has a data directory open; blocks. Gives what the command gives.
 
     Raises `NoControl` when nobody answers, and what the node says: `ConfigError`, `OperatorNeeded`, `WalIngestError`.
     """
     try:
         with _directory(data_dir) as directory, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_ANSWER_S_MAX)
+            sock.settimeout(answer_s_max)
             sock.connect(f"{directory}/{CONTROL_NAME}")
             sock.sendall(json.dumps({"command": command, "arguments": arguments}).encode() + b"\n")
             with sock.makefile("rb") as answers:

@@ -288,6 +288,8 @@ class FrontObserver:
             for oddity in ODDITIES:
                 self._odd_points.labels(route, oddity)
         self.by_source = SourceCounts()
+        # Called with source, oddity, the unit that the times look like, and how many points.
+        self.on_odd: Callable[[str, str, str, int], None] = lambda *_odd: None
         self._append_s = _histogram(measured, "append_seconds")
         self.requests = 0
         self.accepted = 0
@@ -309,10 +311,11 @@ class FrontObserver:
         (self._refused_lines if lines else self._refusals).labels(route, reason).inc(lines or 1)
         self.by_source.add(source, reason, lines or 1)
 
-    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
-        """So many points were accepted although they are odd."""
+    def noticed(self, route: str, oddity: str, source: str, points: int, looks_like: str = "") -> None:
+        """So many points were accepted although they are odd; see `on_odd`."""
         self._odd_points.labels(route, oddity).inc(points)
         self.by_source.add(source, oddity, points)
+        self.on_odd(source, oddity, looks_like, points)
 
     def appended(self, seconds: float) -> None:
         """An append became durable after so many seconds."""

@@ -172,3 +172,27 @@ async def test_the_agent_measures_itself(tmp_path: Path) -> None:
     assert reading.fields["waiting_points"] == 0
     assert reading.fields["rounds_missed"] == 3
     rig.spool.close()
+
+
+async def test_a_node_that_takes_nothing_for_too_long_ends_the_agent_with_1_and_everything_is_kept(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.agent._give_up_s = 0.2
+    rig.agent._reason = lambda: "node: Connection refused"
+    with structlog.testing.capture_logs() as told:
+        assert await ran(rig.agent.run, rig.spool) == 1
+    [gave_up] = [entry for entry in told if entry["event"].startswith("gave up")]
+    assert (gave_up["after_s"], gave_up["reason"]) == (0.2, "node: Connection refused")
+    assert gave_up["waiting_points"] > 0
+    assert rig.spool.settled_seq == 0
+    assert rig.spool.last_seq >= 1
+
+
+async def test_a_node_that_takes_what_there_is_is_never_given_up(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.agent._courier = rig.settle_all
+    rig.agent._give_up_s = 5.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(after_rounds, rig, 5, lambda: rig.agent.stop("test"))
+        assert await ran(rig.agent.run, rig.spool) == 0

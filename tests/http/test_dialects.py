@@ -201,6 +201,25 @@ async def test_implausible_times_are_counted_by_source() -> None:
         ("/write", "time_future", "10.0.0.7", 1),
         ("/metrics", "time_past", "10.0.0.7", 1),
     ]
+    assert noted.looks == ["seconds", "", "seconds"]
+
+
+@pytest.mark.parametrize(
+    ("target", "unit_ns", "looks"),
+    [
+        ("/write", 10**9, "seconds"),
+        ("/write", 10**6, "milliseconds"),
+        ("/write", 10**3, "microseconds"),
+        ("/write?precision=ms", 10**9, "seconds"),
+        ("/write", 10**13, ""),
+    ],
+)
+async def test_the_unit_that_implausible_times_look_like_is_told(
+    target: str, unit_ns: int, looks: str
+) -> None:
+    noted = Noted()
+    await ask(front(observer=noted).app, "POST", target, b"m f=1 %d\n" % (NOW_NS // unit_ns))
+    assert noted.looks == [looks]
 
 
 async def test_a_window_of_times_refuses_what_is_outside_and_names_the_unit() -> None:

@@ -27,6 +27,7 @@ class Noted:
         self.appends: list[float] = []
         self.refusals: list[tuple[str, str, str, int]] = []
         self.oddities: list[tuple[str, str, str, int]] = []
+        self.looks: list[str] = []
 
     def answered(self, route: str, result: str, points: int, body_bytes: int) -> None:
         self.answers.append((route, result, points, body_bytes))
@@ -37,8 +38,9 @@ class Noted:
     def refused(self, route: str, reason: str, source: str, lines: int) -> None:
         self.refusals.append((route, reason, source, lines))
 
-    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
+    def noticed(self, route: str, oddity: str, source: str, points: int, looks_like: str) -> None:
         self.oddities.append((route, oddity, source, points))
+        self.looks.append(looks_like)
 
 
 # -- ids ------------------------------------------------------------------------------------------------

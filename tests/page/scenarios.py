@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
+from wal_ingest.service.recent import OddTimes
 from wal_ingest.service.remedies import condition_of
 from wal_ingest.service.verdict import Facts, SinkFacts, verdict
 from wal_ingest.wal.accounts import Account
@@ -85,6 +86,7 @@ def healthy(**changed: Any) -> Status:
         "errors": [],
         "events": [],
         "dead_letters": [],
+        "odd_times": [],
         **changed,
     }
     given = changed.get("verdict")
@@ -111,6 +113,10 @@ def concluded(status: Status) -> Status:
         full_in_s=status["wal"]["full_in_s"],
         disk_full_in_s=status["wal"]["disk_full_in_s"],
         damaged_files=status["wal"]["damaged_files"],
+        odd_times=[
+            OddTimes(odd["source"], odd["oddity"], odd["looks_like"] or "", odd["points"])
+            for odd in status["odd_times"]
+        ],
     )
     status["verdict"] = verdict(facts).as_json()
     return status

@@ -136,6 +136,19 @@ def test_a_new_node_shows_what_it_does_not_know_as_unknown(chromium: Browser) ->
         assert watched.page.is_visible("#no-events")
 
 
+def test_implausible_times_are_shown_by_source_with_the_unit_that_they_look_like(chromium: Browser) -> None:
+    odd = {"source": "10.0.0.7", "oddity": "time_past", "looks_like": "seconds", "points": 1204}
+    odd["says"] = "from 10.0.0.7 with times before 1990: this looks like seconds"
+    status = scenarios.concluded(scenarios.healthy(odd_times=[odd]))
+    with opened(chromium, status, scenarios.history("influxdb")) as (_, watched):
+        assert watched.page.get_attribute("#banner", "data-level") == "attention"
+        assert "this looks like seconds" in watched.text("#verdict")
+        assert "1.2 k points 10.0.0.7" in words(watched.text("#odd"))
+        assert "this looks like seconds" in watched.text("#odd")
+    with opened(chromium, *SCENARIOS["just started"]) as (_, watched):
+        assert not watched.page.is_visible("#odd-section")
+
+
 def test_texts_of_others_never_become_markup(chromium: Browser) -> None:
     hostile = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     status = scenarios.sink_away()
@@ -145,9 +158,13 @@ def test_texts_of_others_never_become_markup(chromium: Browser) -> None:
     status["events"] = status["events"][:1]
     status["events"][0] |= {"source": hostile, "message": hostile * 50}
     status["dead_letters"][0] |= {"sink": hostile, "reason": hostile}
+    status["odd_times"] = [
+        {"source": hostile, "oddity": "", "looks_like": None, "points": 1, "says": hostile}
+    ]
     with opened(chromium, status, scenarios.history(hostile, "kafka"), width=360) as (_, watched):
         assert watched.text("#events .text") == hostile * 50
         assert watched.text("#dead .text") == hostile
+        assert watched.text("#odd .text") == hostile
         assert hostile in watched.text("#verdict")
         assert watched.page.locator("img, body script").count() == 0
         assert "owned" not in watched.page.title()

@@ -78,6 +78,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "curl": _programs("curl"),
     "jq": _programs("jq"),
     "npm": _programs("node", "npm"),
+    "openssl": _programs("openssl"),
     "promtool": _programs("promtool"),
     "systemd-analyze": _programs("systemd-analyze"),
     "package-index": _package_index_missing,

@@ -58,10 +58,13 @@ def run_bytes(
 
 
 def run_command(
-    *arguments: str | Path, settings: Mapping[str, object] | None = None, s_max: float = 30.0
+    *arguments: str | Path,
+    settings: Mapping[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+    s_max: float = 30.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `wal-ingest` with arguments to its end."""
-    ran = run_bytes(*arguments, env=environment(settings or {}), s_max=s_max)
+    """Runs `wal-ingest` with arguments to its end; `env` on top of the environment with these settings alone."""
+    ran = run_bytes(*arguments, env=environment(settings or {}) | dict(env or {}), s_max=s_max)
     return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wal_ingest.flusher.status import SinkState
+from wal_ingest.service.recent import OddTimes
 from wal_ingest.service.remedies import CONDITIONS, Level
 from wal_ingest.service.verdict import GIVEN_UP_S, Facts, SinkFacts, duration_text, verdict
 from wal_ingest.wal.accounts import Account
@@ -227,3 +228,18 @@ def test_every_state_of_a_sink_has_a_meaning_and_every_bad_one_a_remedy() -> Non
 )
 def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_implausible_times_are_named_with_their_source_and_the_unit_that_they_look_like() -> None:
+    odd = OddTimes("10.0.0.7", "time_past", "seconds", 1204)
+    found = verdict(facts(sink(), odd_times=[odd]))
+    assert found.level is Level.ATTENTION
+    assert found.sentence == (
+        "Taking points; 1,204 points of the last 5 min from 10.0.0.7 with times before 1990: this looks like seconds; "
+        "everything delivered"
+    )
+    assert "precision=s" in found.remedies[0].says
+    several = verdict(facts(sink("retrying", waiting=1), odd_times=[odd, odd, odd]))
+    assert "this looks like seconds, and of 2 more sources" in several.sentence
+    # A database may drop such points without a word.
+    assert "nothing is lost" not in several.sentence

@@ -54,7 +54,8 @@ def own_probe(spool: Spool, tally: Tally) -> Callable[[], list[Reading]]:
 class Agent:
     """`collector` measures; `courier` delivers the spool until cancelled; `ready` is called when all of it runs.
 
-    `host` decides where on the grid of `interval_ns` the rounds are.
+    `host` decides where on the grid of `interval_ns` the rounds are. `give_up_s` is how long the node may take nothing
+    before it ends with exit code 1 (None: for ever), and `reason` says then why nothing is taken.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class Agent:
         tally: Tally,
         now_ns: Callable[[], int],
         ready: Callable[[], None] = lambda: None,
+        give_up_s: float | None = None,
+        reason: Callable[[], str] = lambda: "",
     ) -> None:
         self._spool = spool
         self._collector = collector
@@ -79,6 +82,9 @@ class Agent:
         self._ready = ready
         self._stop = trio.Event()
         self._full = False
+        self._give_up_s = give_up_s
+        self._reason = reason
+        self._gave_up = False
 
     async def run(self) -> int:
         """Measures and delivers until SIGTERM or SIGINT; returns the exit code.
@@ -107,8 +113,12 @@ class Agent:
                 nursery.start_soon(self._courier)
                 await nursery.start(report_ignored_signals)
                 with stop_on_signals(self.stop, watchdog):
+                    if self._give_up_s is not None:
+                        nursery.start_soon(self._give_up, self._give_up_s)
                     self._ready()
                     code = await main()
+                    if self._gave_up:
+                        code = 1
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise _our_own(group) from group
@@ -128,12 +138,31 @@ class Agent:
             await self._spool.wait_settled(self._spool.last_seq)
         return 0
 
+    async def _give_up(self, after_s: float) -> None:
+        """Has it end when the node settles nothing for so long, though something waits for it."""
+        spool = self._spool
+        while True:
+            settled_seq = spool.settled_seq
+            await spool.wait_appended(settled_seq)
+            with trio.move_on_after(after_s):
+                await spool.wait_settled(settled_seq + 1)
+            if spool.settled_seq == settled_seq:
+                break
+        self._gave_up = True
+        _log.error(
+            "gave up: the node took nothing; everything is kept in the spool",
+            after_s=after_s,
+            reason=self._reason(),
+            waiting_points=spool.waiting_points,
+        )
+        self.stop("--give-up-after")
+
     async def _once(self) -> int:
         if not await self._round(self._now_ns()):
             return 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_at_stop, nursery.cancel_scope)
-            with trio.move_on_after(ONCE_S_MAX) as limit:
+            with trio.move_on_after(self._give_up_s or ONCE_S_MAX) as limit:
                 await self._spool.wait_settled(self._spool.last_seq)
             nursery.cancel_scope.cancel()
         if limit.cancelled_caught or self._spool.settled_seq < self._spool.last_seq:

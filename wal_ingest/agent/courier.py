@@ -11,12 +11,9 @@ from typing import Protocol
 import structlog
 import trio
 
-from wal_ingest.agent.patience import asked_s, back_off_s, hold_s
+from wal_ingest.agent.patience import PASSING, asked_s, back_off_s, hold_s
 from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
 from wal_ingest.errors import ComeBackLater
-
-# Of what is answered instead of a stream, or to a POST: to be tried again soon. All else is somebody's mistake.
-_PASSING = (408, 429, 500, 502, 503, 504)
 
 _log = structlog.get_logger("wal_ingest.agent")
 
@@ -38,6 +35,8 @@ class Courier:
         # What is in the way, None while nothing is known to be.
         self._trouble: str | None = None
         self._told = False
+        # Why nothing is delivered, with what to do about it; empty while the node answers well.
+        self.reason = ""
 
     async def run(self, way: Way) -> None:
         """Delivers until cancelled. Raises `StorageFailed` when the spool's disk fails."""
@@ -46,6 +45,7 @@ class Courier:
                 await way.deliver()
             except ComeBackLater as exc:
                 self._failures += 1
+                self.reason = f"{exc}; try: {exc.hint}" if exc.hint else str(exc)
                 wait_s = self._wait_s(exc)
                 self._tell(exc, wait_s)
             await trio.sleep(wait_s)
@@ -53,6 +53,7 @@ class Courier:
     def connected(self) -> None:
         """The node answers."""
         self._failures = 0
+        self.reason = ""
         if self._trouble is not None or not self._told:
             _log.info("delivering")
         self._trouble = None
@@ -71,11 +72,13 @@ class Courier:
             return
         self._trouble = kind
         reason = str(exc)
+        hint = {"hint": exc.hint} if exc.hint else {}
         if is_misconfigured(exc):
-            hint = {"hint": exc.hint} if exc.hint else {}
             _log.error("not delivering, a person must look; everything is kept", reason=reason, **hint)
         else:
-            _log.warning("not delivering; everything is kept", reason=reason, retry_s=round(wait_s, 1))
+            _log.warning(
+                "not delivering; everything is kept", reason=reason, retry_s=round(wait_s, 1), **hint
+            )
 
 
 def is_misconfigured(exc: ComeBackLater) -> bool:
@@ -83,7 +86,7 @@ def is_misconfigured(exc: ComeBackLater) -> bool:
     if isinstance(exc, StreamClosed):
         return exc.code == POLICY_VIOLATION
     return isinstance(exc, Unreachable) and (
-        exc.wrong_peer or (exc.status != 0 and exc.status not in _PASSING)
+        exc.wrong_peer or (exc.status != 0 and exc.status not in PASSING)
     )
 
 
@@ -91,4 +94,7 @@ def _kind(exc: ComeBackLater) -> str:
     """What makes two troubles the same, so that it is told of once."""
     if isinstance(exc, StreamClosed):
         return f"closed {exc.code}"
-    return f"{type(exc).__name__} {exc.status if isinstance(exc, Unreachable) else ''}"
+    if isinstance(exc, Unreachable):
+        # Of a wrong peer the words count: an expired certificate is another trouble than an untrusted one.
+        return f"Unreachable {exc.status} {exc if exc.wrong_peer else ''}"
+    return type(exc).__name__

@@ -15,10 +15,19 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from wal_ingest.agent.patience import PASSING
 from wal_ingest.agent.spool import Spool
+from wal_ingest.client import peer
 from wal_ingest.client.address import Address
 from wal_ingest.client.errors import Unreachable
-from wal_ingest.confirmation import NotConfirmed, WriteProtocol, confirmation_of, hint_for, refusal_of
+from wal_ingest.confirmation import (
+    NotConfirmed,
+    WriteProtocol,
+    confirmation_of,
+    foreign_answer,
+    hint_for,
+    refusal_of,
+)
 from wal_ingest.wal.entry import Entry
 
 ANSWER_S_MAX = 30.0
@@ -60,6 +69,7 @@ class HttpPost:
         }
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._answered = False
         self._connection = self._new_connection()
 
     def _new_connection(self) -> http.client.HTTPConnection:
@@ -92,13 +102,29 @@ class HttpPost:
             said = answer.read(_ANSWER_BYTES_MAX)
         except (OSError, http.client.HTTPException) as exc:
             connection.close()
-            reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
-            raise Unreachable(f"{self._address}: {reason}") from exc
+            raise peer.failed_post(
+                self._address, exc, tls=self._address.tls, answered=self._answered
+            ) from exc
+        self._answered = True
         if not answer.isclosed():
             connection.close()  # more was said than anybody reads
         after = answer.headers.get("Retry-After", "").strip()
         asked = int(after) if after.isascii() and after.isdigit() and len(after) < 10 else 0
         return Answer(answer.status, said, asked, answer.headers.get("Content-Type", ""))
+
+
+def _not_taken(answer: Answer) -> Unreachable:
+    """The error for an answer that is neither a confirmation nor a verdict on the points."""
+    passing = answer.status in PASSING
+    words = None if passing else foreign_answer(answer.status, answer.content_type, answer.body)
+    tls = peer.expects_tls(answer.body)
+    return Unreachable(
+        "the port is for TLS" if tls else words or f"answered {answer.status}: {answer.said}",
+        status=answer.status,
+        retry_after_s=answer.retry_after_s,
+        wrong_peer=not passing,
+        hint=peer.USE_TLS if tls else "" if passing else hint_for(answer.status),
+    )
 
 
 class OverHttp:
@@ -143,12 +169,7 @@ class OverHttp:
                     _log.error("refused by the node", points=entry.points, reason=reason, kept=str(path))
                     await spool.settle([entry], refused={entry.seq})
                 else:
-                    raise Unreachable(
-                        f"answered {answer.status}: {answer.said}",
-                        status=answer.status,
-                        retry_after_s=answer.retry_after_s,
-                        hint=hint_for(answer.status),
-                    )
+                    raise _not_taken(answer)
                 self._connected()
 
     def _check_confirmed(self, answer: Answer, entry: Entry) -> None:

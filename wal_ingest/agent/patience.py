@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from random import Random
 
+# Of what is answered instead of a stream, or to a POST: to be tried again soon. All else is somebody's mistake.
+PASSING = frozenset({408, 429, 500, 502, 503, 504})
+
 RETRY_S_MIN = 0.5
 RETRY_S_FIRST = 5.0
 RETRY_S_MAX = 60.0

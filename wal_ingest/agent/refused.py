@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from wal_ingest.errors import StorageFailed
-from wal_ingest.wal.directory import make_directory, rename, sync_directory
+from wal_ingest.wal.directory import make_directory, open_unlinked, reason_of, rename, sync_directory
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.gzip_codec import compress
 
@@ -40,12 +40,12 @@ class Refused:
         make_directory(self._directory)
         new = path.with_suffix(".new")
         try:
-            with new.open("wb") as file:
+            with open(new, "wb", opener=open_unlinked) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as exc:
-            raise StorageFailed(new, str(exc.strerror), number=exc.errno or 0) from exc
+            raise StorageFailed(new, reason_of(exc), number=exc.errno or 0) from exc
         rename(new, path)
         sync_directory(self._directory)
         self.disk_bytes += len(data)

@@ -190,6 +190,10 @@ class Spool:
             after_seq = max(after_seq, last_seq)
             await self._writer.wait_appended(after_seq)
 
+    async def wait_appended(self, seq: int) -> None:
+        """Returns as soon as there is an entry behind a seq."""
+        await self._writer.wait_appended(seq)
+
     async def settle(self, entries: Sequence[Entry], *, refused: Collection[int] = ()) -> None:
         """Moves the cursor behind the last of the entries, durably, and drops what lies behind it in whole segments.
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import wal_ingest
-from wal_ingest.config import ENV_TOKEN, load
+from wal_ingest.cli.options import (
+    GiveUpOption,
+    SendersTokenFileOption,
+    SendersTokenOption,
+    give_up_s_of,
+    token_of,
+)
+from wal_ingest.config import load
 from wal_ingest.errors import ConfigError
 from wal_ingest.settings import LogSettings
 
@@ -81,16 +88,9 @@ def agent(
             help="What the spool may take on disk, in bytes, KiB, MiB or GiB; then new rounds are not kept.",
         ),
     ] = "256MiB",
-    token: Annotated[
-        str,
-        typer.Option(
-            "--token",
-            metavar="TOKEN",
-            envvar=ENV_TOKEN,
-            show_default=False,
-            help="The node's write token. Better in the environment, where other users do not see it.",
-        ),
-    ] = "",
+    token: SendersTokenOption = "",
+    token_file: SendersTokenFileOption = None,
+    give_up_after: GiveUpOption = None,
     once: Annotated[
         bool, typer.Option("--once", help="Measure once, deliver it, and end; 1 when it was not delivered.")
     ] = False,
@@ -100,6 +100,7 @@ def agent(
 
     Every round is on this disk before it is sent, and stays until the node says that it is on the node's. So a node
     that is away costs nothing but the spool's space. SIGTERM or Ctrl-C stops it: what is measured is kept.
+    --give-up-after ends it with exit code 1 and the points in the spool: the next run delivers them.
     """
     from wal_ingest.signals import ignore_reload_signals
 
@@ -108,6 +109,7 @@ def agent(
         raise ConfigError(
             f"--interval {interval_s:g}: from {_INTERVAL_S_MIN:g} to {_INTERVAL_S_MAX:g} seconds"
         )
+    token, give_up_s = token_of(token, token_file), give_up_s_of(give_up_after)
     host = host or socket.gethostname()
     tags = _tags(host, tag or [])
     size_bytes = _size_bytes(spool_bytes_max)
@@ -135,6 +137,7 @@ def agent(
         spool_bytes_max=size_bytes,
         measures_itself="agent" in names,
         once=once,
+        give_up_s=give_up_s,
     )
     from wal_ingest.cli.node import must_not_be_root
 
@@ -155,6 +158,7 @@ class _Wanted:
     spool_bytes_max: int
     measures_itself: bool
     once: bool
+    give_up_s: float | None
 
 
 def _log_settings() -> LogSettings:
@@ -191,6 +195,8 @@ async def _run(wanted: _Wanted, probes: dict[str, Probe]) -> int:
             tally=tally,
             now_ns=time.time_ns,
             ready=lambda: _say_ready(wanted),
+            give_up_s=wanted.give_up_s,
+            reason=lambda: courier.reason,
         )
         return await (agent.run_once() if wanted.once else agent.run())
     finally:

@@ -17,7 +17,7 @@ from wal_ingest.cli.node import must_not_be_root
 from wal_ingest.cli.posting import COME_BACK, RETRY_S, NoAnswer, NotTaken, Poster, Said
 from wal_ingest.cli.stopping import Interrupted, Stop
 from wal_ingest.confirmation import NotConfirmed, WriteProtocol, confirmation_of, hint_for
-from wal_ingest.errors import DataDirLocked
+from wal_ingest.errors import DataDirLocked, WalIngestError
 from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.gzip_codec import compress
@@ -51,10 +51,19 @@ def open_door(settings: Settings, url: str | None, stop: Stop, *, token: str = "
     try:
         return DirectDoor(settings)
     except DataDirLocked as exc:
-        exc.hint = (
-            f"send them through that server, with --url http://{settings.server.bind}, or stop it first"
-        )
+        bind = _bind_of_running(settings)
+        exc.hint = f"send them through that server, with --url http://{bind}, or stop it first"
         raise
+
+
+def _bind_of_running(settings: Settings) -> str:
+    """Where the node that has the directory open listens, as it says; else as these settings say."""
+    from wal_ingest.control import ask
+
+    try:
+        return str(ask(Path(settings.server.data_dir), "settings")["server.bind"])
+    except (WalIngestError, KeyError, TypeError):
+        return settings.server.bind
 
 
 class DirectDoor:
@@ -113,8 +122,10 @@ class HttpDoor:
             except NoAnswer as exc:
                 # What became of it is unknown; sending it again is harmless.
                 broken += 1
-                if broken == _BROKEN_MAX:
-                    raise NotTaken(f"{self.to} cannot be reached: {exc}") from exc
+                if broken == _BROKEN_MAX or exc.wrong_peer:
+                    error = NotTaken(f"{self.to} cannot be reached: {exc}")
+                    error.hint = exc.hint
+                    raise error from exc
                 self._stop.wait(RETRY_S)
                 continue
             if 200 <= said.status < 300:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
+from wal_ingest.client import peer
+from wal_ingest.client.peer import failed_post
 from wal_ingest.errors import ConfigError, WalIngestError
 
 ANSWER_S_MAX = 60.0
@@ -18,7 +20,15 @@ _SAID_BYTES_MAX = 1 << 16
 
 
 class NoAnswer(WalIngestError):
-    """A node could not be reached, or gave no answer: what became of the body is unknown."""
+    """A node could not be reached, or gave no answer: what became of the body is unknown.
+
+    `wrong_peer` says that what answers there is no node, and waiting changes nothing; `hint` says what to do.
+    """
+
+    def __init__(self, message: str, *, wrong_peer: bool = False, hint: str = "") -> None:
+        super().__init__(message)
+        self.wrong_peer = wrong_peer
+        self.hint = hint
 
 
 class NotTaken(WalIngestError):
@@ -59,6 +69,9 @@ class Poster:
             )
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname, port, timeout=ANSWER_S_MAX)
+        self._place = f"{parts.hostname}:{self._connection.port}"
+        self._tls = parts.scheme == "https"
+        self._answered = False
         self._base = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -77,7 +90,11 @@ class Poster:
             said = answer.read(_SAID_BYTES_MAX)
         except (OSError, http.client.HTTPException) as exc:
             self._connection.close()
-            raise NoAnswer(getattr(exc, "strerror", None) or str(exc) or type(exc).__name__) from exc
+            found = failed_post(self._place, exc, tls=self._tls, answered=self._answered)
+            raise NoAnswer(str(found), wrong_peer=found.wrong_peer, hint=found.hint) from exc
+        self._answered = True
+        if not self._tls and peer.expects_tls(said):
+            raise NoAnswer(f"{self._place}: the port is for TLS", wrong_peer=True, hint=peer.USE_TLS)
         after = answer.headers.get("Retry-After", "").strip()
         retry_after_s = float(after) if after.isascii() and after.isdigit() else RETRY_S
         # A server that says 0 is asked again soon, not without a pause.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
+from wal_ingest.cli.node_settings import directory_of, settings_of_node, settings_on_disk
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption, NodeConfigOption, YesOption
 from wal_ingest.cli.output import FAILED, age_text, confirm, points_text, print_json, wide_console
 from wal_ingest.cli.times import TIME_HELP, parse_time_ns, time_text
 from wal_ingest.errors import ConfigError
@@ -33,17 +34,18 @@ def _group() -> None:
 
 
 @app.command(epilog="Example: wal-ingest sink status --json | jq .influxdb.state")
-def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def status(
+    config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False
+) -> None:
     """How far each sink is, what it is doing, and its last error. Absent: required, and not in the settings."""
-    from wal_ingest.cli.node import is_running
     from wal_ingest.control import NoControl, ask
+    from wal_ingest.wal.directory import holder_of
     from wal_ingest.wal.inspect import status as read_status
 
-    settings = load_config(config, data_dir=data_dir).settings
-    directory = Path(settings.server.data_dir)
+    directory = directory_of(config, data_dir=data_dir)
     live: dict[str, dict[str, Any]] = {}
     found = read_status(directory, now_ns=time.time_ns())
-    if is_running(settings):
+    if holder_of(directory) is not None:
         try:
             live = ask(directory, "sinks")
         except NoControl as exc:
@@ -111,7 +113,7 @@ def check(
     sink: Annotated[
         str | None, typer.Argument(metavar="[SINK]", help="Only this one.", show_default=False)
     ] = None,
-    config: ConfigOption = None,
+    config: NodeConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -121,7 +123,7 @@ def check(
     from wal_ingest.service.commands import unknown_sink
     from wal_ingest.service.sinks import sink_makers
 
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_of_node(config, data_dir=data_dir)
     makers = sink_makers(settings, Path(settings.server.data_dir))
     if sink is not None and sink not in makers:
         raise unknown_sink(sink, makers)
@@ -160,20 +162,20 @@ async def _checks(settings: Settings, names: list[str]) -> dict[str, list[Check]
 
 
 @app.command(epilog="Example: wal-ingest sink pause influxdb")
-def pause(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def pause(sink: NameArgument, config: FoundConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Deliver nothing to a sink until `resume`, also across restarts. Points go on being taken; the log grows."""
     from wal_ingest.cli.node import operate
 
-    operate(load_config(config, data_dir=data_dir).settings, "sink.pause", sink=sink)
+    operate(settings_on_disk(config, data_dir=data_dir), "sink.pause", sink=sink)
     typer.echo(f"{sink}: paused; `wal-ingest sink resume {sink}` ends it")
 
 
 @app.command(epilog="Example: wal-ingest sink resume influxdb")
-def resume(sink: NameArgument, config: ConfigOption = None, data_dir: DataDirOption = None) -> None:
+def resume(sink: NameArgument, config: FoundConfigOption = None, data_dir: DataDirOption = None) -> None:
     """Deliver to a sink again: after `pause`, or after an optional sink broke down."""
     from wal_ingest.cli.node import operate
 
-    operate(load_config(config, data_dir=data_dir).settings, "sink.resume", sink=sink)
+    operate(settings_on_disk(config, data_dir=data_dir), "sink.resume", sink=sink)
     typer.echo(f"{sink}: resumed")
 
 
@@ -192,7 +194,7 @@ def skip(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that waits now.")] = False,
     yes: YesOption = False,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Give up the oldest points that wait for a sink: it will never get them. Says which and asks first.
@@ -203,7 +205,7 @@ def skip(
 
     if (through_seq is not None) + (until is not None) + everything != 1:
         raise ConfigError("how far?", hint="give exactly one of --through-seq SEQ, --until TIME and --all")
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     cursor = cursor_of(read_node_state(settings), sink)
     until_ns = None if until is None else parse_time_ns(until, now_ns=time.time_ns())
     last_seq, points, span = _given_up(settings, cursor, through_seq, until_ns)
@@ -223,7 +225,10 @@ def skip(
 
 @app.command(epilog="Example: wal-ingest sink forget influxdb")
 def forget(
-    sink: NameArgument, yes: YesOption = False, config: ConfigOption = None, data_dir: DataDirOption = None
+    sink: NameArgument,
+    yes: YesOption = False,
+    config: FoundConfigOption = None,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Give up a sink that is no longer in the settings: nothing is kept for it any more. Asks first.
 
@@ -234,7 +239,7 @@ def forget(
     from wal_ingest.service.sinks import sink_makers
     from wal_ingest.wal.inspect import status as read_status
 
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     directory = Path(settings.server.data_dir)
     state = read_node_state(settings)
     # A node that runs knows its own settings best; it refuses by itself.

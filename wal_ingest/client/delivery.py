@@ -130,7 +130,8 @@ class Delivery:
         held = patience.is_misconfigured(failure)
         if str(failure) != self.last_error:
             # Once for each reason: an outage of hours is one line.
-            log.warning("the node does not take points, %d wait: %s", self._outbox.points, failure)
+            more = f"; try: {failure.hint}" if failure.hint else ""
+            log.warning("the node does not take points, %d wait: %s%s", self._outbox.points, failure, more)
         self.state = State.MISCONFIGURED if held else State.WAITING
         self.last_error = str(failure)
         return patience.wait_s(

@@ -17,16 +17,30 @@ from contextlib import asynccontextmanager
 import httpx
 import trio
 
+from wal_ingest.client import peer
 from wal_ingest.client.address import Address, write_address
 from wal_ingest.client.errors import Unreachable
 from wal_ingest.client.messages import Ack, Answer, Refusal
-from wal_ingest.confirmation import Stored, confirmation_of, hint_for, protocol_of, refusal_of
+from wal_ingest.confirmation import (
+    Stored,
+    WriteProtocol,
+    confirmation_of,
+    foreign_answer,
+    hint_for,
+    protocol_of,
+    refusal_of,
+)
 
 _ANSWER_BYTES_MAX = 64 << 10
 _REASON_CHARACTERS_MAX = 500
+# What a node, or a proxy before it, answers for a while.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 # Verdicts on the points; every other 4xx is about the address, the token or the moment.
-_REFUSED = frozenset({400, 413, 415, 422})
+_REFUSED = {
+    WriteProtocol.NATIVE: frozenset({400, 413, 415}),
+    WriteProtocol.INFLUXDB: frozenset({400, 413, 415, 422}),
+}
 
 
 class PostConnection:
@@ -43,6 +57,8 @@ class PostConnection:
         self._protocol = protocol_of(address.target)
         self._told, self._answers = trio.open_memory_channel[Answer](math.inf)
         self._failure: Unreachable | None = None
+        self._answered = False
+        self._tls = address.tls
 
     async def send(self, number: int, body: bytes, *, encoding: str = "identity") -> None:
         """Posts a frame and waits for the answer. Raises Unreachable, as `receive` then does.
@@ -79,8 +95,10 @@ class PostConnection:
             finally:
                 await response.aclose()
         except httpx.HTTPError as exc:
-            words = str(exc) or type(exc).__name__
-            raise Unreachable(f"{self._place}: {words}") from exc
+            if found := peer.no_http_by_words(self._place, str(exc)):
+                raise found from exc
+            raise peer.unreachable(self._place, exc, tls=self._tls, answered=self._answered) from exc
+        self._answered = True
         return self._read(number, response, said)
 
     def _read(self, number: int, response: httpx.Response, said: bytes) -> Answer:
@@ -95,10 +113,16 @@ class PostConnection:
             wrong_peer, words = True, found.reason
         else:
             # A body that is too large may be refused by a proxy, in its own words: halving mends that too.
-            if status in _REFUSED and (reason is not None or status == 413):
+            if status in _REFUSED[self._protocol] and (reason is not None or status == 413):
                 return Refusal(number, status, (reason or _text(said))[:_REASON_CHARACTERS_MAX])
             said_text = (reason or _text(said))[:_REASON_CHARACTERS_MAX]
             words = f"answered {status}{': ' if said_text else ''}{said_text}"
+            if status not in _PASSING:
+                words = foreign_answer(status, response.headers.get("content-type", ""), said) or words
+            if not self._tls and peer.expects_tls(said):
+                raise Unreachable(
+                    f"{self._place}: the port is for TLS", status=status, wrong_peer=True, hint=peer.USE_TLS
+                )
         asked = response.headers.get("retry-after", "")
         raise Unreachable(
             f"{self._place}: {words}",

@@ -21,14 +21,18 @@ from contextlib import asynccontextmanager
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
+from wal_ingest.client import peer
 from wal_ingest.client.address import Address, stream_address
 from wal_ingest.client.errors import ABNORMAL, PROTOCOL_ERROR, StreamClosed, Unreachable
 from wal_ingest.client.messages import SUBPROTOCOL, Ack, Answer, Refusal, Welcome, frame_of, read_message
+from wal_ingest.confirmation import foreign_answer, hint_for, refusal_of
 
 # Messages of the node are small, but for the welcome with its 64 frames.
 _MESSAGE_BYTES_MAX = 1 << 20
 # Answers that wait for `receive`; while they do, pongs are still seen.
 _MESSAGES_MAX = 1_024
+# As much of an answer as shows what answers.
+_BEGINNING_BYTES = 512
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +162,8 @@ class _Wire(trio.abc.Stream):
         self._hung_up = hung_up
         self.heard_s = trio.current_time()
         self.gave_up = ""
+        # What was answered first, as far as it was read.
+        self.beginning = b""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -174,6 +180,8 @@ class _Wire(trio.abc.Stream):
         if not data:
             self._hung_up()
         self.heard_s = trio.current_time()
+        if len(self.beginning) < _BEGINNING_BYTES:
+            self.beginning += bytes(data[:_BEGINNING_BYTES])
         return data
 
     async def aclose(self) -> None:
@@ -191,6 +199,7 @@ class _Link:
         self._rejected: ConnectionRejected | None = None
         self._connection: WebSocketConnection | None = None
         self._known = trio.Event()
+        self._wire: _Wire | None = None
 
     async def open(
         self, nursery: trio.Nursery, dial: Dial, tls: ssl.SSLContext | None, connect_s_max: float
@@ -202,15 +211,16 @@ class _Link:
             try:
                 wire = _Wire(await dial(self._address, tls), self._hung_up)
             except (OSError, trio.BrokenResourceError) as exc:
-                raise Unreachable(f"{self._address}: {_reason(exc)}") from exc
+                raise peer.unreachable(self._address, exc, tls=self._address.tls) from exc
+            self._wire = wire
             nursery.start_soon(self._run, wire)
             await self._known.wait()
         if self._connection is None:
             raise self._why_not(deadline_s, connect_s_max)
         # Asked after the scope: a node may accept, say why not, and hang up, all in one packet.
         if self._connection.subprotocol != SUBPROTOCOL:
-            what = f"{self._address}: what answers there does not speak {SUBPROTOCOL}"
-            raise Unreachable(what, wrong_peer=True)
+            what = f"{self._address}: this is not a wal-ingest node: what answers there does not speak {SUBPROTOCOL}"
+            raise Unreachable(what, wrong_peer=True, hint=peer.CHECK_ADDRESS)
         with trio.move_on_at(deadline_s):
             return StreamConnection(self._connection, wire, await _welcome(self._connection, wire))
         raise self._why_not(deadline_s, connect_s_max)
@@ -219,8 +229,12 @@ class _Link:
         if self._rejected is not None:
             return _unreachable(self._address, self._rejected)
         if trio.current_time() >= deadline_s:
-            return Unreachable(f"{self._address}: no stream after {connect_s_max:g} s")
-        return Unreachable(f"{self._address}: the connection was closed during the opening handshake")
+            return peer.closed(self._address, f"no stream after {connect_s_max:g} s", tls=self._address.tls)
+        beginning = self._wire.beginning if self._wire is not None else b""
+        if beginning:
+            return peer.not_http(self._address, beginning)
+        words = "the connection was closed during the opening handshake"
+        return peer.closed(self._address, words, tls=self._address.tls)
 
     def _hung_up(self) -> None:
         if self._connection is None:
@@ -301,21 +315,26 @@ def _closed(exc: ConnectionClosed, wire: _Wire) -> StreamClosed:
     return StreamClosed(exc.reason.code, exc.reason.reason or "")
 
 
+# What a node, or a proxy before it, answers for a while; a status that only a person changes is any other.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
 def _unreachable(address: Address, rejected: ConnectionRejected) -> Unreachable:
-    headers = dict(rejected.headers or ())
-    asked = bytes(headers.get(b"retry-after", b""))
-    retry_after_s = int(asked) if asked.isdigit() and len(asked) < 10 else 0
+    headers = {bytes(name).lower(): bytes(value) for name, value in rejected.headers or ()}
+    status, body = rejected.status_code, bytes(rejected.body or b"")
+    if peer.expects_tls(body):
+        return Unreachable(
+            f"{address}: the port is for TLS", status=status, wrong_peer=True, hint=peer.USE_TLS
+        )
+    asked = headers.get(b"retry-after", b"")
+    passing = status in _PASSING
+    words = foreign_answer(status, headers.get(b"content-type", b"").decode(errors="replace"), body)
+    said = refusal_of(body)
+    words = words or f"answered with HTTP status {status}" + (f": {said}" if said else "")
     return Unreachable(
-        f"{address}: answered with HTTP status {rejected.status_code}",
-        status=rejected.status_code,
-        retry_after_s=retry_after_s,
+        f"{address}: {words}",
+        status=status,
+        retry_after_s=int(asked) if asked.isdigit() and len(asked) < 10 else 0,
+        wrong_peer=not passing,
+        hint="" if passing else hint_for(status),
     )
-
-
-def _reason(exc: BaseException) -> str:
-    """The operating system's words for it; those of the attempts where several addresses were tried."""
-    if isinstance(exc.__cause__, BaseExceptionGroup):
-        exc = exc.__cause__.exceptions[0]
-    elif exc.__cause__ is not None:
-        exc = exc.__cause__
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__

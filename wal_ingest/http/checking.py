@@ -6,9 +6,9 @@ request runs; what would hold up everybody else's goes to a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -30,7 +30,9 @@ from wal_ingest.points.times import (
     TimeOutsideWindow,
     TimeWindow,
     implausible_points,
+    looks_like,
     outside,
+    unit_name,
     window_reason,
     with_guessed_times,
 )
@@ -80,29 +82,26 @@ class RefusedLine:
     error: PointError
 
 
+class Odd(NamedTuple):
+    """So many points are odd in that way. `looks_like` is the unit that the first of their times would be plausible in,
+    such as "seconds"; empty for none."""
+
+    oddity: Oddity
+    points: int
+    looks_like: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """The canonical lines of a body, and what is to be reported of it.
 
-    `dropped` lines were left out, the first of them are in `refusals`. `past` and `future` count points with
-    implausible times, `repaired` lines that were not UTF-8.
+    `dropped` lines were left out, the first of them are in `refusals`. `odd` is what is odd about the points.
     """
 
     lines: Lines
     dropped: int = 0
     refusals: tuple[RefusedLine, ...] = ()
-    past: int = 0
-    future: int = 0
-    repaired: int = 0
-
-    def oddities(self) -> Iterator[tuple[Oddity, int]]:
-        """What is odd about the points, with how many are."""
-        counts = (
-            (Oddity.TIME_PAST, self.past),
-            (Oddity.TIME_FUTURE, self.future),
-            (Oddity.NOT_UTF8, self.repaired),
-        )
-        return ((oddity, count) for oddity, count in counts if count)
+    odd: tuple[Odd, ...] = ()
 
 
 class ThreadDoor(Protocol):
@@ -265,16 +264,31 @@ class _Check:
             if late:
                 lines, refused = self._without(lines, late, window)
                 dropped, refusals = dropped + len(late), (*refusals, *refused)[:REFUSALS_MAX]
-        past, future = implausible_points(lines, self.now_ns)
-        return Checked(lines, dropped, refusals, past, future, repaired)
+        found = implausible_points(lines, self.now_ns)
+        if found is None and not repaired:
+            return Checked(lines, dropped, refusals)
+        past, future = found or ([], [])
+        by_time = ((Oddity.TIME_PAST, past), (Oddity.TIME_FUTURE, future))
+        odd = [self._odd(oddity, times) for oddity, times in by_time if times]
+        if repaired:
+            odd.append(Odd(Oddity.NOT_UTF8, repaired))
+        return Checked(lines, dropped, refusals, tuple(odd))
+
+    def _odd(self, oddity: Oddity, times: list[int]) -> Odd:
+        return Odd(oddity, len(times), unit_name(looks_like(times[0], self._unit_ns, self.now_ns)))
+
+    @property
+    def _unit_ns(self) -> int:
+        """The unit in which the body's times were read."""
+        precision = self.reading.precision
+        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
+        return (precision if isinstance(precision, Precision) else default).value
 
     def _without(
         self, lines: Lines, late: Mapping[int, int], window: TimeWindow
     ) -> tuple[Lines, list[RefusedLine]]:
         """The lines without those whose time is outside the window; raises for the first unless `partial`."""
-        precision = self.reading.precision
-        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
-        unit_ns = (precision if isinstance(precision, Precision) else default).value
+        unit_ns = self._unit_ns
         points = split_points(lines.data, lines.points)
         refused: list[RefusedLine] = []
         start, passed = 0, 1

@@ -270,8 +270,8 @@ class Ingest:
         return answers.with_request_id(answer, request_id)
 
     def _report(self, route: str, source: str, checked: Checked) -> None:
-        for oddity, points in checked.oddities():
-            self._observer.noticed(route, oddity.value, source, points)
+        for odd in checked.odd:
+            self._observer.noticed(route, odd.oddity.value, source, odd.points, odd.looks_like)
 
     async def _read(
         self, dialect: Dialect, scope: Scope, receive: Receive, hold: Hold

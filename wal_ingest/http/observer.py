@@ -48,8 +48,11 @@ class Observer(Protocol):
         """Something of `source` was refused for a `Reason`: a whole request (`lines` is 0), or so many lines."""
         ...
 
-    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
-        """So many points of `source` were accepted although they are odd, in the word of `Oddity`."""
+    def noticed(self, route: str, oddity: str, source: str, points: int, looks_like: str) -> None:
+        """So many points of `source` were accepted although they are odd, in the word of `Oddity`.
+
+        `looks_like` is the unit that their times would be plausible in, such as "seconds"; empty for none.
+        """
         ...
 
 
@@ -65,5 +68,5 @@ class Nobody:
     def refused(self, route: str, reason: str, source: str, lines: int) -> None:
         """Does nothing."""
 
-    def noticed(self, route: str, oddity: str, source: str, points: int) -> None:
+    def noticed(self, route: str, oddity: str, source: str, points: int, looks_like: str) -> None:
         """Does nothing."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.lines import Lines, Precision, split_points
@@ -105,22 +106,31 @@ def times_of(lines: Lines) -> list[int]:
 _TIME = re.compile(rb" (-?[0-9]++)\n")
 
 
-def implausible_points(lines: Lines, now_ns: int) -> tuple[int, int]:
-    """How many points are older than 1990, and how many are more than a day ahead of `now_ns`.
+class Implausible(NamedTuple):
+    """The times of points that are older than 1990, and of those that are more than a day ahead, in nanoseconds."""
+
+    past: list[int]
+    future: list[int]
+
+
+def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
+    """The points that are older than 1990, or more than a day ahead of `now_ns`; None when none is found.
 
     Three points speak for all: the first, the last, and one between that `now_ns` chooses. A sender with the wrong unit
     has it everywhere, and one of many senders behind a relay is found within a few requests. Only when one of the three
-    is implausible is every time read. This costs some
-    microseconds; reading every time costs more than all else that is done to check a usual body.
+    is implausible is every time read. This costs some microseconds; reading every time costs more than all else that is
+    done to check a usual body.
     """
     data, last_plausible_ns = lines.data, now_ns + DAY_NS
     for end in _sampled_ends(data, now_ns):
         time = _time_before(data, end)
         if time is not None and not PLAUSIBLE_FROM_NS <= time <= last_plausible_ns:
             times = times_of(lines)
-            past = sum(time < PLAUSIBLE_FROM_NS for time in times)
-            return past, sum(time > last_plausible_ns for time in times)
-    return 0, 0
+            return Implausible(
+                [time for time in times if time < PLAUSIBLE_FROM_NS],
+                [time for time in times if time > last_plausible_ns],
+            )
+    return None
 
 
 def _sampled_ends(data: bytes, chance: int) -> Iterator[int]:
@@ -153,11 +163,24 @@ def window_reason(time_ns: int, unit_ns: int, window: TimeWindow, now_ns: int) -
     early = window.first_ns is not None and time_ns < window.first_ns
     which, setting = ("before", "past") if early else ("after", "future")
     reason = f"the time {_iso(time_ns)} is {which} what this node takes (server.time_window_{setting}_s)"
+    looks = looks_like(time_ns, unit_ns, now_ns)
+    return (
+        f"{reason}: this looks like {_NAMES[looks]}; send precision={looks.name.lower()}" if looks else reason
+    )
+
+
+def looks_like(time_ns: int, unit_ns: int, now_ns: int) -> Precision | None:
+    """The unit in which a time that was read in `unit_ns` would be plausible; None when there is none."""
     sent = time_ns // unit_ns
-    for precision, name in _NAMES.items():
+    for precision in _NAMES:
         if precision.value != unit_ns and PLAUSIBLE_FROM_NS <= sent * precision.value <= now_ns + DAY_NS:
-            return f"{reason}: this looks like {name}; send precision={precision.name.lower()}"
-    return reason
+            return precision
+    return None
+
+
+def unit_name(unit: Precision | None) -> str:
+    """For people: seconds; empty for none."""
+    return "" if unit is None else _NAMES[unit]
 
 
 def _iso(time_ns: int) -> str:

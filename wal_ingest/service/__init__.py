@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import structlog
 import trio
 
@@ -49,7 +50,7 @@ from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.collector import Collector
 from wal_ingest.service.commands import node_commands
 from wal_ingest.service.log_reader import LogReader, report_set_aside
-from wal_ingest.service.numbers import Numbers
+from wal_ingest.service.numbers import Numbers, odd_times_json
 from wal_ingest.service.sinks import SinkRunner, absent_statuses, sink_makers, standby_names
 from wal_ingest.service.watch import Watch
 from wal_ingest.settings import Settings
@@ -246,7 +247,12 @@ class Service:
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
                     commands = node_commands(
-                        store, LogReader(store, writer), runners, changed=self._moved.set
+                        store,
+                        LogReader(store, writer),
+                        runners,
+                        self._as_bound(),
+                        odd_times=lambda: odd_times_json(numbers.watch.odd_times()),
+                        changed=self._moved.set,
                     )
                     control = partial(serve_control, operated=numbers.watch.operated)
                     await wal.start(control, store.data_dir, commands)
@@ -262,6 +268,12 @@ class Service:
             raise writer.failure
         if self._failure is not None:
             raise self._failure
+
+    def _as_bound(self) -> Settings:
+        """The settings with the port that was taken, where they leave it to the system."""
+        server = self._settings.server
+        bind = f"{server.bind.rpartition(':')[0]}:{self._sockets[0].getsockname()[1]}"
+        return msgspec.structs.replace(self._settings, server=msgspec.structs.replace(server, bind=bind))
 
     def _numbers(self, store: Store, writer: Writer, runners: list[SinkRunner]) -> Numbers:
         def statuses() -> list[SinkStatus]:

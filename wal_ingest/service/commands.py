@@ -9,18 +9,29 @@ from typing import Any
 
 import trio
 
+from wal_ingest.config import FIELDS
 from wal_ingest.control import Command
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.status import SinkStatus
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.sinks import SinkRunner, absent_statuses
+from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
 from wal_ingest.wal.store import Store
 
+# No command on the same machine needs it: points are sent over HTTP, with the sender's own.
+_SETTINGS_NOT_TOLD = frozenset({"server.write_token"})
+
 
 def node_commands(
-    store: Store, log: LogReader, runners: Sequence[SinkRunner], *, changed: Callable[[], None]
+    store: Store,
+    log: LogReader,
+    runners: Sequence[SinkRunner],
+    settings: Settings,
+    *,
+    odd_times: Callable[[], object],
+    changed: Callable[[], None],
 ) -> dict[str, Command]:
     """Each command by its name; `changed` is called when segments may have become droppable."""
     by_name = {runner.name: runner for runner in runners}
@@ -37,6 +48,12 @@ def node_commands(
     async def sinks(_arguments: Mapping[str, Any]) -> object:
         statuses = [*(runner.status() for runner in runners), *absent_statuses(store)]
         return {status.name: live_status(status) for status in statuses}
+
+    async def tell_settings(_arguments: Mapping[str, Any]) -> object:
+        return settings_told(settings)
+
+    async def tell_odd_times(_arguments: Mapping[str, Any]) -> object:
+        return odd_times()
 
     async def pause(arguments: Mapping[str, Any]) -> object:
         await runner_of(arguments).pause()
@@ -76,11 +93,26 @@ def node_commands(
 
     return {
         "sinks": sinks,
+        "settings": tell_settings,
+        "odd_times": tell_odd_times,
         "sink.pause": pause,
         "sink.resume": resume,
         "sink.skip": skip,
         "sink.forget": forget,
         "letters.remove": remove_letters,
+    }
+
+
+def settings_told(settings: Settings) -> dict[str, object]:
+    """The effective settings by name, for a command that writes to a sink itself (`sink check`, `replay`).
+
+    The sink's token is among them. The socket is open to the node's own user and root alone, who can read the token
+    in the node's environment (/proc) and settings file anyway.
+    """
+    return {
+        name: getattr(getattr(settings, field.section), field.key)
+        for name, field in FIELDS.items()
+        if name not in _SETTINGS_NOT_TOLD
     }
 
 

@@ -12,7 +12,7 @@ from wal_ingest.errors import WalFull
 from wal_ingest.flusher.status import SinkState, SinkStatus
 from wal_ingest.history import STEP_S
 from wal_ingest.metrics import Values
-from wal_ingest.service.recent import WINDOW_S
+from wal_ingest.service.recent import WINDOW_S, OddTimes
 from wal_ingest.service.remedies import Level, condition_of
 from wal_ingest.service.verdict import Facts, SinkFacts, Verdict, verdict
 from wal_ingest.service.watch import ERRORS_MAX, Watch, holding
@@ -28,6 +28,7 @@ TROUBLED = (SinkState.RETRYING, SinkState.HOLDING, SinkState.FAILED, SinkState.A
 _TAKING = (SinkState.IDLE, SinkState.DELIVERING)
 
 _LETTER_GROUPS_MAX = 20
+_ODD_SOURCES_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ class Numbers:
                 refused=refused,
                 accepted=accepted,
                 window_s=WINDOW_S,
+                odd_times=self.watch.odd_times(),
                 given_up_s=max(0.0, now_s - given_up_ns / 1e9) if given_up_ns else None,
             )
         )
@@ -210,6 +212,7 @@ class Numbers:
                 for seen in watch.errors.listed()
             ],
             "events": self._events(),
+            "odd_times": odd_times_json(watch.odd_times()),
             "dead_letters": [
                 {
                     "sink": group.sink,
@@ -299,6 +302,20 @@ class Numbers:
                 for name, values in known.items()
             },
         }
+
+
+def odd_times_json(found: Sequence[OddTimes]) -> list[dict[str, object]]:
+    """As `/status.json` shows points with implausible times, and the control socket tells them."""
+    return [
+        {
+            "source": odd.source,
+            "oddity": odd.oddity,
+            "looks_like": odd.looks_like or None,
+            "points": odd.points,
+            "says": odd.says,
+        }
+        for odd in found[:_ODD_SOURCES_MAX]
+    ]
 
 
 def _accounts_json(accounts: Mapping[str, Account]) -> dict[str, dict[str, int]]:

@@ -1,12 +1,13 @@
-"""How many write requests of the last minutes were taken and how many refused, by status. Pure, bounded memory.
+"""What came in during the last minutes: requests taken and refused, and points with implausible times. Pure, bounded.
 
 Counts only rise; every `SPACING_S` a copy of them is kept, and the difference to the oldest copy is the window.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
+from dataclasses import dataclass
 
 WINDOW_S = 300.0
 SPACING_S = 10.0
@@ -44,3 +45,69 @@ class RecentRequests:
         """How many were accepted in the window, and how many refused by HTTP status; only statuses that occurred."""
         accepted, refused = self._kept[0][1:] if self._kept else (0, Counter[int]())
         return self._accepted - accepted, dict(self._refused - refused)
+
+
+# Words of the metrics' label `oddity` that are about times.
+_TIME_ODDITIES = frozenset({"time_past", "time_future"})
+
+
+@dataclass(frozen=True, slots=True)
+class OddTimes:
+    """Points of one source with implausible times. `oddity` is time_past (before 1990) or time_future.
+
+    `looks_like` is the unit that they would be plausible in, such as "seconds"; empty for none.
+    """
+
+    source: str
+    oddity: str
+    looks_like: str
+    points: int
+
+    @property
+    def says(self) -> str:
+        """In words, without the count."""
+        when = "before 1990" if self.oddity == "time_past" else "more than a day ahead"
+        looks = f": this looks like {self.looks_like}" if self.looks_like else ""
+        return f"from {self.source} with times {when}{looks}"
+
+
+class RecentOddTimes:
+    """The points with implausible times of the last `WINDOW_S` seconds, rounded up to the next `SPACING_S`, by source.
+
+    At most `sources_max` sources are remembered; beyond them the one that was silent longest is forgotten.
+    """
+
+    def __init__(self, sources_max: int = 100) -> None:
+        self._sources_max = sources_max
+        # By source, oddity and unit: points by the time at which a span of `SPACING_S` began, oldest first.
+        self._spans: OrderedDict[tuple[str, str, str], deque[list[float]]] = OrderedDict()
+
+    def noticed(self, at_s: float, source: str, oddity: str, looks_like: str, points: int) -> None:
+        """So many points were accepted although they are odd."""
+        if oddity not in _TIME_ODDITIES:
+            return
+        key = (source, oddity, looks_like)
+        spans = self._spans.setdefault(key, deque())
+        self._spans.move_to_end(key)
+        if not spans or at_s >= spans[-1][0] + SPACING_S:
+            spans.append([at_s, 0])
+        spans[-1][1] += points
+        self._forget(spans, at_s)
+        if len(self._spans) > self._sources_max:
+            self._spans.popitem(last=False)
+
+    def listed(self, at_s: float) -> list[OddTimes]:
+        """Those of the window, most points first."""
+        for key, spans in list(self._spans.items()):
+            self._forget(spans, at_s)
+            if not spans:
+                del self._spans[key]
+        found = [
+            OddTimes(*key, int(sum(points for _, points in spans))) for key, spans in self._spans.items()
+        ]
+        return sorted(found, key=lambda odd: -odd.points)
+
+    @staticmethod
+    def _forget(spans: deque[list[float]], at_s: float) -> None:
+        while spans and spans[0][0] <= at_s - WINDOW_S - SPACING_S:
+            spans.popleft()

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* It is good only when all of this holds: points are taken, no request was refused in the last minutes, no sink is in
-  trouble or absent, no point is parked, no point was given up in the last day, nothing is damaged or unaccounted for.
+* It is good only when all of this holds: points are taken, in the last minutes no request was refused and no point
+  had an implausible time, no sink is in trouble or absent, no point is parked, no point was given up in the last day,
+  nothing is damaged or unaccounted for.
 * The sentence says "everything delivered" only when nothing waits, is parked or was ever given up.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wal_ingest.service.recent import OddTimes
 from wal_ingest.service.remedies import Level, Remedy, condition_of
 from wal_ingest.wal.accounts import Account
 
@@ -65,7 +67,8 @@ class Facts:
 
     `reasons` is why nothing is taken, empty when the node is ready. `refused` counts the write requests of the last
     `window_s` seconds that were refused, by HTTP status, `accepted` those that were taken. `given_up_s` is how long ago
-    points were given up, None when never. `full_in_s` and `disk_full_in_s` are None without a trend.
+    points were given up, None when never. `odd_times` are the points of the last `window_s` seconds with implausible
+    times. `full_in_s` and `disk_full_in_s` are None without a trend.
     """
 
     reasons: Sequence[str] = ()
@@ -78,6 +81,7 @@ class Facts:
     accepted: int = 0
     window_s: float = 300.0
     given_up_s: float | None = None
+    odd_times: Sequence[OddTimes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ def verdict(facts: Facts) -> Verdict:
     findings = [
         *_not_ready(facts),
         *_refused(facts),
+        *_odd_times(facts),
         *_troubled(facts),
         *_filling(facts),
         *_damage(facts),
@@ -168,6 +173,22 @@ def _refused(facts: Facts) -> Iterator[_Finding]:
             "journalctl -u wal-ingest -n 50",
         ),
         head=everything,
+    )
+
+
+def _odd_times(facts: Facts) -> Iterator[_Finding]:
+    if not facts.odd_times:
+        return
+    first, *others = facts.odd_times
+    more = f", and of {len(others):,} more source{'' if len(others) == 1 else 's'}" if others else ""
+    yield _Finding(
+        Level.ATTENTION,
+        f"{points_text(first.points)} of the last {duration_text(facts.window_s)} {first.says}{more}",
+        "odd times",
+        Remedy(
+            "Have the sender name its unit (precision=s, ms, us or ns). They are stored as they came; a database may "
+            "drop such times without a word. To refuse them, set server.time_window_past_s."
+        ),
     )
 
 
@@ -261,7 +282,7 @@ def _delivery(facts: Facts) -> str:
 
 def _calm(facts: Facts, findings: Sequence[_Finding]) -> str:
     """The words that let a person go back to sleep; only when they are true."""
-    lost = facts.damaged_files or facts.missing_points or facts.refused
+    lost = facts.damaged_files or facts.missing_points or facts.refused or facts.odd_times
     lost = lost or any(sink.account.given_up or sink.account.unaccounted for sink in facts.sinks)
     if lost or not any(finding.delivery or finding.head for finding in findings):
         return ""

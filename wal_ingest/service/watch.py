@@ -19,7 +19,7 @@ from wal_ingest.errors import ComeBackLater, StorageFailed, WalDamaged, WalInges
 from wal_ingest.flusher.status import SinkStatus
 from wal_ingest.history import History, Sample, SinkSample
 from wal_ingest.metrics import ROUTES, Metrics
-from wal_ingest.service.recent import RecentRequests
+from wal_ingest.service.recent import OddTimes, RecentOddTimes, RecentRequests
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.letters import LetterGroup
 from wal_ingest.wal.log import Wal
@@ -95,6 +95,8 @@ class Watch:
         self._given_up = 0
         self.given_up_ns = 0
         self.requests = RecentRequests(ROUTES)
+        self._odd_times = RecentOddTimes()
+        metrics.front.on_odd = self._noticed
         self.acts = LastErrors()
         self.history = History()
         self.errors = LastErrors()
@@ -129,6 +131,13 @@ class Watch:
             return self._store.state.letter_groups()
         except WalIngestError:
             return self.letters  # whoever needs the state says so; this only counts
+
+    def _noticed(self, source: str, oddity: str, looks_like: str, points: int) -> None:
+        self._odd_times.noticed(self._monotonic_s(), source, oddity, looks_like, points)
+
+    def odd_times(self) -> list[OddTimes]:
+        """The points of the last minutes with implausible times, by source, most points first."""
+        return self._odd_times.listed(self._monotonic_s())
 
     def failed_request(self, words: str) -> None:
         """A request failed for a reason that nobody foresaw."""

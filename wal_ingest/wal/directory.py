@@ -17,6 +17,12 @@ from pathlib import Path
 from wal_ingest.errors import ConfigError, DataDirLocked, StorageFailed
 
 LOCK_NAME = "LOCK"
+# Readable for a group, as the whole directory is; a stricter umask makes it less.
+FILE_MODE = 0o640
+_LINK = "it is a symbolic link, and files of a data directory are never written through one"
+_LINK_HINT = (
+    "see where it leads and who made it, then remove it; a directory may be a link, a file in it may not"
+)
 # The kernel remounts a failing disk read-only, and it may be repaired or mounted again while we are down.
 _STORAGE_ERRORS = frozenset({errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENODEV, errno.ENXIO})
 _FLOCK_TRIES = 5
@@ -34,6 +40,20 @@ def sync_directory(path: Path) -> None:
     except OSError as exc:
         reason = f"the directory could not be synced: {exc.strerror}"
         raise StorageFailed(path, reason, number=exc.errno or 0) from exc
+
+
+def open_unlinked(path: str | Path, flags: int) -> int:
+    """Opens a file to write: never through a symbolic link, and with `FILE_MODE` where it is made.
+
+    So a link with the name of one of our files, in a directory that others may write to, costs no file elsewhere.
+    An `opener` for `open`. Raises OSError; see `reason_of`.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+
+
+def reason_of(exc: OSError) -> str:
+    """Why a file could not be opened: the system's words, and plainer ones for a link."""
+    return _LINK if exc.errno == errno.ELOOP else str(exc.strerror)
 
 
 def rename(path: Path, target: Path) -> None:
@@ -100,10 +120,11 @@ class DirectoryLock:
         """Raises `DataDirLocked` with the other's process id, `ConfigError` when the file cannot be opened."""
         path = data_dir / LOCK_NAME
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._fd = open_unlinked(path, os.O_RDWR | os.O_CREAT)
         except OSError as exc:
             _raise_if_storage(path, exc)
-            raise ConfigError(f"{path} cannot be opened: {exc.strerror}") from exc
+            hint = _LINK_HINT if exc.errno == errno.ELOOP else ""
+            raise ConfigError(f"{path} cannot be opened: {reason_of(exc)}", hint=hint) from exc
         try:
             _flock_patiently(self._fd)
         except OSError as exc:
@@ -137,11 +158,12 @@ def _flock_patiently(fd: int) -> None:
 def holder_of(data_dir: Path) -> int | None:
     """The process id of the server that has a data directory open, 0 when it cannot be told, None when none has."""
     try:
-        fd = os.open(data_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(data_dir / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
-    except OSError:  # somebody else's: who looks from outside may not open it
-        return 0
+    except OSError as exc:
+        # No server holds a link. Else it is somebody else's: who looks from outside may not open it.
+        return None if exc.errno == errno.ELOOP else 0
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -65,11 +65,25 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     parked: int
 
 
+class OddTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Points of the last minutes with implausible times, of one source, as the node that runs counts them.
+
+    `oddity` is time_past (before 1990) or time_future (more than a day ahead); `looks_like` the unit that they would be
+    plausible in, None for none; `says` is all of that but the count, in words.
+    """
+
+    source: str
+    oddity: str
+    looks_like: str | None
+    points: int
+    says: str
+
+
 class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A data directory at one moment. `server_pid` is None when no server has it open, 0 when it cannot be told.
 
     `gaps` are between the segments that are there now; `lost` is what starts have ever found missing. `account` is by
-    sink, the same as in the node's `/status.json`.
+    sink, the same as in the node's `/status.json`. `odd_times` is not on disk: a caller may add what the node says.
     """
 
     data_dir: str
@@ -86,6 +100,7 @@ class WalStatus(msgspec.Struct, frozen=True, kw_only=True):
     lost: list[LostRange]
     sinks: dict[str, SinkStatus]
     account: dict[str, Account]
+    odd_times: list[OddTimes] = msgspec.field(default_factory=list)
 
 
 def status(data_dir: Path, *, now_ns: int) -> WalStatus:

@@ -33,7 +33,7 @@ class Leftover:
         self._fd = -1
         self._left_bytes = 0
         with contextlib.suppress(OSError):
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._left_bytes = os.fstat(self._fd).st_size
 
     def give_back(self) -> bool:

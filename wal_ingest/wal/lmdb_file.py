@@ -21,6 +21,7 @@ import lmdb
 import lmdb.verify
 
 from wal_ingest.errors import SectorUnreadable, StorageFailed, WalDamaged
+from wal_ingest.wal.directory import FILE_MODE, open_unlinked, reason_of
 from wal_ingest.wal.lmdb_pages import read_bytes
 
 # 0.9.x, data format 1: what every LMDB tool can read.
@@ -58,6 +59,9 @@ class LmdbFile:
 
     def __init__(self, path: Path, *, map_bytes: int, readonly: bool = False, lock: bool = True) -> None:
         self.path = path
+        if not readonly and path.is_symlink():
+            # LMDB itself opens files through links.
+            raise StorageFailed(path, reason_of(OSError(errno.ELOOP, "")), number=errno.ELOOP)
         try:
             if lock:
                 _reserve_lock_file(path)
@@ -69,7 +73,7 @@ class LmdbFile:
                 create=not readonly,
                 lock=lock,
                 max_dbs=0,
-                mode=0o640,
+                mode=FILE_MODE,
                 lib_version=_LIB_VERSION,
             )
             self._page_bytes = self._env.stat()["psize"]
@@ -77,7 +81,7 @@ class LmdbFile:
             raise self._translated(exc) from exc
         except OSError as exc:
             raise StorageFailed(
-                path, f"the lock file cannot be made: {exc.strerror}", number=exc.errno or 0
+                path, f"the lock file cannot be made: {reason_of(exc)}", number=exc.errno or 0
             ) from exc
 
     # -- writing ---------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ def _read_all(path: Path) -> None:
 
 def _reserve_lock_file(path: Path) -> None:
     """Makes the lock file with its space. LMDB would map a sparse one, and a full disk then is a SIGBUS."""
-    fd = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = open_unlinked(lock_path(path), os.O_RDWR | os.O_CREAT)
     try:
         os.posix_fallocate(fd, 0, _LOCK_FILE_BYTES)
     finally:

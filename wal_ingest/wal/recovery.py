@@ -16,7 +16,7 @@ from typing import Protocol
 
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.settings import WalSettings
-from wal_ingest.wal.directory import make_directory, remove, sync_directory
+from wal_ingest.wal.directory import make_directory, open_unlinked, reason_of, remove, sync_directory
 from wal_ingest.wal.segment import (
     NEW_SUFFIX,
     SEQ_DIGITS,
@@ -167,10 +167,10 @@ def note_reason(moved: SetAside) -> None:
     """Leaves the reason beside the file, durable: evidence for whoever looks at it later."""
     note = moved.path.with_name(moved.path.name + ".reason.txt")
     try:
-        with note.open("w") as file:
+        with open(note, "w", opener=open_unlinked) as file:
             file.write(moved.reason + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as exc:
-        raise StorageFailed(note, f"cannot be written: {exc.strerror}") from exc
+        raise StorageFailed(note, f"cannot be written: {reason_of(exc)}") from exc
     sync_directory(note.parent)

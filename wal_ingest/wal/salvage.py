@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
-from wal_ingest.wal.directory import rename, sync_directory
+from wal_ingest.wal.directory import open_unlinked, reason_of, rename, sync_directory
 from wal_ingest.wal.entry import Entry, EntryDamaged
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.pinned import ScannedSegment
@@ -79,12 +79,12 @@ def write_note(path: Path, note: Note) -> None:
     target = path.with_name(path.name + NOTE_SUFFIX)
     new = target.with_name(target.name + ".new")
     try:
-        with new.open("wb") as file:
+        with open(new, "wb", opener=open_unlinked) as file:
             file.write(msgspec.json.format(msgspec.json.encode(note)) + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as exc:
-        raise StorageFailed(target, f"cannot be written: {exc.strerror}", number=exc.errno or 0) from exc
+        raise StorageFailed(target, f"cannot be written: {reason_of(exc)}", number=exc.errno or 0) from exc
     rename(new, target)
     sync_directory(target.parent)
 

@@ -57,7 +57,7 @@ class Reserve:
         self.held_bytes = 0
         self._possible = True
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as exc:
             raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
 

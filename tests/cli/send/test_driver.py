@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tests.cli.send.test_ledger import piece
 from wal_ingest.cli.posting import NotTaken
 from wal_ingest.cli.progress import Bar
 from wal_ingest.cli.send import driver
-from wal_ingest.cli.send.driver import Driver
+from wal_ingest.cli.send.driver import Driver, GaveUp
 from wal_ingest.cli.send.job import Job
 from wal_ingest.cli.send.ledger import Ledger, LostTrack, Mark
 from wal_ingest.cli.send.pieces import Piece
@@ -124,6 +125,7 @@ class Run:
         *,
         skips: bool = False,
         rate: float | None = None,
+        give_up_s: float | None = None,
         stop: Stop | None = None,
     ) -> None:
         def keep(mark: Mark, texts: list[bytes]) -> None:
@@ -138,6 +140,7 @@ class Run:
                 keep=keep,
                 skips=skips,
                 points_per_s_max=rate,
+                give_up_s=give_up_s,
                 stop=entered,
                 bar=Bar(),
                 tell=self.tell,
@@ -333,3 +336,45 @@ async def test_a_node_that_forgot_the_stream_is_told_of() -> None:
     await run.send(Node(), some(3))
     await run.send(Node(), map(piece, range(3, 5)))
     assert run.told == ["ws://node does not know this stream any more: up to 32 frames may be stored twice"]
+
+
+async def test_a_node_that_is_away_is_given_up_with_what_is_confirmed_and_what_is_not() -> None:
+    gone = Unreachable("node: Connection refused", hint="where that is a TLS port, say so")
+    node = Node(
+        faults=[(StreamClosed(1006, "the connection broke"), 7), *[(gone, 0)] * 1_000_000], window_frames=1
+    )
+    run = Run()
+    with pytest.raises(GaveUp) as caught:
+        await run.send(node, some(10), give_up_s=0.3)
+    assert str(caught.value) == (
+        "gave up: ws://node took nothing for 0.3 s: node: Connection refused; 21 points confirmed, "
+        "9 points read and not confirmed"
+    )
+    assert caught.value.hint == gone.hint
+    assert run.kept.points == 21
+
+
+async def test_a_node_that_answers_nothing_is_given_up() -> None:
+    class Silent(NodeLink):
+        async def send(self, *_args: object, **_more: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+    class SilentNode(Node):
+        @asynccontextmanager
+        async def connect(self) -> AsyncIterator[NodeLink]:
+            yield Silent(self, None)
+
+    with pytest.raises(GaveUp, match=r"took nothing for 0\.2 s; 0 points confirmed, 15 points read"):
+        await Run().send(SilentNode(), some(5), give_up_s=0.2)
+
+
+async def test_a_pipe_that_says_nothing_for_long_is_no_reason_to_give_up() -> None:
+    def slow() -> Iterator[Piece]:
+        for number in range(3):
+            # Longer than the node has: while nothing is there for it, nothing counts.
+            time.sleep(0.4)
+            yield piece(number)
+
+    node = Node()
+    await Run().send(node, slow(), give_up_s=0.3)
+    assert node.lines == every(3)

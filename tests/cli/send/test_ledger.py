@@ -126,7 +126,7 @@ STEPS = ("read", "send", "hear", "record", "reconnect", "begin")
 
 
 # A script of random steps does not shrink to anything that says more.
-@settings(max_examples=60, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.randoms(use_true_random=False))
 def test_every_line_is_stored_once_whatever_happens(random: Random) -> None:
     count = random.randint(1, 150)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, YesOption, load_config
+from wal_ingest.cli.node_settings import settings_of_node, settings_on_disk
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption, NodeConfigOption, YesOption
 from wal_ingest.cli.output import FAILED, confirm, points_text, print_json
 from wal_ingest.cli.times import time_text
 from wal_ingest.errors import ConfigError
@@ -55,7 +56,7 @@ def _group() -> None:
 def list_letters(
     sink: SinkOption = None,
     reason: ReasonOption = None,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -63,8 +64,9 @@ def list_letters(
     from wal_ingest.wal.letters import LetterGroups
 
     groups = LetterGroups()
-    for name in _sinks(load_config(config, data_dir=data_dir).settings, sink):
-        groups.add(_letters(load_config(config, data_dir=data_dir).settings, name, reason))
+    settings = settings_on_disk(config, data_dir=data_dir)
+    for name in _sinks(settings, sink):
+        groups.add(_letters(settings, name, reason))
     if json:
         print_json(
             [
@@ -92,12 +94,12 @@ def show(
     sink: SinkOption = None,
     reason: ReasonOption = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = 20,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
     """The points themselves, oldest first, each with when, why and where it should have gone."""
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     letters = itertools.islice(
         (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason)), limit
     )
@@ -116,7 +118,7 @@ def export(
     ],
     sink: SinkOption = None,
     reason: ReasonOption = None,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     json: Annotated[
         bool, typer.Option("--json", help="JSON lines with the reasons, not line protocol.")
@@ -128,7 +130,7 @@ def export(
     from wal_ingest.cli.outfile import OutFile
     from wal_ingest.wal.gzip_codec import compress
 
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     letters = (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason))
     rows = (msgspec.json.encode(_as_json(letter)) + b"\n" if json else letter.line for letter in letters)
     count = 0
@@ -144,7 +146,7 @@ def export(
 def retry(
     sink: SinkOption = None,
     reason: ReasonOption = None,
-    config: ConfigOption = None,
+    config: NodeConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Write them to the sink again, after the bucket was mended. What it takes is a dead letter no more.
@@ -155,7 +157,7 @@ def retry(
 
     from wal_ingest.cli.dead_letters.writing import write_letters
 
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_of_node(config, data_dir=data_dir)
     name = _the_sink(settings, sink)
     letters = list(_letters(settings, name, reason))
     if not letters:
@@ -176,13 +178,13 @@ def drop(
     sink: SinkOption = None,
     reason: ReasonOption = None,
     yes: YesOption = False,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Remove them for good. Says which and asks first; they are counted as expired."""
     from wal_ingest.wal.letters import LetterGroups, id_of
 
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     name = _the_sink(settings, sink)
     letters = list(_letters(settings, name, reason))
     if not letters:

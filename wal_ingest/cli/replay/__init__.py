@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.node_settings import settings_of_node
+from wal_ingest.cli.options import DataDirOption, JsonOption, NodeConfigOption, token_in
 from wal_ingest.cli.times import TIME_HELP, parse_seqs, parse_time_ns
 from wal_ingest.errors import ConfigError, OperatorNeeded
 
@@ -33,7 +34,7 @@ EXAMPLE = "Example: wal-ingest replay --since 2h --dry-run"
 
 
 def replay(
-    config: ConfigOption = None,
+    config: NodeConfigOption = None,
     data_dir: DataDirOption = None,
     since: Annotated[
         str | None,
@@ -141,7 +142,7 @@ def replay(
     now_ns = time.time_ns()
     if rejected is not None and not rejected.absolute().parent.is_dir():
         raise ConfigError(f"{rejected}: there is no such directory", hint="make it, or name another file")
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_of_node(config, data_dir=data_dir)
     target = target_of(
         settings.influxdb, to, org=org, bucket=bucket, token_file=token_file, in_flight=in_flight
     )
@@ -204,18 +205,10 @@ def target_of(
     if bucket is not None:
         changes |= {"bucket": bucket, "destination": "settings"}
     if token_file is not None:
-        changes["token"] = _token_in(token_file)
+        changes["token"] = token_in(token_file)
     if in_flight is not None:
         changes["in_flight_max"] = in_flight
     return msgspec.structs.replace(configured, **changes)
-
-
-def _token_in(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        raise ConfigError(f"{path}: the token cannot be read: {reason}") from exc
 
 
 def _range(since: str | None, until: str | None, seq: str | None, *, now_ns: int) -> Range:

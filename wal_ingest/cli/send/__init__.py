@@ -6,9 +6,15 @@ from typing import Annotated
 
 import typer
 
-from wal_ingest.cli.options import JsonOption
+from wal_ingest.cli.options import (
+    GiveUpOption,
+    JsonOption,
+    SendersTokenFileOption,
+    SendersTokenOption,
+    give_up_s_of,
+    token_of,
+)
 from wal_ingest.cli.output import count_text, points_text, print_json
-from wal_ingest.config import ENV_TOKEN
 from wal_ingest.errors import ConfigError
 
 EXAMPLE = """Examples:
@@ -88,10 +94,9 @@ def send(
     ] = 0,
     org: Annotated[str, typer.Option("--org", help="Organisation to store with the points.")] = "",
     bucket: Annotated[str, typer.Option("--bucket", help="Bucket to store with the points.")] = "",
-    token: Annotated[
-        str,
-        typer.Option("--token", envvar=ENV_TOKEN, help="The node's write token.", show_default=False),
-    ] = "",
+    token: SendersTokenOption = "",
+    token_file: SendersTokenFileOption = None,
+    give_up_after: GiveUpOption = None,
     measurement: Annotated[
         str, typer.Option("--measurement", metavar="NAME", help="CSV: the measurement of all rows.")
     ] = "",
@@ -135,7 +140,8 @@ def send(
     """Send points from files to a node: line protocol, JSON, NDJSON or CSV.
 
     Over ws:// every point is stored once, whatever breaks, and with --resume also when this command is killed. Over
-    http:// those that were under way may be stored twice.
+    http:// those that were under way may be stored twice. A node that is away is waited for; one that waiting does not
+    mend (a wrong address, token or certificate) ends it with exit code 2, and --give-up-after with 1.
     """
     from wal_ingest.cli.send.options import how_of
     from wal_ingest.cli.send.run import Wanted, run
@@ -180,7 +186,8 @@ def send(
             skip_lines=skip_lines,
             org=org,
             bucket=bucket,
-            token=token,
+            token=token_of(token, token_file),
+            give_up_s=give_up_s_of(give_up_after),
         )
     )
     if json:

@@ -16,6 +16,7 @@ from random import Random
 
 import trio
 
+from wal_ingest.cli.output import points_text
 from wal_ingest.cli.posting import NotTaken
 from wal_ingest.cli.send.job import Job
 from wal_ingest.cli.send.ledger import Cut, Known, LostTrack, Slot
@@ -42,6 +43,10 @@ _FAULTS = (1002, 1003, 1007, 1009, 1010)
 _PLACE = re.compile(r"(?:line [0-9]+(?:, column [0-9]+)?|index [0-9]+): ")
 
 
+class GaveUp(NotTaken):
+    """The node took nothing for as long as `--give-up-after` says. What it had confirmed before stays confirmed."""
+
+
 class Driver:
     """Does one job."""
 
@@ -54,6 +59,9 @@ class Driver:
         self._stopped = trio.Event()
         self._connecting = trio.CancelScope()
         self._kept_s = 0.0
+        # When the node last took something, or there was nothing for it.
+        self._progress_s = 0.0
+        self._trouble: Unreachable | StreamClosed | None = None
         # In a row: an ack ends it.
         self._failures = 0
         self._read_all = False
@@ -71,6 +79,8 @@ class Driver:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._read)
+            if self._job.give_up_s is not None:
+                nursery.start_soon(self._give_up, self._job.give_up_s)
             try:
                 with self._connecting:
                     await self._send_all()
@@ -103,6 +113,30 @@ class Driver:
         if self._ledger.in_flight:
             with trio.move_on_after(DRAIN_S_MAX):
                 await self._signal()
+        self._connecting.cancel()
+
+    async def _give_up(self, after_s: float) -> None:
+        """Ends it when the node has taken nothing for so long, though there was something for it."""
+        self._progress_s = trio.current_time()
+        while True:
+            changed = self._changed
+            if self._ledger.is_settled:
+                await changed.wait()
+                self._progress_s = trio.current_time()
+                continue
+            due_s = self._progress_s + after_s
+            if trio.current_time() >= due_s:
+                break
+            with trio.move_on_at(due_s):
+                await changed.wait()
+        why = f": {self._words(self._trouble)}" if self._trouble is not None else ""
+        error = GaveUp(
+            f"gave up: {self._job.to} took nothing for {after_s:g} s{why}; "
+            f"{points_text(self._ledger.points)} confirmed, {points_text(self._ledger.unsettled_points)} read and not "
+            "confirmed"
+        )
+        error.hint = self._trouble.hint if self._trouble is not None else ""
+        self._broken = error
         self._connecting.cancel()
 
     async def _signal(self) -> None:
@@ -152,6 +186,9 @@ class Driver:
                 self._raise_final(exc)
                 if not self._failures:
                     self._job.tell(f"{self._words(exc)}; going on as soon as it takes points again")
+                    if exc.hint:
+                        self._job.tell(f"try: {exc.hint}")
+                self._trouble = exc
                 self._failures += 1
                 wait = wait_s(
                     exc,
@@ -178,7 +215,7 @@ class Driver:
             status = exc.status if isinstance(exc, Unreachable) else 0
             hint = "is that the address of a node, and does it stream? http:// posts instead"
             if status in (401, 403) or not status:
-                hint = "give the node's write token with --token or WAL_INGEST_TOKEN"
+                hint = hint_for(401)
             raise ConfigError(self._words(exc), hint=exc.hint or hint) from exc
         if isinstance(exc, StreamClosed) and exc.code == REPLACED:
             error = NotTaken(f"{self._job.to}: another wal-ingest send goes on with the same progress file")
@@ -265,6 +302,8 @@ class Driver:
         raise Unreachable(why, wrong_peer=True, hint=hint_for(200))
 
     def _hear(self, answer: Ack | Refusal) -> None:
+        if isinstance(answer, Ack) or answer.status != 503:
+            self._progress_s, self._trouble = trio.current_time(), None
         if isinstance(answer, Ack):
             self._ledger.acked(answer.number, answer.seq)
             if self._failures:

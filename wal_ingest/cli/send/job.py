@@ -16,7 +16,8 @@ class Job:
     """What is to be done.
 
     `pieces` blocks while it reads. `keep` makes a mark and the texts of rejected records durable, and blocks too.
-    `skips` says that a record which the node refuses is left out. `tell` says something to people.
+    `skips` says that a record which the node refuses is left out. `tell` says something to people. `give_up_s` is how
+    long the node may take nothing; None: for ever.
     """
 
     to: str
@@ -25,6 +26,7 @@ class Job:
     keep: Callable[[Mark, list[bytes]], None]
     skips: bool
     points_per_s_max: float | None
+    give_up_s: float | None = None
     stop: Stop
     bar: Bar
     tell: Callable[[str], None]

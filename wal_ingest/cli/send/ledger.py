@@ -133,6 +133,16 @@ class Ledger:
         return self._at.frames
 
     @property
+    def points(self) -> int:
+        """How many points were settled in order, in this life and before."""
+        return self._at.points
+
+    @property
+    def unsettled_points(self) -> int:
+        """How many points were read and are not confirmed."""
+        return sum(slot.piece.points for slot in self._slots if not slot.settled)
+
+    @property
     def since_mark(self) -> int:
         """How many pieces were settled since the last mark."""
         return self._since_mark

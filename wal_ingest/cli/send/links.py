@@ -14,7 +14,7 @@ from wal_ingest.cli.posting import COME_BACK, NoAnswer, Poster, Said
 from wal_ingest.client.errors import Unreachable
 from wal_ingest.client.messages import Ack, Answer, Refusal, Welcome
 from wal_ingest.client.stream import open_stream
-from wal_ingest.confirmation import Stored, WriteProtocol, confirmation_of, hint_for
+from wal_ingest.confirmation import Stored, WriteProtocol, confirmation_of, foreign_answer, hint_for
 
 _FRAME_BYTES_MAX = 32 << 20
 # Verdicts on the points; every other 4xx is about the address or the token.
@@ -101,7 +101,7 @@ class HttpLink:
         try:
             said = await trio.to_thread.run_sync(post, abandon_on_cancel=True)
         except NoAnswer as exc:
-            raise Unreachable(f"{self._url}: {exc}") from exc
+            raise Unreachable(str(exc), wrong_peer=exc.wrong_peer, hint=exc.hint) from exc
         self._answered.send_nowait(self._answer(number, said))
 
     async def receive(self) -> Answer:
@@ -109,6 +109,7 @@ class HttpLink:
         return await self._answers.receive()
 
     def _answer(self, number: int, said: Said) -> Answer:
+        foreign = foreign_answer(said.status, said.content_type, said.body)
         why = f"{self._url}: answered {said.status}: {said.text}"
         if said.status in COME_BACK:
             raise Unreachable(why, status=said.status, retry_after_s=int(said.retry_after_s))
@@ -123,11 +124,13 @@ class HttpLink:
             try:
                 refused = msgspec.json.decode(said.body, type=_Refused)
             except (msgspec.MsgspecError, UnicodeDecodeError):
-                why += "; that is not a node's answer"
+                why = f"{self._url}: {foreign or f'answered {said.status}, not as a node does: {said.text}'}"
             else:
                 return Refusal(
                     number, said.status, refused.error, refused.line, refused.column, refused.index
                 )
+        elif foreign:
+            why = f"{self._url}: {foreign}"
         raise Unreachable(why, status=said.status, wrong_peer=True, hint=hint_for(said.status))
 
 

@@ -15,11 +15,12 @@ from typing import Protocol
 import msgspec
 import trio
 
+from wal_ingest.cli.infile import STDIN
 from wal_ingest.cli.outfile import OutFile
 from wal_ingest.cli.output import count_text
 from wal_ingest.cli.progress import bar
 from wal_ingest.cli.send.cutting import Place
-from wal_ingest.cli.send.driver import Driver
+from wal_ingest.cli.send.driver import Driver, GaveUp
 from wal_ingest.cli.send.job import Job
 from wal_ingest.cli.send.ledger import Ledger, Mark
 from wal_ingest.cli.send.links import way_to
@@ -61,6 +62,7 @@ class Wanted:
     org: str
     bucket: str
     token: str
+    give_up_s: float | None = None
 
 
 class _Rejects(Protocol):
@@ -128,6 +130,7 @@ def _send(wanted: Wanted, client_id: str, mark: Mark, progress: ProgressFile | N
             keep=keeper.keep,
             skips=wanted.skip_invalid is not None,
             points_per_s_max=wanted.points_per_s_max,
+            give_up_s=wanted.give_up_s,
             stop=stop,
             bar=shown,
             tell=lambda words: print(words, file=sys.stderr),
@@ -185,6 +188,8 @@ def _say_how_to_go_on(exc: WalIngestError, wanted: Wanted, mark: Mark) -> None:
             f"taken: {count_text(mark.place.records, 'line', 'lines')} of {name}; go on behind that with "
             f"--skip-lines {mark.place.records}"
         )
+    elif isinstance(exc, GaveUp) and STDIN not in wanted.files:
+        more = "run it again when the node answers; with --resume PROGRESS it goes on where it was"
     else:
         return
     exc.hint = f"{exc.hint}; {more}" if exc.hint else more

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, load_config
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption
 from wal_ingest.cli.output import OPERATOR_NEEDED
 from wal_ingest.cli.ranges import (
     MeasurementOption,
@@ -45,7 +45,7 @@ class EntryRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cat(
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -71,9 +71,9 @@ def cat(
     from wal_ingest.wal.reading import WalReader
 
     wanted = Range.of(since=since, until=until, seq=seq, source=source, measurement=measurement)
-    settings = load_config(config, data_dir=data_dir).settings
+    directory = directory_of(config, data_dir=data_dir)
     printer = _Printer(limit, json)
-    with Stop() as stop, WalReader(Path(settings.server.data_dir)) as reader:
+    with Stop() as stop, WalReader(directory) as reader:
         printer.print(wanted, reader, stop)
         while follow and not printer.full and not stop.wished:
             stop.wait(_POLL_S, for_reader=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption
 from wal_ingest.cli.output import FAILED, OPERATOR_NEEDED, bytes_text, entries_text, points_text, print_json
 from wal_ingest.cli.ranges import (
     MeasurementOption,
@@ -50,7 +50,7 @@ def export(
         str,
         typer.Argument(metavar="OUT", help="The file to write, such as points.lp.gz; - for standard output."),
     ],
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -70,11 +70,11 @@ def export(
     from wal_ingest.wal.reading import WalReader
 
     wanted = Range.of(since=since, until=until, seq=seq, source=source, measurement=measurement)
-    settings = load_config(config, data_dir=data_dir).settings
+    directory = directory_of(config, data_dir=data_dir)
     told = Exported(file=out)
     with (
         Stop() as stop,
-        WalReader(Path(settings.server.data_dir)) as reader,
+        WalReader(directory) as reader,
         OutFile(out, force=force) as file,
     ):
         members = _Members(file, told)

@@ -14,13 +14,13 @@ import typer
 
 from wal_ingest.cli.grouping import join_records, record_ends
 from wal_ingest.cli.infile import InFile, whole_lines
+from wal_ingest.cli.node_settings import settings_on_disk
 from wal_ingest.cli.options import (
-    ConfigOption,
     DataDirOption,
+    FoundConfigOption,
     JsonOption,
     TokenFileOption,
     TokenOption,
-    load_config,
     token_of,
 )
 from wal_ingest.cli.output import count_text, points_text, print_json
@@ -54,7 +54,7 @@ def import_points(
         list[str],
         typer.Argument(metavar="FILE...", help="Line protocol, plain or gzip; - for standard input."),
     ],
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     precision: Annotated[
         str, typer.Option("--precision", metavar="UNIT", help="Unit of the times: ns, us, ms, s, m or h.")
@@ -96,7 +96,7 @@ def import_points(
 
     unit = _unit(precision)
     write_token = token_of(token, token_file)
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     total = sum(Path(name).stat().st_size for name in files if Path(name).is_file())
     failed: WalIngestError | None = None
     with Stop() as stop, bar("importing", total or None) as shown, contextlib.ExitStack() as held:

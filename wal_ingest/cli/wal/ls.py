@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption
 from wal_ingest.cli.output import bytes_text, print_json, wide_console
 from wal_ingest.cli.times import exact_time_text
 
@@ -50,10 +51,10 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     damaged: list[DamagedRow]
 
 
-def ls(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def ls(config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
     """One row for each segment: seqs, entries, points, size, times, state; and the files set aside as damaged."""
-    settings = load_config(config, data_dir=data_dir).settings
-    found = listing(Path(settings.server.data_dir))
+    directory = directory_of(config, data_dir=data_dir)
+    found = listing(directory)
     if json:
         print_json(found)
     else:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from wal_ingest.cli.node_settings import settings_on_disk
 from wal_ingest.cli.options import (
-    ConfigOption,
     DataDirOption,
+    FoundConfigOption,
     JsonOption,
     TokenFileOption,
     TokenOption,
-    load_config,
     token_of,
 )
 from wal_ingest.cli.output import entries_text, points_text, print_json
@@ -61,7 +61,7 @@ def salvage(
         list[Path] | None,
         typer.Argument(metavar="[FILE]...", help="Damaged segments, of any place.", show_default=False),
     ] = None,
-    config: ConfigOption = None,
+    config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every segment that was set aside as damaged.")
@@ -95,7 +95,7 @@ def salvage(
     if out is not None and url is not None:
         raise ConfigError("--out and --url exclude each other", hint="choose one place for the points")
     write_token = token_of(token, token_file)
-    settings = load_config(config, data_dir=data_dir).settings
+    settings = settings_on_disk(config, data_dir=data_dir)
     paths, passed_over = _which(settings, files or [], every, again or dry_run)
     with Stop() as stop, bar("salvaging", sum(path.stat().st_size for path in paths)) as shown:
         rescue = Salvage(paths, _neighbours(settings))

@@ -6,23 +6,45 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+import msgspec
+
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption
 from wal_ingest.cli.output import age_text, bytes_text, points_text, print_json, wide_console
+from wal_ingest.errors import WalIngestError
 
 if TYPE_CHECKING:
-    from wal_ingest.wal.inspect import WalStatus
+    from wal_ingest.wal.inspect import OddTimes, WalStatus
+
+# A node that hangs must not hold up a look at its disk.
+_ANSWER_S_MAX = 5.0
 
 
-def status(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def status(
+    config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False
+) -> None:
     """Segments, seqs, points and bytes; what each sink confirmed, what waits for it, and what troubles it."""
     from wal_ingest.wal.inspect import status as read_status
 
-    settings = load_config(config, data_dir=data_dir).settings
-    found = read_status(Path(settings.server.data_dir), now_ns=time.time_ns())
+    directory = directory_of(config, data_dir=data_dir)
+    found = read_status(directory, now_ns=time.time_ns())
+    if found.server_pid is not None:
+        found = msgspec.structs.replace(found, odd_times=_odd_times(directory))
     if json:
         print_json(found)
     else:
         _print_status(found)
+
+
+def _odd_times(directory: Path) -> list[OddTimes]:
+    """What the running node says of implausible times; nothing where it does not answer, or this user may not ask."""
+    from wal_ingest.control import ask
+    from wal_ingest.wal.inspect import OddTimes
+
+    try:
+        return msgspec.convert(ask(directory, "odd_times", answer_s_max=_ANSWER_S_MAX), list[OddTimes])
+    except (WalIngestError, msgspec.ValidationError):
+        return []
 
 
 def _print_status(found: WalStatus) -> None:
@@ -85,6 +107,8 @@ def _print_status(found: WalStatus) -> None:
         )
     console.print()
     console.print(segments)
+    for odd in found.odd_times:
+        console.print(f"{points_text(odd.points)} of the last minutes {odd.says}", markup=False)
     for lost in found.lost:
         points = "an unknown number of points" if lost.points is None else points_text(lost.points)
         console.print(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from wal_ingest.cli.options import ConfigOption, DataDirOption, JsonOption, load_config
+from wal_ingest.cli.node_settings import directory_of
+from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption
 from wal_ingest.cli.output import (
     OPERATOR_NEEDED,
     bytes_text,
@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 EXAMPLE = "Example: wal-ingest wal verify || wal-ingest wal salvage --all --dry-run"
 
 
-def verify(config: ConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+def verify(
+    config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False
+) -> None:
     """Read every page and every entry, and say exactly what is lost.
 
     Exit code 0 when everything is whole, 3 when something is lost or was set aside and not salvaged.
     """
     from wal_ingest.wal.verify import verify as verify_all
 
-    settings = load_config(config, data_dir=data_dir).settings
+    directory = directory_of(config, data_dir=data_dir)
     with bar("verifying") as shown:
-        report = verify_all(Path(settings.server.data_dir), total=shown.total, done=shown.advance)
+        report = verify_all(directory, total=shown.total, done=shown.advance)
     if json:
         print_json(report)
     else:

@@ -24,7 +24,7 @@ import msgspec
 from wal_ingest.errors import ConfigError, StorageFailed, WalIngestError
 from wal_ingest.flusher.replay.places import Place
 from wal_ingest.wal.cursor import DeadLetter
-from wal_ingest.wal.directory import make_directory, sync_directory
+from wal_ingest.wal.directory import FILE_MODE, make_directory, open_unlinked, reason_of, sync_directory
 from wal_ingest.wal.lost import Lost
 
 FORMAT = 1
@@ -88,9 +88,9 @@ class Record:
         self._rejected_fd = -1
         try:
             make_directory(directory)
-            self._lock = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._lock = open_unlinked(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT)
         except (OSError, ConfigError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+            reason = reason_of(exc) if isinstance(exc, OSError) else str(exc)
             raise ConfigError(
                 f"the progress of a replay cannot be kept in {directory}: {reason}",
                 hint="name a directory that you may write to, with --state-dir DIR",
@@ -141,7 +141,7 @@ class Record:
         text = msgspec.json.format(msgspec.json.encode(saved), indent=2) + b"\n"
         fresh = self.path.with_name(f"{self.path.name}.new")
         try:
-            with fresh.open("wb") as file:
+            with open(fresh, "wb", opener=open_unlinked) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -155,7 +155,10 @@ class Record:
         try:
             if self._rejected_fd < 0:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._rejected_fd = os.open(self.rejected_path, flags, 0o640)
+                if self.rejected_path.parent == self.path.parent:
+                    # Our own file. One that somebody named may well be a link, such as /dev/stderr.
+                    flags |= os.O_NOFOLLOW
+                self._rejected_fd = os.open(self.rejected_path, flags, FILE_MODE)
                 sync_directory(self.rejected_path.absolute().parent)
                 if _ends_within_a_row(self.rejected_path):
                     os.write(self._rejected_fd, b"\n")

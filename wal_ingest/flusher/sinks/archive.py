@@ -70,6 +70,7 @@ from wal_ingest.flusher.sinks.archive_position import (
     hour_of_ns,
 )
 from wal_ingest.settings import ArchiveSettings
+from wal_ingest.wal.directory import open_unlinked, reason_of
 from wal_ingest.wal.entry import Entry
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class ArchiveSink:
 
     def _recover(self, remembered: ArchivePosition | None) -> None:
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
+            self._root.mkdir(mode=0o750, parents=True, exist_ok=True)
             if remembered is not None:
                 self._position = remembered
                 set_unconfirmed_aside(self._root, remembered)
@@ -161,7 +162,7 @@ class ArchiveSink:
                     self._open_file(hour)
             except OSError as exc:  # nothing was written
                 self._close()
-                said = f"{self._root / file_of_hour(hour)} cannot be opened: {exc.strerror}"
+                said = f"{self._root / file_of_hour(hour)} cannot be opened: {reason_of(exc)}"
                 return Unavailable(said) if exc.errno in _NO_SPACE else Misconfigured(said)
             try:
                 _write_all(self._fd, batch.body)
@@ -196,8 +197,9 @@ class ArchiveSink:
         self._close()
         part, length = self._choose(hour)
         path = self._root / file_of_hour(hour, part)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        # A file that is there keeps its mode: older versions made it readable for everybody.
+        self._fd = open_unlinked(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for directory in (path.parent, self._root, self._root.parent):
             sync_directory(directory)
         self._path = path

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wal_ingest.errors import ArchiveBroken
 from wal_ingest.flusher.sinks.archive_position import ArchivePosition, hour_and_part
+from wal_ingest.wal.directory import open_unlinked
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ def set_unconfirmed_aside(root: Path, remembered: ArchivePosition) -> None:
 def _set_tail_aside(root: Path, path: Path, length: int) -> None:
     """Copies what is behind `length`, syncs the copy, and only then cuts the file."""
     aside = _aside_path(root, path, f"from-{length}")
-    with path.open("rb+", buffering=0) as source:
-        with aside.open("xb") as copy:
+    with open(path, "rb+", buffering=0, opener=open_unlinked) as source:
+        with open(aside, "xb", opener=open_unlinked) as copy:
             source.seek(length)
             while chunk := source.read(_COPY_BYTES):
                 copy.write(chunk)
@@ -74,7 +75,7 @@ def _move_aside(root: Path, path: Path) -> None:
 def _aside_path(root: Path, path: Path, what: str) -> Path:
     """A free name that tells where the bytes come from, such as `2026-11-22T21.lp.gz.from-1234.0`."""
     folder = root / SET_ASIDE
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o750, exist_ok=True)
     sync_directory(root)
     number = 0
     while (aside := folder / f"{path.parent.name}T{path.name}.{what}.{number}").exists():

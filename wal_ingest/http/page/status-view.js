@@ -127,8 +127,15 @@ function caughtUp(sink) {
   return sink.level === "good" ? "falls behind" : "not now";
 }
 
-/** Dead letters by reason, and the last events: errors, and what operators did. */
-export function showLists({ dead_letters: dead, events, now }) {
+/** Implausible times, dead letters by reason, and the last events: errors, and what operators did. */
+export function showLists({ dead_letters: dead, events, now, odd_times: odd }) {
+  byId("odd-section").hidden = odd.length === 0;
+  inPlace(byId("odd"), odd, "list-item", (item, { points, source, says }) => fillParts(item, {
+    what: counted(points, "point"),
+    who: source,
+    when: "",
+    text: says,
+  }));
   byId("no-dead").hidden = dead.length > 0;
   inPlace(byId("dead"), dead, "list-item", (item, letter) => fillParts(item, {
     what: counted(letter.points, "point"),

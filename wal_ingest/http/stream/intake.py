@@ -124,8 +124,8 @@ class Intake:
         now_ns = door.now_ns()
         precision = frame.precision or asked.precision
         checked = await door.checker.check(body, Reading(frame.written, precision), now_ns=now_ns)
-        for oddity, points in checked.oddities():
-            door.observer.noticed(ROUTE, oddity.value, asked.source, points)
+        for odd in checked.odd:
+            door.observer.noticed(ROUTE, odd.oddity.value, asked.source, odd.points, odd.looks_like)
         lines = checked.lines
         if not lines.points:
             raise BadRequest("the body has no points")
