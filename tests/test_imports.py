@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "agent": {"points", "wal", "client", "signals"},
     "service": {"points", "wal", "flusher", "http", "metrics", "history", "control", "signals", "acts"},
 }
-SHARED = {"errors", "settings", "addresses", "listeners", "confirmation"}
+SHARED = {"errors", "settings", "addresses", "listeners", "confirmation", "stream_numbers"}
 
 # The one module, or the one folder, that may import a foreign library.
 IMPORTERS = {

@@ -1,7 +1,10 @@
 """What becomes of one message of a stream before it stands in line: a frame that is checked, known, or refused.
 
-Invariant: a number is used once. A frame whose number is not above all that came before is either the very frame that
-the WAL holds under it, or refused.
+Invariants:
+
+* A number is used once. A frame whose number is not above all that came before is either the very frame that the WAL
+  holds under it, or refused.
+* No frame uses up the numbers of its stream (see `wal_ingest.stream_numbers`).
 """
 
 from __future__ import annotations
@@ -118,6 +121,8 @@ class Intake:
     async def _checked(self, frame: Frame, hold: Hold) -> Item:
         """A frame's place in line. Raises RequestError when it is refused."""
         door, asked = self._door, self._asked
+        if not asked.plain:
+            protocol.check_number(frame.number, self._highest)
         body = await door.checker.decode(frame.body, frame.encoding, hold)
         if not asked.plain and frame.number <= self._highest:
             return self._again(frame, body, hold)
