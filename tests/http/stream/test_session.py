@@ -301,7 +301,7 @@ class Refusals(Nobody):
     def __init__(self) -> None:
         self.reasons: list[tuple[str, str]] = []
 
-    def refused(self, route: str, reason: str, source: str, lines: int) -> None:  # noqa: ARG002
+    def refused(self, route: str, reason: str, source: str, lines: int) -> None:
         self.reasons.append((route, reason))
 
 
