@@ -246,7 +246,7 @@ class Service:
                     wal.start_soon(self._guarded, numbers.watch.run)
                     wal.start_soon(self._guarded, _say_left_out, refusals)
                     commands = node_commands(
-                        store, LogReader(store, writer), runners, changed=self._moved.set
+                        store, LogReader(store, writer), runners, streams, changed=self._moved.set
                     )
                     control = partial(serve_control, operated=numbers.watch.operated)
                     await wal.start(control, store.data_dir, commands)
