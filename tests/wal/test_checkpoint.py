@@ -306,7 +306,9 @@ def test_what_is_listed_from_outside_is_what_the_store_knows(tmp_path: Path, see
         before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
         listed = read_streams(tmp_path / "data", clients_max=100)
         assert listed == store.wal.positions.listed()
-        assert before == {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        assert before == {
+            path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
+        }
     store.close()
     assert read_streams(tmp_path / "data", clients_max=100) == listed
     with pytest.raises(NoWal):
