@@ -160,6 +160,10 @@ class Intake:
         )
 
     def _refused(self, number: int | None, exc: RequestError, hold: Hold) -> Item:
+        return self._refusal(number, self.count_refusal(number, exc), hold)
+
+    def count_refusal(self, number: int | None, exc: RequestError) -> answers.Problem:
+        """Counts and logs that something was refused; gives what is said of it."""
         problem = answers.problem_of(exc)
         self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
         reason = answers.reason_of(exc, problem.status)
@@ -167,7 +171,7 @@ class Intake:
         self._door.refusals.refused(
             self.name(number), ROUTE, problem.status, problem.message, self._asked.source
         )
-        return self._refusal(number, problem, hold)
+        return problem
 
     def _broken(self, number: int | None, exc: Exception, hold: Hold) -> Item:
         self._door.observer.answered(ROUTE, "failed", 0, 0)
