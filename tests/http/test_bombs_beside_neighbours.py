@@ -21,6 +21,8 @@ from tests.rigs.service import Service
 MIB = 1 << 20
 # Below `server.body_bytes_max`, which counts what comes out.
 SIZE = 32 * MIB - 64
+# Good points take their time, in a thread; these are enough to see whether they hold anybody up.
+GOOD_SIZE = 4 * MIB
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,9 +36,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def repeated(head: bytes, element: bytes, tail: bytes) -> bytes:
-    """A body of as many elements as fit below the limit."""
-    count = (SIZE - len(head) - len(tail)) // len(element)
+def repeated(head: bytes, element: bytes, tail: bytes, size: int = SIZE) -> bytes:
+    """A body of as many elements as fit below a size."""
+    count = (size - len(head) - len(tail)) // len(element)
     body = head + element * count
     return body.removesuffix(b",") + tail
 
@@ -45,9 +47,12 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "an array of empty objects": ("json", lambda: repeated(b"[", b"{},", b"]")),
     "an array of good points and an empty object": (
         "json",
-        lambda: repeated(b"[", b'{"serverId":"a","cpu":1,"ram":1},', b",{}]"),
+        lambda: repeated(b"[", b'{"serverId":"a","cpu":1,"ram":1},', b",{}]", GOOD_SIZE),
     ),
-    "the general shape": ("json", lambda: repeated(b"[", b'{"measurement":"m","fields":{"a":1}},', b",{}]")),
+    "the general shape": (
+        "json",
+        lambda: repeated(b"[", b'{"measurement":"m","fields":{"a":1}},', b",{}]", GOOD_SIZE),
+    ),
     "the general shape, empty": ("json", lambda: repeated(b"[", b'{"measurement":"m","fields":{}},', b"]")),
     "one point of many fields": (
         "json",
@@ -63,7 +68,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "NDJSON of empty objects": ("ndjson", lambda: repeated(b"", b"{}\n", b"")),
     "NDJSON of good points and an empty object": (
         "ndjson",
-        lambda: repeated(b"", b'{"serverId":"a","cpu":1,"ram":1}\n', b"{}\n"),
+        lambda: repeated(b"", b'{"serverId":"a","cpu":1,"ram":1}\n', b"{}\n", GOOD_SIZE),
     ),
     "an array of arrays": ("json", lambda: repeated(b"[", b"[],", b"]")),
     "nothing but brackets": ("json", lambda: b"[" * SIZE),
