@@ -10,7 +10,7 @@ import pytest
 import structlog.testing
 
 from tests.http.rig import front, get, post, running, within
-from wal_ingest.http.hypercorn_mends import Crowd, connections_max
+from wal_ingest.http.hypercorn_mends import Crowd, connections_max, crowd
 from wal_ingest.http.hypercorn_mends.crowd import SPARE_CONNECTIONS, OncePerSecond
 from wal_ingest.settings import ServerSettings
 
@@ -38,7 +38,10 @@ def test_the_default_leaves_descriptors_for_all_else(monkeypatch: pytest.MonkeyP
     assert connections_max(7) == 7
 
 
-async def test_the_idlest_connection_is_closed_for_a_new_one_and_a_busy_one_is_not() -> None:
+async def test_the_idlest_connection_is_closed_for_a_new_one_and_a_busy_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crowd, "_IDLE_S_MIN", 0.0)
     door = front(ServerSettings(connections_max=3))
     with within(10):
         async with running(door.app, door.settings) as server:

@@ -76,7 +76,7 @@ class BodyBudget:
                 continue
             self._is_watched = True
             try:
-                if not self._drop_stalled(None):
+                if not self.drop_stalled(None):
                     with trio.move_on_after(_STALLED_S):
                         await self._waiting.park()
             finally:
@@ -87,7 +87,7 @@ class BodyBudget:
     def take(self, source: str, own: int, count: int) -> None:
         """Counts `count` more bytes for a body of `source` that holds `own`. Raises TooManyBodies."""
         while (whole := self.held_bytes + count > self.bytes_max) or self._is_over_share(source, own, count):
-            if not self._drop_stalled(None if whole else source):
+            if not self.drop_stalled(None if whole else source):
                 raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
         self.held_bytes += count
         if source:
@@ -119,7 +119,7 @@ class BodyBudget:
         held = self._by_source.get(source, 0)
         return bool(source) and held > own and (held + count) * 2 > self.bytes_max
 
-    def _drop_stalled(self, source: str | None) -> bool:
+    def drop_stalled(self, source: str | None = None) -> bool:
         """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none."""
         before_s = self._monotonic_s() - _STALLED_S
         candidates = [
@@ -185,6 +185,8 @@ async def read_body(
     pace = BodyPace(bytes_per_s_min, body_s_max)
     with trio.CancelScope(deadline=pace.end_s) as hold.reading:
         try:
+            # From the beginning on: its connection counts, if not its bytes.
+            hold.budget.arrived_in_part(hold)
             return await _read(receive, hold, bytes_max, pace)
         finally:
             hold.budget.arrived(hold)

@@ -304,6 +304,7 @@ class Service:
             shutdown=self._shutdown,
             sockets=self._sockets,
             on_unparsed=app.unparsed,
+            make_room=app.budget.drop_stalled,
             task_status=task_status,
         )
 

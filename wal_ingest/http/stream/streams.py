@@ -144,9 +144,10 @@ class Streams:
         if asked.client_id in self._kept_out:
             await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, _FORGOTTEN)
             return
-        if len(self._open) >= self._settings.streams_max:
+        full = self._full(scope)
+        if full:
             self._door.observer.answered(ROUTE, "unavailable", 0, 0)
-            reason = f"retry after {_FULL_RETRY_AFTER_S} s: too many streams are open (server.streams_max)"
+            reason = f"retry after {_FULL_RETRY_AFTER_S} s: {full}"
             await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, reason)
             return
         session = Session(self._door, asked, scope["extensions"][EXTENSION], send)
@@ -163,6 +164,14 @@ class Streams:
                 self._remember(asked.client_id, session)
                 if self._by_client.get(asked.client_id) is session:
                     del self._by_client[asked.client_id]
+
+    def _full(self, scope: Scope) -> str:
+        """Why there is no room for another stream, empty when there is."""
+        if len(self._open) >= self._settings.streams_max:
+            return "too many streams are open (server.streams_max)"
+        if scope["extensions"][EXTENSION].is_one_too_many:
+            return "too many connections are open (server.connections_max)"
+        return ""
 
     def _asked(self, scope: Scope, *, plain: bool) -> Asked:
         query = read_query(Dialect.NATIVE, scope["query_string"])
