@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from tests.http.stream.rig import frame, upgrade
 from tests.rigs.service import Service
 
 MIB = 1 << 20
@@ -39,6 +41,7 @@ class Neighbour:
         self._port = port
         self._pause_s = pause_s
         self._over = threading.Event()
+        self._http: http.client.HTTPConnection | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Neighbour:
@@ -53,24 +56,70 @@ class Neighbour:
         assert not self._thread.is_alive(), "the neighbour is not answered at all"
 
     def _run(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         number = 0
         while not self._over.wait(self._pause_s):
             number += 1
             began_s = time.perf_counter()
             try:
-                connection.request(
-                    "POST", "/metrics", b"neighbour v=1 %d" % number, {"Content-Type": "text/plain"}
-                )
-                answer = connection.getresponse()
-                answer.read()
-                if answer.status != 202:
-                    self.failed.append(str(answer.status))
+                answer = self._send(number)
+                if answer:
+                    self.failed.append(answer)
             except OSError as exc:
                 self.failed.append(repr(exc))
-                connection.close()
+                self._close()
             self.seconds.append(time.perf_counter() - began_s)
-        connection.close()
+        self._close()
+
+    def _send(self, number: int) -> str:
+        """Sends a point and waits for the answer; what is wrong with that, or nothing."""
+        if self._http is None:
+            self._http = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        self._http.request("POST", "/metrics", b"neighbour v=1 %d" % number, {"Content-Type": "text/plain"})
+        answer = self._http.getresponse()
+        answer.read()
+        return "" if answer.status == 202 else str(answer.status)
+
+    def _close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+
+
+class StreamNeighbour(Neighbour):
+    """The same over a stream: a frame, and its ack."""
+
+    def __init__(self, port: int, *, pause_s: float = 0.002) -> None:
+        super().__init__(port, pause_s=pause_s)
+        self._stream: socket.socket | None = None
+
+    def _send(self, number: int) -> str:
+        if self._stream is None:
+            self._stream = open_stream(self._port)
+        self._stream.sendall(frame(number, b"neighbour v=1 %d\n" % number))
+        heard = b""
+        while b"}" not in heard:
+            more = self._stream.recv(4_096)
+            if not more:
+                self._stream = None
+                return "the stream was closed"
+            heard += more
+        return "" if b'"ack"' in heard else repr(heard)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def open_stream(port: int, *, source: str = "127.0.0.1") -> socket.socket:
+    """A stream behind its welcome, from an address of this machine."""
+    peer = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(source, 0))
+    peer.sendall(upgrade())
+    heard = b""
+    while b'"frame_bytes_max"' not in heard or not heard.endswith(b"}"):
+        more = peer.recv(65_536)
+        assert more, heard
+        heard += more
+    return peer
 
 
 @contextmanager
@@ -89,6 +138,7 @@ def assert_neighbour_is_served(
     grown_mib_max: float = 150.0,
     least_s: float = 0.1,
     times: float = 4.0,
+    kind: type[Neighbour] = Neighbour,
 ) -> None:
     """Fails where a small client waits long for its answers while `disturb` runs, or the memory grows too much.
 
@@ -96,9 +146,9 @@ def assert_neighbour_is_served(
     """
     told = []
     for _ in range(_TRIES):
-        with Neighbour(service.port) as alone:
+        with kind(service.port) as alone:
             time.sleep(1.0)
-        with peak_growth(service) as grown, Neighbour(service.port) as beside:
+        with peak_growth(service) as grown, kind(service.port) as beside:
             disturb()
         assert beside.failed == []
         assert grown() < grown_mib_max, f"the memory grew by {grown():.0f} MiB"
