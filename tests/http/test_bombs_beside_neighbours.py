@@ -24,6 +24,10 @@ SIZE = 32 * MIB - 64
 # Good points take their time, in a thread; these are enough to see whether they hold anybody up.
 GOOD_SIZE = 4 * MIB
 
+# What may hold everybody up is a copy of 32 MiB, not more: 30 ms here, where nothing else runs, and some times that on a
+# busy machine. The fault that this looks for took seconds.
+LEAST_S = 0.25
+
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -62,7 +66,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "Telegraf's batch": (
         "json",
         lambda: repeated(
-            b'{"metrics":[', b'{"name":"m","fields":{"a":1},"tags":{},"timestamp":1},', b",{}]}"
+            b'{"metrics":[', b'{"name":"m","fields":{"a":1},"tags":{},"timestamp":1},', b",{}]}", GOOD_SIZE
         ),
     ),
     "NDJSON of empty objects": ("ndjson", lambda: repeated(b"", b"{}\n", b"")),
@@ -70,9 +74,6 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "ndjson",
         lambda: repeated(b"", b'{"serverId":"a","cpu":1,"ram":1}\n', b"{}\n", GOOD_SIZE),
     ),
-    "an array of arrays": ("json", lambda: repeated(b"[", b"[],", b"]")),
-    "nothing but brackets": ("json", lambda: b"[" * SIZE),
-    "one string": ("json", lambda: b'["' + b"a" * (SIZE - 4) + b'"]'),
     "blanks": ("json", lambda: b" " * SIZE),
 }
 
@@ -135,7 +136,7 @@ def test_two_bombs_at_once_hold_up_no_neighbour_and_take_little_memory(service: 
         )
         assert set(twice_at_once(work)) <= {400, 413}
 
-    assert_neighbour_is_served(service, bodies)
+    assert_neighbour_is_served(service, bodies, least_s=LEAST_S)
 
 
 @pytest.mark.parametrize("name", ["an array of empty objects", "Telegraf's batch", "NDJSON of empty objects"])
@@ -149,7 +150,7 @@ def test_two_bombs_at_once_as_frames_of_streams_hold_up_no_neighbour(service: Se
             assert isinstance(told, list)
             assert b"error" in told[0]
 
-    assert_neighbour_is_served(service, frames)
+    assert_neighbour_is_served(service, frames, least_s=LEAST_S)
 
 
 # Members that hold nothing: each costs a decoder, and 20 bytes of gzip or 9 of zstd on the wire.
@@ -174,7 +175,7 @@ def test_bodies_of_thousands_of_empty_members_hold_up_no_neighbour(service: Serv
         for _ in range(5):
             assert set(twice_at_once(work)) <= {202, 400}
 
-    assert_neighbour_is_served(service, bodies, grown_mib_max=64, least_s=0.05)
+    assert_neighbour_is_served(service, bodies, grown_mib_max=64)
 
 
 @pytest.mark.parametrize("name", [name for name in EMPTY if name != "deflate"])
@@ -185,7 +186,7 @@ def test_frames_of_thousands_of_empty_members_hold_up_no_neighbour(service: Serv
     def frames() -> None:
         twice_at_once(lambda: send_frames(service.port, body, 5, encoding=encoding))
 
-    assert_neighbour_is_served(service, frames, grown_mib_max=64, least_s=0.05)
+    assert_neighbour_is_served(service, frames, grown_mib_max=64)
 
 
 def test_the_server_is_as_well_as_before(service: Service) -> None:

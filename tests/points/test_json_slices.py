@@ -63,7 +63,7 @@ def test_names_are_counted_outside_of_strings_alone() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.lists(st.text(st.sampled_from('a:"\\{}[], '), max_size=6), min_size=5, max_size=30),
+    st.lists(st.text(st.sampled_from('a:"\\{}[], '), max_size=6), min_size=8, max_size=30),
     st.text(st.sampled_from('a:"\\ '), max_size=9),
 )
 def test_what_counts_names_agrees_with_a_parser(names: list[str], value: str) -> None:

@@ -147,7 +147,7 @@ def assert_neighbour_is_served(
     told = []
     for _ in range(_TRIES):
         with kind(service.port) as alone:
-            time.sleep(1.0)
+            time.sleep(0.5)
         with peak_growth(service) as grown, kind(service.port) as beside:
             disturb()
         assert beside.failed == []

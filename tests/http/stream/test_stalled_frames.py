@@ -194,7 +194,7 @@ async def test_who_waits_for_room_hands_the_watch_over_when_it_leaves() -> None:
     async with trio.open_nursery() as nursery:
         for name, scope in scopes.items():
             nursery.start_soon(waits, name, scope)
-        await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()  # so that the first one watches
         scopes["first"].cancel()
         await wait_all_tasks_blocked()
         assert done == []
