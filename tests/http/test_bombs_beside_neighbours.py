@@ -24,8 +24,8 @@ SIZE = 32 * MIB - 64
 # Good points take their time, in a thread; these are enough to see whether they hold anybody up.
 GOOD_SIZE = 4 * MIB
 
-# What may hold everybody up is a copy of 32 MiB, not more: 30 ms here, where nothing else runs, and some times that on a
-# busy machine. The fault that this looks for took seconds.
+# What may hold everybody up is a copy of 32 MiB, which takes some times longer on a busy machine. The fault that this
+# looks for took seconds.
 LEAST_S = 0.25
 
 pytestmark = pytest.mark.timeout(240)
