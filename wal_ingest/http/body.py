@@ -76,7 +76,7 @@ class BodyBudget:
                 continue
             self._is_watched = True
             try:
-                if not self.drop_stalled(None):
+                if not self.drop_stalled(bytes_min=1):
                     with trio.move_on_after(_STALLED_S):
                         await self._waiting.park()
             finally:
@@ -87,7 +87,7 @@ class BodyBudget:
     def take(self, source: str, own: int, count: int) -> None:
         """Counts `count` more bytes for a body of `source` that holds `own`. Raises TooManyBodies."""
         while (whole := self.held_bytes + count > self.bytes_max) or self._is_over_share(source, own, count):
-            if not self.drop_stalled(None if whole else source):
+            if not self.drop_stalled(None if whole else source, bytes_min=1):
                 raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
         self.held_bytes += count
         if source:
@@ -119,13 +119,16 @@ class BodyBudget:
         held = self._by_source.get(source, 0)
         return bool(source) and held > own and (held + count) * 2 > self.bytes_max
 
-    def drop_stalled(self, source: str | None = None) -> bool:
-        """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none."""
+    def drop_stalled(self, source: str | None = None, *, bytes_min: int = 0) -> bool:
+        """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none.
+
+        One that holds fewer than `bytes_min` bytes is left alone.
+        """
         before_s = self._monotonic_s() - _STALLED_S
         candidates = [
             hold
             for hold, last_s in self._arriving.items()
-            if last_s <= before_s and source in (None, hold.source)
+            if last_s <= before_s and source in (None, hold.source) and hold.bytes >= bytes_min
         ]
         if not candidates:
             return False
