@@ -210,4 +210,4 @@ def test_a_shell_can_complete_commands(tmp_path: Path) -> None:
         env=environment({}) | completion,
         cwd=tmp_path,
     )
-    assert ran.stdout.split() == ["serve", "send", "sink"]
+    assert ran.stdout.split() == ["serve", "send", "sink", "stream"]

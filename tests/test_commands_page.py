@@ -169,11 +169,23 @@ def test_the_commands_about_sinks_and_dead_letters_do_what_the_page_shows(
         reader.end()
 
 
+@pytest.mark.needs("jq")
+def test_the_commands_about_streams_do_what_the_page_shows(tmp_path: Path) -> None:
+    reader = Reader(tmp_path, errors_too=True, mask=masked_sinks, looks=("wal-ingest stream list",))
+    try:
+        for command, shown in commands(section("stream")):
+            if command.startswith("wal-ingest stream forget") and "--yes" in command:
+                assert asked(reader, "stream list") == keys_told("stream list")
+            reader.type(command, shown)
+    finally:
+        reader.end()
+
+
 def asked(reader: Reader, command: str) -> set[str]:
     """The keys of what a command prints as JSON."""
     arguments: list[str | Path] = [*command.split(), "--json", "--data-dir", reader.folder / "data"]
     settings = {
-        "influxdb.url": reader.env["INFLUXDB_URL"],
-        "influxdb.bucket": reader.env["INFLUXDB_BUCKET"],
+        "influxdb.url": reader.env.get("INFLUXDB_URL", ""),
+        "influxdb.bucket": reader.env.get("INFLUXDB_BUCKET", ""),
     }
     return keys_of(json.loads(run_command(*arguments, settings=settings).stdout))

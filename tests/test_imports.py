@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "config",
     },
 }
-SHARED = {"errors", "settings", "addresses", "listeners", "confirmation"}
+SHARED = {"errors", "settings", "addresses", "listeners", "confirmation", "stream_numbers"}
 
 # The one module, or the one folder, that may import a foreign library.
 IMPORTERS = {

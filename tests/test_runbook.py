@@ -26,6 +26,7 @@ from tests.rigs.victoria_metrics import VictoriaMetrics
 from tests.wal.factories import new_entry
 from tests.wal.test_damage import PAGE, flip, pages
 from wal_ingest.settings import WalSettings
+from wal_ingest.wal.entry import Mark, NewEntry
 from wal_ingest.wal.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +328,21 @@ def test_a_paused_sink_is_resumed_or_given_up(tmp_path: Path, fake: FakeInfluxDB
     with fake_node("sink-paused", tmp_path, fake) as on_call:
         on_call.type_block()
         on_call.post(lines_of(300, first_ns=now_ms()))
+        on_call.type_block()
+        on_call.type_block()
+
+
+@rehearses("stream-without-numbers")
+def test_a_stream_without_numbers_is_forgotten(tmp_path: Path, fake: FakeInfluxDB) -> None:
+    with fake_node("stream-without-numbers", tmp_path, fake) as on_call:
+        on_call.stop()
+        # As a version without the bound may have left it.
+        store = Store(on_call.service.data_dir, WalSettings(), now_ns=time.time_ns)
+        lines = b"temp value=1 1763800000000000000\n"
+        for number in (1, 2, 2**53 - 1):
+            store.wal.commit([[NewEntry(lines, 1, time.time_ns(), mark=Mark("web-17", number, 0))]])
+        store.close()
+        on_call.start()
         on_call.type_block()
         on_call.type_block()
 

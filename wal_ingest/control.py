@@ -45,7 +45,7 @@ _ANSWER_S_MAX = 300.0
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 
 # Commands that change nothing, and so are not logged.
-READ_ONLY = frozenset({"sinks", "settings", "odd_times"})
+READ_ONLY = frozenset({"sinks", "settings", "odd_times", "streams"})
 
 log = logging.getLogger(__name__)
 

@@ -67,6 +67,7 @@ REASONS = (
     "unauthorized",
     "media_type",
     "method",
+    "number",
     "too_large",
     "too_slow",
     "unavailable",

@@ -60,8 +60,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body_bytes_per_s_min: Annotated[
         int,
         _why(
-            "Least rate of a body, in bytes a second over 10 seconds, once 64 KiB of it have arrived; a slower one is "
-            "answered 408. 0: no least rate.",
+            "Least rate of a body or of a stream's frame, in bytes a second over 10 seconds, once 64 KiB of it have "
+            "arrived; a slower one is answered 408, a stream closed. 0: no least rate.",
             ge=0,
         ),
     ] = 1024
@@ -98,8 +98,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     connections_max: Annotated[
         int,
         _why(
-            "Connections that may be open at one time; at the limit the idlest is closed for a new one. 0: as "
-            "many as the limit of open files (ulimit -n) leaves room for.",
+            "Connections that may be open at one time; at the limit the idlest is closed for a new one, and no stream "
+            "begins. 0: as many as the limit of open files (ulimit -n) leaves room for.",
             ge=0,
         ),
     ] = 0

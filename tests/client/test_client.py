@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
@@ -49,8 +50,10 @@ class Rig:
 
     def connect(self) -> Connect:
         if self.face == "http":
-            return functools.partial(open_posts, "http://node.example:8400", transport=self.door)
-        return functools.partial(open_stream, "ws://node.example:8400", client_id="me", dial=self.node.dial)
+            return lambda _client_id: open_posts("http://node.example:8400", transport=self.door)
+        return lambda client_id: open_stream(
+            "ws://node.example:8400", client_id=client_id, dial=self.node.dial
+        )
 
     def client(self, *, limits: Limits | None = None, **options: Any) -> AbstractAsyncContextManager[Client]:
         return open_client(
@@ -515,6 +518,54 @@ async def test_numbers_go_on_where_an_earlier_process_stopped(autojump_clock: Mo
         assert [stored.number for stored in rig.node.stored] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("durable", [2**53 - 1, 2**53 - 40])
+async def test_a_stream_without_numbers_is_left_for_another_and_nothing_is_lost_or_stored_twice(
+    durable: int, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rigged("stream") as rig, rig.client(limits=Limits(frame_points_max=1)) as client:
+        await client.write("m f=0 1")
+        rig.node.store = False
+        client.write_nowait("m f=1 1")
+        client.write_nowait("m f=2 1")
+        while rig.node.frames_read < 3:
+            await rig.node.received.wait()
+        # The node has the first of them; its answer is lost, and the last number of all is taken.
+        rig.node.take(b"m f=1 1\n", client_id="me", number=2)
+        rig.node.take(b"other f=1 1\n", client_id="me", number=durable)
+        rig.node.store = True
+        await rig.node.drop()
+        await client.flush()
+        await client.write("m f=3 1")
+        await rig.node.drop()
+        await client.write("m f=4 1")
+    mine = [each for each in rig.node.stored if each.number != durable]
+    assert [each.lines for each in mine] == [b"m f=%d 1\n" % value for value in range(5)]
+    ids = {each.client_id for each in mine[2:]}
+    assert [each.number for each in mine] == [1, 2, 1, 2, 3]
+    assert len(ids) == 1
+    assert re.fullmatch(r"me\.[0-9a-f]{8}", ids.pop())
+    told = [record.getMessage() for record in caplog.records if "is left for" in record.getMessage()]
+    assert len(told) == 1
+    assert f"no numbers are left above {durable}" in told[0]
+
+
+async def test_a_node_without_numbers_for_any_stream_is_not_asked_without_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    async with rigged("stream") as rig:
+        rig.node.greeting = (
+            '{"type":"welcome","durable":9007199254740991,"seq":1,"stored":[],"window_frames":1,'
+            '"frame_bytes_max":1000000}'
+        )
+        async with rig.client() as client:
+            client.write_nowait("m f=1 1")
+            await trio.sleep(60)
+            assert rig.tries < 20
+            rig.node.greeting = None
+            await client.flush()
+        assert rig.node.lines == [b"m f=1 1"]
+
+
 async def test_no_more_frames_are_under_way_than_the_window_has(autojump_clock: MockClock) -> None:
     async with rigged("stream") as rig, rig.client(limits=Limits(frame_points_max=1)) as client:
         rig.node.window_frames = 4
@@ -534,10 +585,10 @@ async def test_no_more_frames_are_under_way_than_the_window_has(autojump_clock: 
 
 async def test_a_post_is_compressed_line_protocol_with_the_token(autojump_clock: MockClock) -> None:
     async with rigged("http") as rig:
-        connect = functools.partial(
+        posts = functools.partial(
             open_posts, "http://node.example:8400", token="secret", org="o", transport=rig.door
         )
-        async with open_client("http://node.example", connect=connect) as client:
+        async with open_client("http://node.example", connect=lambda _client_id: posts()) as client:
             await client.write([f"measurement f={value} 1" for value in range(50)])
         (request,) = rig.door.requests
         assert str(request.url) == "http://node.example:8400/metrics?org=o&precision=ns"

@@ -286,3 +286,30 @@ def test_a_write_that_never_fits_is_told_apart() -> None:
         box.check_size(Lines(b"m f=1\n" * 6, 6))
     with pytest.raises(BodyTooLarge, match="buffer_bytes_max"):
         box.check_size(Lines(b"m" * 41, 1))
+
+
+@pytest.mark.parametrize(
+    ("durable", "can"), [(0, True), (7, True), (2**52, True), (2**53 - 2**51, False), (2**53 - 1, False)]
+)
+def test_a_stream_is_left_before_its_numbers_are_used_up(durable: int, can: bool) -> None:
+    box = outbox()
+    welcome = Welcome(durable, 1, [], 32, 1 << 20)
+    box.welcomed(welcome)
+    assert box.can_go_on(welcome) is can
+
+
+def test_a_stream_that_was_forgotten_goes_on_with_its_numbers_where_the_node_takes_them() -> None:
+    for durable, can in ((1_000_000_000, True), (2**52, False)):
+        box = outbox()
+        box.welcomed(Welcome(durable, 1, [], 32, 1 << 20))
+        box.add(lines(1, 2, 3), now_s=0)
+        sent = send_all(box)
+        box.lost()
+        box.welcomed(FRESH)
+        assert box.can_go_on(FRESH) is can
+        if not can:
+            box.begin_another_stream()
+            box.welcomed(FRESH)
+        again = send_all(box)
+        assert [each.crc32 for each in again] == [each.crc32 for each in sent]
+        assert numbers(again) == ([durable + 1] if can else [1])

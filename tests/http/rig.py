@@ -221,7 +221,9 @@ def get(target: str, *headers: str, method: str = "GET") -> bytes:
 
 
 @asynccontextmanager
-async def running(app: Any, settings: ServerSettings) -> AsyncIterator[Running]:
+async def running(
+    app: Any, settings: ServerSettings, *, make_room: Callable[[], object] = lambda: None
+) -> AsyncIterator[Running]:
     """A real server for `app` on a free port; stopped, and waited for, at the end."""
     sockets = open_sockets("127.0.0.1:0")
     port = sockets[0].getsockname()[1]
@@ -237,6 +239,7 @@ async def running(app: Any, settings: ServerSettings) -> AsyncIterator[Running]:
             shutdown=server.shutdown,
             sockets=sockets,
             on_unparsed=on_unparsed,
+            make_room=make_room,
             task_status=task_status,
         )
         server.stopped.set()

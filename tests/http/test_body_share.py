@@ -78,6 +78,24 @@ def test_one_source_with_several_bodies_holds_at_most_half() -> None:
     holds[0].take(8 * MIB)
 
 
+async def test_a_body_that_holds_nothing_gives_way_to_connections_and_not_to_memory() -> None:
+    now_s = 0.0
+    budget = BodyBudget(MIB, monotonic_s=lambda: now_s)
+    nothing, some = Hold(budget, "a"), Hold(budget, "b")
+    some.take(MIB)
+    for hold in (nothing, some):
+        budget.arrived_in_part(hold)
+    now_s = 1.5
+    Hold(budget, "c").take(MIB)
+    assert (nothing.was_dropped, some.was_dropped) == (False, True)
+    with pytest.raises(TooManyBodies):
+        Hold(budget, "c").take(1)
+    assert not nothing.was_dropped
+    assert budget.drop_stalled()
+    assert nothing.was_dropped
+    assert not budget.drop_stalled()
+
+
 async def test_eight_large_bodies_that_stop_short_hold_up_no_neighbour() -> None:
     settings = ServerSettings(body_bytes_max=MIB, bodies_bytes_max=8 * MIB)
     now_s = 0.0

@@ -21,6 +21,7 @@ NODE = "http://127.0.0.1:8400"
 LOOKS = (
     "wal-ingest sink status",
     "wal-ingest dead-letters list",
+    "wal-ingest stream list",
     f"curl -s {NODE}/readyz",
     f"curl -s {NODE}/status.json",
     f"curl -s {NODE}/metrics |",

@@ -12,7 +12,7 @@ import pytest
 from tests.model.inline import read_everything
 from tests.wal.factories import MIB, Clock, fill, new_entry, open_store
 from tests.wal.test_damage import DAMAGE, flip
-from wal_ingest.errors import DiskFull, StorageFailed
+from wal_ingest.errors import ConfigError, DiskFull, NoWal, StorageFailed, WalFull
 from wal_ingest.wal import checkpoint
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.entry import Mark, NewEntry
@@ -22,6 +22,7 @@ from wal_ingest.wal.segment import Segment
 from wal_ingest.wal.space import Reserve
 from wal_ingest.wal.state import State
 from wal_ingest.wal.store import Store
+from wal_ingest.wal.stream_list import read_streams
 from wal_ingest.wal.streams import Position, Stored
 
 CLIENTS = ("web-1", "web-2", "web-3")
@@ -246,6 +247,72 @@ def test_a_save_is_due_when_a_stream_has_moved_or_a_segment_was_sealed(tmp_path:
     assert store.save_positions(10**18)
     assert not store.positions_are_due
     store.close()
+
+
+@pytest.mark.parametrize("saved_before", [True, False])
+def test_a_stream_that_an_operator_forgot_stays_forgotten_though_the_log_has_its_frames(
+    tmp_path: Path, saved_before: bool
+) -> None:
+    store = open_store(tmp_path / "data", clock())
+    store.wal.commit([marked("web-1", 1), marked("web-1", 2**53 - 1), marked("web-2", 5)])
+    if saved_before:
+        store.save_positions(10**18)
+    forgotten = store.forget_stream("web-1")
+    assert (forgotten.durable, forgotten.last_seq) == (2**53 - 1, 2)
+    after = killed(tmp_path / "data")
+    with pytest.raises(ConfigError, match="no stream is called 'web-1'"):
+        store.forget_stream("web-1")
+    store.close()
+    again = open_store(after, clock())
+    assert (numbers(again, "web-1"), numbers(again, "web-2")) == ([], [5])
+    assert len(read_everything(again)) == 3
+    again.wal.commit([marked("web-1", 1)])
+    assert numbers(again, "web-1") == [1]
+    again.close()
+
+
+def test_a_stream_is_said_to_be_forgotten_for_now_where_the_disk_has_no_room_to_write_that_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path / "data", clock())
+    store.wal.commit([marked("web-1", 1)])
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "write_if_room", lambda *_args: False)
+        with pytest.raises(WalFull, match="forgotten until this node ends"):
+            store.forget_stream("web-1")
+    assert numbers(store) == []
+    # The next save has room.
+    assert store.positions_are_due
+    assert store.save_positions(10**18)
+    again = open_store(killed(tmp_path / "data"), clock())
+    assert numbers(again) == []
+    again.close()
+    store.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_listed_from_outside_is_what_the_store_knows(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    store = open_store(tmp_path / "data", clock())
+    highest = dict.fromkeys(CLIENTS, 0)
+    for _ in range(30):
+        client_id = rng.choice(CLIENTS)
+        highest[client_id] += rng.randint(1, 3)
+        store.wal.commit([marked(client_id, highest[client_id], *[1] * rng.randint(1, 3))])
+        if rng.random() < 0.2:
+            store.save_positions(10**18)
+        if rng.random() < 0.1 and highest[client_id]:
+            store.forget_stream(client_id)
+        before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        listed = read_streams(tmp_path / "data", clients_max=100)
+        assert listed == store.wal.positions.listed()
+        assert before == {
+            path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
+        }
+    store.close()
+    assert read_streams(tmp_path / "data", clients_max=100) == listed
+    with pytest.raises(NoWal):
+        read_streams(tmp_path / "nothing", clients_max=100)
 
 
 def test_where_nothing_changed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,3 +234,19 @@ def test_a_table_that_is_too_large_for_a_smaller_limit_loses_the_streams_that_we
     smaller.restore(position for each in "cab" if (position := table.of(each)) is not None)
     assert [smaller.of(each) is not None for each in "abc"] == [False, True, True]
     assert smaller.take_changes() == {"a": None}
+
+
+def test_a_stream_that_an_operator_forgets_is_gone_and_the_others_are_not() -> None:
+    table = positions()
+    table.apply(Mark("a", 2**53 - 1, 1), 1, 10, 7)
+    table.apply(Mark("b", 5, 1), 2, 20, 7)
+    table.take_changes()
+    gone = table.forget("a")
+    assert gone is not None
+    assert (gone.client_id, gone.durable) == ("a", 2**53 - 1)
+    assert table.forget("a") is None
+    assert table.of("a") is None
+    assert [each.client_id for each in table.listed()] == ["b"]
+    assert table.take_changes() == {"a": None}
+    table.apply(Mark("a", 1, 1), 3, 1, 7)
+    assert numbers(table) == [1]

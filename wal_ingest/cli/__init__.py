@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import wal_ingest
-from wal_ingest.cli import agent, config, dead_letters, replay, send, serve, sink, wal
+from wal_ingest.cli import agent, config, dead_letters, replay, send, serve, sink, stream, wal
 from wal_ingest.cli.output import DONE, FAILED, not_permitted, print_error
 from wal_ingest.errors import WalIngestError
 
@@ -32,6 +32,7 @@ app.command("send", epilog=send.EXAMPLE)(send.send)
 app.command("replay", epilog=replay.EXAMPLE)(replay.replay)
 app.add_typer(wal.app, name="wal")
 app.add_typer(sink.app, name="sink")
+app.add_typer(stream.app, name="stream")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(config.app, name="config")
 
@@ -95,7 +96,7 @@ def _run() -> int:
 
 
 def _flush() -> None:
-    for stream in (sys.stderr, sys.stdout):
+    for output in (sys.stderr, sys.stdout):
         # None where it was closed before we began.
-        if stream is not None:
-            stream.flush()
+        if output is not None:
+            output.flush()

@@ -51,7 +51,9 @@ def operate(settings: Settings, command: str, **arguments: Any) -> Any:
     raises.
     """
     data_dir = Path(settings.server.data_dir)
-    cursor_of(read_node_state(settings), arguments["sink"])
+    state = read_node_state(settings)
+    if "sink" in arguments:
+        cursor_of(state, arguments["sink"])
     if is_running(settings):
         # Here, because it brings Trio with it, which takes as long to import as all else that a command needs.
         from wal_ingest.control import ask
@@ -137,10 +139,16 @@ def _remove_letters(store: Store, sink: str, ids: list[LetterId], written: bool)
     return {"removed": store.state.remove_letters(sink, ids, written=written)}
 
 
+def _forget_stream(store: Store, client_id: str) -> object:
+    position = store.forget_stream(client_id)
+    return {"last_number": position.durable, "last_seq": position.last_seq, "was_connected": False}
+
+
 _OFFLINE: dict[str, Callable[..., object]] = {
     "sink.pause": _pause,
     "sink.resume": _resume,
     "sink.skip": _skip,
     "sink.forget": _forget,
     "letters.remove": _remove_letters,
+    "stream.forget": _forget_stream,
 }

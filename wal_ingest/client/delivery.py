@@ -5,6 +5,8 @@ Invariants:
 1. Only one connection at a time, and the outbox hears of its beginning (`welcomed`) and of its end (`lost`).
 2. Nothing but `Replaced` ends it: every other failure waits (see `patience`) and tries again, for ever.
 3. A node that does not answer is given up after `ack_s_max`, whichever way it is stuck.
+4. Where a stream has no numbers to go on with, what is not settled goes under another client_id, `<client_id>.<8 hex
+   digits>`. The welcome of the stream that is left has told which frames are stored, so none is lost or stored twice.
 
 A connection is a stream's or one of POSTs; both look the same from here.
 
@@ -37,6 +39,7 @@ from wal_ingest.client.frames import Write
 from wal_ingest.client.messages import Ack, Answer, Welcome
 from wal_ingest.client.outbox import Outbox, OutOfStep
 from wal_ingest.confirmation import hint_for
+from wal_ingest.errors import ComeBackLater
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,17 @@ class Connection(Protocol):
         """Raises StreamClosed or Unreachable."""
 
 
-Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+Connect = Callable[[str], AbstractAsyncContextManager[Connection]]
+"""Opens a connection for a client_id, which a place to post to does not need."""
+
+_CLIENT_ID_CHARS_MAX = 128
+
+
+class _NoNumbersLeft(ComeBackLater):
+    """The welcome leaves the stream no numbers to go on with.
+
+    Unlike `StreamClosed`, this is found out by us.
+    """
 
 
 class Delivery:
@@ -94,6 +107,8 @@ class Delivery:
         self._outbox = outbox
         self._connect = connect
         self._client_id = client_id
+        # What the stream is called now.
+        self._stream_id = client_id
         self._ack_s_max = ack_s_max
         self._retry_s_min = retry_s_min
         self._retry_s_max = retry_s_max
@@ -115,15 +130,28 @@ class Delivery:
         """Delivers for ever. Raises Replaced."""
         while True:
             try:
-                async with self._connect() as connection:
+                async with self._connect(self._stream_id) as connection:
                     await self._talk(connection)
+            except _NoNumbersLeft as exc:
+                await self._begin_another_stream(exc)
+                continue
             except (StreamClosed, Unreachable) as exc:
                 failure = exc
             self._outbox.lost()
             if isinstance(failure, StreamClosed) and failure.code == REPLACED:
-                raise Replaced(self._client_id, points=self._outbox.points)
+                raise Replaced(self._stream_id, points=self._outbox.points)
             await trio.sleep(self._after(failure))
             self.state = State.CONNECTING
+
+    async def _begin_another_stream(self, why: _NoNumbersLeft) -> None:
+        before = self._stream_id
+        suffix = f".{self._rng.getrandbits(32):08x}"
+        self._stream_id = self._client_id[: _CLIENT_ID_CHARS_MAX - len(suffix)] + suffix
+        self._outbox.begin_another_stream()
+        log.warning("the stream %s is left for %s: %s", before, self._stream_id, why)
+        self._failures += 1
+        # A node that says so of every stream is not asked without a pause.
+        await trio.sleep(self._wait_s(why))
 
     def _after(self, failure: StreamClosed | Unreachable) -> float:
         self._failures += 1
@@ -134,6 +162,9 @@ class Delivery:
             log.warning("the node does not take points, %d wait: %s%s", self._outbox.points, failure, more)
         self.state = State.MISCONFIGURED if held else State.WAITING
         self.last_error = str(failure)
+        return self._wait_s(failure)
+
+    def _wait_s(self, failure: ComeBackLater) -> float:
         return patience.wait_s(
             failure,
             self._failures,
@@ -144,10 +175,14 @@ class Delivery:
         )
 
     async def _talk(self, connection: Connection) -> None:
-        """Keeps a connection busy. Ends with StreamClosed or Unreachable, and in no other way."""
+        """Keeps a connection busy. Ends with StreamClosed, Unreachable or _NoNumbersLeft, and in no other way."""
         welcome = connection.welcome
         self._settled(self._outbox.welcomed(welcome or _NOTHING_KNOWN))
         if welcome is not None:
+            if not self._outbox.can_go_on(welcome):
+                raise _NoNumbersLeft(
+                    f"no numbers are left above {welcome.durable}, its last frame", retry_after_s=0
+                )
             self._connected()
         self._overdue = trio.CancelScope()
         async with trio.open_nursery() as nursery:

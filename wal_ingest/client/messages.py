@@ -7,9 +7,6 @@ from msgspec import Struct
 
 SUBPROTOCOL = "wal-ingest.v1"
 
-NUMBER_MAX = 2**53 - 1
-"""The highest number that a frame may have: JSON readers agree on integers only up to here."""
-
 
 class StoredFrame(Struct, frozen=True, array_like=True):
     """A frame that the node holds: `seq` is that of its last entry, `crc32` that of its body after decompression."""

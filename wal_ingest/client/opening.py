@@ -38,8 +38,9 @@ async def open_client(
     """A client for the node at `url`: ws:// and wss:// mean the stream, http:// and https:// a POST for each frame.
 
     It connects in the background and keeps trying. `client_id` names this sender, so that what an earlier process of
-    the same name sent is not mixed up with ours; by default it is a fresh one. `org` and `bucket` are the points'
-    destination, where the node asks for one. `on_refused` hears of refused points that no `write` waits for.
+    the same name sent is not mixed up with ours; by default it is a fresh one. Where the node's stream of that name has
+    no numbers left, the client goes on as `<client_id>.<8 hex digits>`, and logs that. `org` and `bucket` are the
+    points' destination, where the node asks for one. `on_refused` hears of refused points that no `write` waits for.
     `now_ns`, `rng` and `connect` are there for tests.
 
     Leaving the block waits up to `limits.close_s_max` until everything is durable, then raises NotDelivered. When the
@@ -114,11 +115,13 @@ def _connector(
         tls = tls or (_tls() if write_address(url).tls else None)
         from wal_ingest.client.posting import open_posts
 
-        return functools.partial(open_posts, url, **{**wanted, "tls": tls})  # type: ignore[arg-type]
+        post = functools.partial(open_posts, url, **{**wanted, "tls": tls})  # type: ignore[arg-type]
+        return lambda _client_id: post()
     tls = tls or (_tls() if stream_address(url, client_id=client_id).tls else None)
     from wal_ingest.client.stream import open_stream
 
-    return functools.partial(open_stream, url, client_id=client_id, **{**wanted, "tls": tls})  # type: ignore[arg-type]
+    stream = functools.partial(open_stream, url, **{**wanted, "tls": tls})  # type: ignore[arg-type]
+    return lambda client_id: stream(client_id=client_id)
 
 
 def _tls() -> ssl.SSLContext:

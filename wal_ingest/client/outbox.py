@@ -25,6 +25,7 @@ from wal_ingest.client.frames import Frame, Write
 from wal_ingest.client.messages import Ack, Refusal, Welcome
 from wal_ingest.errors import BadRequest, BodyTooLarge
 from wal_ingest.points import Lines
+from wal_ingest.stream_numbers import highest_after, leaves_room
 
 STORED_MAX = 64
 _HEADER_BYTES_MAX = 1_024
@@ -185,6 +186,17 @@ class Outbox:
         self._waiting = kept + again + unsent
         self._number = max(self._number, welcome.durable)
         return settled
+
+    def can_go_on(self, welcome: Welcome) -> bool:
+        """Whether the stream has numbers for what is to be sent, after `welcomed`; else `begin_another_stream`."""
+        return leaves_room(welcome.durable) and self._number < highest_after(welcome.durable)
+
+    def begin_another_stream(self) -> None:
+        """The next welcome is that of a new stream: what is not settled gets numbers anew, from 1 on."""
+        self.lost()
+        self._number = 0
+        for frame in self._waiting:
+            frame.number = 0
 
     def next_frame(self, now_s: float) -> Frame | None:
         """The frame to be sent now, with its number; None when there is none, or the window is full."""

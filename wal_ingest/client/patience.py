@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
+from wal_ingest.errors import ComeBackLater
 
 # A Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
 _RETRY_AFTER_S_MAX = 300.0
@@ -13,15 +14,17 @@ _RETRY_AFTER_S_MAX = 300.0
 _PASSING = frozenset({408, 425, 429})
 
 
-def is_misconfigured(failure: Unreachable | StreamClosed) -> bool:
+def is_misconfigured(failure: ComeBackLater) -> bool:
     """Whether somebody must mend something before the node takes anything: token, address, parameters."""
     if isinstance(failure, StreamClosed):
         return failure.code == POLICY_VIOLATION
-    return failure.wrong_peer or (300 <= failure.status < 500 and failure.status not in _PASSING)
+    return isinstance(failure, Unreachable) and (
+        failure.wrong_peer or (300 <= failure.status < 500 and failure.status not in _PASSING)
+    )
 
 
 def wait_s(
-    failure: Unreachable | StreamClosed,
+    failure: ComeBackLater,
     failures: int,
     *,
     retry_s_min: float,

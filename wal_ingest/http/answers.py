@@ -60,6 +60,7 @@ _REASONS = {
     401: Reason.UNAUTHORIZED,
     405: Reason.METHOD,
     408: Reason.TOO_SLOW,
+    409: Reason.NUMBER,
     413: Reason.TOO_LARGE,
     415: Reason.MEDIA_TYPE,
     500: Reason.FAILED,

@@ -54,6 +54,8 @@ class BodyBudget:
         self._by_source: dict[str, int] = {}
         # Bodies that arrived in part, each with the time of its last bytes.
         self._arriving: dict[Hold, float] = {}
+        # Whether one of those that wait looks for stalled bodies.
+        self._is_watched = False
 
     @property
     def has_room(self) -> bool:
@@ -63,27 +65,46 @@ class BodyBudget:
     async def room(self) -> None:
         """Returns when half of it is free: for whoever can wait before it begins to read a body.
 
-        The other half is for bodies that were begun, so that those who wait can never keep each other waiting.
+        The other half is for bodies that were begun, so that those who wait can never keep each other waiting. Bodies
+        that have stalled do not keep them waiting either: they are dropped, the largest first.
+
+        **Cancellation:** changes nothing.
         """
         while not self.has_room:
-            await self._waiting.park()
+            if self._is_watched:
+                await self._waiting.park()
+                continue
+            self._is_watched = True
+            try:
+                if not self.drop_stalled(bytes_min=1):
+                    with trio.move_on_after(_STALLED_S):
+                        await self._waiting.park()
+            finally:
+                self._is_watched = False
+                # Another one watches from now on.
+                self._waiting.unpark()
 
     def take(self, source: str, own: int, count: int) -> None:
         """Counts `count` more bytes for a body of `source` that holds `own`. Raises TooManyBodies."""
         while (whole := self.held_bytes + count > self.bytes_max) or self._is_over_share(source, own, count):
-            if not self._drop_stalled(None if whole else source):
+            if not self.drop_stalled(None if whole else source, bytes_min=1):
                 raise TooManyBodies("too many bodies are being read at this time (server.bodies_bytes_max)")
         self.held_bytes += count
-        self._by_source[source] = self._by_source.get(source, 0) + count
+        if source:
+            self._by_source[source] = self._by_source.get(source, 0) + count
 
     def give_back(self, count: int, source: str = "") -> None:
         """Takes bytes out of the account, and lets a few of those go on that wait for room."""
         self.held_bytes -= count
+        self.disown(source, count)
+        if self._waiting and self.has_room:
+            self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
+
+    def disown(self, source: str, count: int) -> None:
+        """Takes bytes out of the account of a source."""
         left = self._by_source.pop(source, 0) - count
         if left > 0:
             self._by_source[source] = left
-        if self._waiting and self.has_room:
-            self._waiting.unpark(count=_WOKEN_AT_ONCE if self.held_bytes else len(self._waiting))
 
     def arrived_in_part(self, hold: Hold) -> None:
         """More of a body came, and the rest is outstanding."""
@@ -98,17 +119,20 @@ class BodyBudget:
         held = self._by_source.get(source, 0)
         return bool(source) and held > own and (held + count) * 2 > self.bytes_max
 
-    def _drop_stalled(self, source: str | None) -> bool:
-        """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none."""
+    def drop_stalled(self, source: str | None = None, *, bytes_min: int = 0) -> bool:
+        """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none.
+
+        One that holds fewer than `bytes_min` bytes is left alone.
+        """
         before_s = self._monotonic_s() - _STALLED_S
-        stalled = [
+        candidates = [
             hold
             for hold, last_s in self._arriving.items()
-            if last_s <= before_s and source in (None, hold.source)
+            if last_s <= before_s and source in (None, hold.source) and hold.bytes >= bytes_min
         ]
-        if not stalled:
+        if not candidates:
             return False
-        max(stalled, key=lambda hold: hold.bytes).drop()
+        max(candidates, key=lambda hold: hold.bytes).drop()
         return True
 
 
@@ -131,7 +155,15 @@ class Hold:
         self.budget.take(self.source, self.bytes, count)
         self.bytes += count
 
+    def whole(self) -> None:
+        """The body has arrived: it may be held for as long as storing takes, and counts for its source no more."""
+        self.budget.arrived(self)
+        self.budget.disown(self.source, self.bytes)
+        self.source = ""
+
     def release(self) -> None:
+        """Gives all of it back."""
+        self.budget.arrived(self)
         if self.bytes:
             self.budget.give_back(self.bytes, self.source)
             self.bytes = 0
@@ -139,7 +171,6 @@ class Hold:
     def drop(self) -> None:
         """Ends the reading of a body that has stalled, and gives its bytes to others."""
         self.was_dropped = True
-        self.budget.arrived(self)
         self.release()
         if self.reading is not None:
             self.reading.cancel()
@@ -151,25 +182,28 @@ async def read_body(
     """The whole body as it was sent, still encoded.
 
     Raises BodyTooLarge as soon as it is over `bytes_max`, BodyTooSlow after `body_s_max` seconds or below
-    `bytes_per_s_min` (see `_Pace`), TooManyBodies, also when it stalled while others had no room, and ClientGone.
+    `bytes_per_s_min` (see `BodyPace`), TooManyBodies, also when it stalled while others had no room, and ClientGone.
     Cancellation: what was read is dropped, and stays counted until the hold is released.
     """
-    pace = _Pace(bytes_per_s_min, body_s_max)
+    pace = BodyPace(bytes_per_s_min, body_s_max)
     with trio.CancelScope(deadline=pace.end_s) as hold.reading:
         try:
+            # From the beginning on: its connection counts, if not its bytes.
+            hold.budget.arrived_in_part(hold)
             return await _read(receive, hold, bytes_max, pace)
         finally:
             hold.budget.arrived(hold)
     if hold.was_dropped:
-        raise TooManyBodies("the body stalled while others had no room (server.bodies_bytes_max)")
-    if trio.current_time() < pace.end_s:
-        raise BodyTooSlow(
-            f"the body arrived at less than {bytes_per_s_min} bytes a second (server.body_bytes_per_s_min)"
-        )
-    raise BodyTooSlow(f"the body did not arrive within {body_s_max:g} seconds (server.body_s_max)")
+        raise stalled("the body")
+    raise pace.too_slow("the body")
 
 
-class _Pace:
+def stalled(what: str) -> TooManyBodies:
+    """The error for a body that was dropped."""
+    return TooManyBodies(f"{what} stalled while others had no room (server.bodies_bytes_max)")
+
+
+class BodyPace:
     """The deadline of a body. From 64 KiB on it must come at the least rate: a small one holds up no others.
 
     The rate is an average over 10 seconds, so that a lost packet and its repetitions are no stall.
@@ -177,6 +211,8 @@ class _Pace:
 
     def __init__(self, bytes_per_s_min: int, body_s_max: float) -> None:
         self.end_s = trio.current_time() + body_s_max
+        self._body_s_max = body_s_max
+        self._bytes_per_s_min = bytes_per_s_min
         self._step_bytes = int(bytes_per_s_min * _PACE_S)
         self._step_ends_at_bytes = _PACED_FROM_BYTES
 
@@ -187,8 +223,15 @@ class _Pace:
         self._step_ends_at_bytes = body_bytes + self._step_bytes
         return min(self.end_s, trio.current_time() + _PACE_S)
 
+    def too_slow(self, what: str) -> BodyTooSlow:
+        """The error for a body whose deadline has passed."""
+        if trio.current_time() < self.end_s:
+            least = f"less than {self._bytes_per_s_min} bytes a second (server.body_bytes_per_s_min)"
+            return BodyTooSlow(f"{what} arrived at {least}")
+        return BodyTooSlow(f"{what} did not arrive within {self._body_s_max:g} seconds (server.body_s_max)")
 
-async def _read(receive: Receive, hold: Hold, bytes_max: int, pace: _Pace) -> bytes:
+
+async def _read(receive: Receive, hold: Hold, bytes_max: int, pace: BodyPace) -> bytes:
     whole: bytes | bytearray = b""
     while True:
         message = await receive()

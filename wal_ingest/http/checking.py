@@ -17,7 +17,7 @@ from wal_ingest.http.body import Hold
 from wal_ingest.http.observer import Oddity
 from wal_ingest.http.requests import Format, sniff
 from wal_ingest.points import Lines, Precision, split_lines, split_points
-from wal_ingest.points.encoding import TooManyMembers, decode_body
+from wal_ingest.points.encoding import TooManyMembers, decode_body, frames_at_most
 from wal_ingest.points.json_points import accept_json, accept_ndjson
 from wal_ingest.points.line_protocol import (
     accept_good_lines,
@@ -139,7 +139,7 @@ class Checker:
         if not encoding:
             return decode_body(body, encoding, bytes_max=bytes_max)
         decoded = None
-        if len(body) <= INLINE_BYTES_MAX:
+        if len(body) <= INLINE_BYTES_MAX and frames_at_most(body, encoding) <= INLINE_MEMBERS_MAX:
             try:
                 decoded = decode_body(
                     body,

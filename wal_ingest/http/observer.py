@@ -16,6 +16,7 @@ class Reason(enum.Enum):
     UNAUTHORIZED = "unauthorized"
     MEDIA_TYPE = "media_type"
     METHOD = "method"
+    NUMBER = "number"
     TOO_LARGE = "too_large"
     TOO_SLOW = "too_slow"
     UNAVAILABLE = "unavailable"

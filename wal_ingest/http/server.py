@@ -9,7 +9,7 @@ What was appended but not answered then is in the WAL, and its sender sends it a
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -38,12 +38,14 @@ async def serve(
     shutdown: trio.Event,
     sockets: Sequence[socket.socket] | None = None,
     on_unparsed: OnUnparsed = lambda _refused: None,
+    make_room: Callable[[], object] = lambda: None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves `app` until `shutdown` is set, then answers what is under way, within 0.9 × `stop_s_max` seconds.
 
     `sockets` listen already (see `open_sockets`) and are closed by this function; without them
-    `settings.bind` is opened. `on_unparsed` is called for each request that the HTTP parser refuses.
+    `settings.bind` is opened. `on_unparsed` is called for each request that the HTTP parser refuses,
+    `make_room` where connections are too many and none is idle.
     `task_status` is given the addresses, such as `["http://127.0.0.1:8400"]`.
     Raises ConfigError when it cannot listen, or on a hypercorn that it does not know.
     Cancellation: as the deadline: everything is dropped at once, also sends that are shielded.
@@ -58,7 +60,7 @@ async def serve(
         ping_s=settings.stream_ping_s,
         shields=shields,
         on_unparsed=on_unparsed,
-        crowd=Crowd(connections_max(settings.connections_max)),
+        crowd=Crowd(connections_max(settings.connections_max), make_room=make_room),
     )
     try:
         async with trio.open_nursery() as nursery:

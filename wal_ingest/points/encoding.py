@@ -41,7 +41,8 @@ _ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = tuple(bytes([low, 0x2A, 0x4D, 0x18]) for low in range(0x50, 0x60))
+_ZSTD_SKIPPABLE_END = b"\x2a\x4d\x18"
+_ZSTD_SKIPPABLE = tuple(bytes([low]) + _ZSTD_SKIPPABLE_END for low in range(0x50, 0x60))
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's names for the three framings
 
@@ -72,6 +73,16 @@ def decode_body(body: bytes, encoding: str, *, bytes_max: int, members_max: int 
     raise UnsupportedMedia(
         f"Content-Encoding {encoding!r} is not spoken here; these are: {', '.join(SPOKEN)}"
     )
+
+
+def frames_at_most(body: bytes, encoding: str) -> int:
+    """No fewer than the frames of a zstd body, without looking into them; 1 for other encodings.
+
+    For whoever wants to know beforehand: the decoder goes over all frames in one call.
+    """
+    if encoding.strip().lower() != "zstd":
+        return 1
+    return body.count(_ZSTD_MAGIC) + body.count(_ZSTD_SKIPPABLE_END)
 
 
 class _Gathered:

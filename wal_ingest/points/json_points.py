@@ -18,7 +18,12 @@ import msgspec
 from wal_ingest.errors import BadRequest, PointError
 from wal_ingest.points.json_depth import deeper_than
 from wal_ingest.points.json_shapes import AnyPoint, FleetPoint, LineWriter, fleet_lines
-from wal_ingest.points.json_slices import array_slices, has_too_many_names, line_slices
+from wal_ingest.points.json_slices import (
+    array_slices,
+    first_character_at,
+    has_too_many_names,
+    line_slices,
+)
 from wal_ingest.points.json_words import malformed_reason, value_reason
 from wal_ingest.points.lines import Lines, Precision, split_points
 
@@ -30,13 +35,12 @@ _ANY_ARRAY = msgspec.json.Decoder(list[AnyPoint])
 _FLEET = msgspec.json.Decoder(FleetPoint)
 _ANY = msgspec.json.Decoder(AnyPoint)
 
-_FIRST = re.compile(rb"[ \t\r\n]*+(.?)", re.DOTALL)
 _LAST_BRACKET = re.compile(rb"\][ \t\r\n]*+\Z")
 _FULL_LINE = re.compile(rb"(?m)^[ \t\r]*+[^ \t\r\n][^\n]*+")
 _PLACE = re.compile(r" - at `\$(?:\[(\d+)\])?(.*)`\Z", re.DOTALL)
 
 # Telegraf's batches: the array is the value of the only name.
-_TELEGRAF_BATCH = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"metrics"[ \t\r\n]*+:[ \t\r\n]*+\[')
+_TELEGRAF_BATCH = re.compile(rb'\{[ \t\r\n]{0,65536}+"metrics"[ \t\r\n]{0,65536}+:[ \t\r\n]{0,65536}+\[')
 _TELEGRAF_END = re.compile(rb"\][ \t\r\n]*+\}[ \t\r\n]*+\Z")
 
 
@@ -118,10 +122,13 @@ _Any = Callable[[bytes], list[AnyPoint]]
 
 def _pieces(body: bytes) -> Iterator[tuple[bytes, _Fleet, _Any]]:
     """The body in pieces that are decoded one after the other, each with its decoders."""
-    first = _first_character(body)
-    batch = _TELEGRAF_BATCH.match(body) if first == b"{" else None
+    at = first_character_at(body)
+    first = body[at : at + 1]
+    if not first:
+        raise BadRequest("the body is empty where JSON was expected")
+    batch = _TELEGRAF_BATCH.match(body, at) if first == b"{" else None
     if first == b"[":
-        start, ending = body.index(b"[") + 1, _LAST_BRACKET
+        start, ending = at + 1, _LAST_BRACKET
     elif batch is not None:
         start, ending = batch.end(), _TELEGRAF_END
     else:
@@ -143,9 +150,8 @@ _ENDING_BYTES_MAX = 256
 
 def _unclosed(body: bytes, start: int) -> Iterator[tuple[bytes, _Fleet, _Any]]:
     """What is whole of an array that is cut short, to find a bad element before the end is found missing."""
-    for piece in array_slices(body, start, len(body)):
-        whole = piece[:-1] if len(piece) - 2 + start >= len(body) else piece
-        yield whole, _FLEET_ARRAY.decode, _ANY_ARRAY.decode
+    for piece in array_slices(body, start, len(body), is_closed=False):
+        yield piece, _FLEET_ARRAY.decode, _ANY_ARRAY.decode
     raise BadRequest("the JSON is malformed: the array is not closed")
 
 
@@ -199,13 +205,6 @@ class _Writer:
                 if len(point) - 1 > self.line_bytes_max:
                     raise PointError(self.too_long, index=index)
         return Lines(data, count)
-
-
-def _first_character(body: bytes) -> bytes:
-    first = _FIRST.match(body)
-    if first is None or not first[1]:
-        raise BadRequest("the body is empty where JSON was expected")
-    return first[1]
 
 
 def _refuse(body: bytes, exc: Exception, depth_max: int, before: int = 0) -> NoReturn:

@@ -25,12 +25,15 @@ _OBJECT = rb'\{(?:[^"{}\[\]]++|' + _STRING + rb"|" + _INNER + rb")*+\}"
 _ELEMENT = rb"[ \t\r\n]*+" + _OBJECT + rb"[ \t\r\n]*+,"
 _ELEMENTS = re.compile(rb"(?:" + _ELEMENT + rb")++", re.DOTALL)
 _ONE_ELEMENT = re.compile(_ELEMENT, re.DOTALL)
-_STRINGS = re.compile(_STRING, re.DOTALL)
-_BLANK = re.compile(rb"[ \t\r\n]*+")
+_NAMES_AT_ONCE = 1_000
+_NAMES = re.compile(rb'(?:(?:[^":]++|' + _STRING + rb")*+:){%d}+" % _NAMES_AT_ONCE, re.DOTALL)
+_BLANKS = b" \t\r\n"
 
 
-def array_slices(body: bytes, start: int, end: int) -> Iterator[bytes]:
+def array_slices(body: bytes, start: int, end: int, *, is_closed: bool = True) -> Iterator[bytes]:
     """The array whose elements are in `body[start:end]`, as arrays of some of its elements each.
+
+    Where the array `is_closed` not, it is not closed here either if it is all one slice.
 
     Raises BadRequest for a comma after the last element.
     """
@@ -48,9 +51,21 @@ def array_slices(body: bytes, start: int, end: int) -> Iterator[bytes]:
             break
         else:
             window *= 2  # an element that is larger than a window
-    if start > first and _BLANK.fullmatch(body, start, end):
+    if start > first and first_character_at(body, start) >= end:
         raise BadRequest("the JSON is malformed: a comma after the last element of the array")
-    yield b"[%b]" % body[start:end]
+    # One copy, not two: it may be the whole body.
+    yield b"".join((b"[", memoryview(body)[start:end], b"]" if is_closed or start > first else b""))
+
+
+def first_character_at(body: bytes, start: int = 0) -> int:
+    """Where the first character stands that is no white space; the body's length when there is none."""
+    while start < len(body):
+        left = body[start : start + SLICE_BYTES]
+        kept = left.lstrip(_BLANKS)
+        start += len(left) - len(kept)
+        if kept:
+            break
+    return start
 
 
 def line_slices(body: bytes) -> Iterator[bytes]:
@@ -72,6 +87,12 @@ def has_too_many_names(element: bytes, line_bytes_max: int) -> bool:
 
     A name and its value take four bytes of a line at least.
     """
-    if len(element) <= SLICE_BYTES + 2:  # with the brackets of an array
+    names_max = line_bytes_max // 4 + 16
+    # With the brackets of an array. Most large elements have few colons, in strings or not.
+    if len(element) <= SLICE_BYTES + 2 or element.count(b":") <= names_max:
         return False
-    return _STRINGS.sub(b"", element).count(b":") > line_bytes_max // 4 + 16
+    names, at = 0, 0
+    # Some at a time, as everywhere here, and nothing is built of them.
+    while names <= names_max and (found := _NAMES.match(element, at)) is not None:
+        names, at = names + _NAMES_AT_ONCE, found.end()
+    return names > names_max

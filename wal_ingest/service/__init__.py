@@ -251,6 +251,7 @@ class Service:
                         LogReader(store, writer),
                         runners,
                         self._as_bound(),
+                        streams=streams,
                         odd_times=lambda: odd_times_json(numbers.watch.odd_times()),
                         changed=self._moved.set,
                     )
@@ -316,6 +317,7 @@ class Service:
             shutdown=self._shutdown,
             sockets=self._sockets,
             on_unparsed=app.unparsed,
+            make_room=app.budget.drop_stalled,
             task_status=task_status,
         )
 

@@ -13,12 +13,13 @@ from wal_ingest.config import FIELDS
 from wal_ingest.control import Command
 from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.status import SinkStatus
+from wal_ingest.http.stream.streams import Streams
 from wal_ingest.service.log_reader import LogReader
 from wal_ingest.service.sinks import SinkRunner, absent_statuses
 from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.letters import LetterId
-from wal_ingest.wal.store import Store
+from wal_ingest.wal.store import Store, unknown_stream
 
 # No command on the same machine needs it: points are sent over HTTP, with the sender's own.
 _SETTINGS_NOT_TOLD = frozenset({"server.write_token"})
@@ -30,6 +31,7 @@ def node_commands(
     runners: Sequence[SinkRunner],
     settings: Settings,
     *,
+    streams: Streams,
     odd_times: Callable[[], object],
     changed: Callable[[], None],
 ) -> dict[str, Command]:
@@ -91,6 +93,17 @@ def node_commands(
             return {"removed": await trio.to_thread.run_sync(change)}
         return {"removed": await runner_of(arguments).amend(change)}
 
+    async def open_streams(_arguments: Mapping[str, Any]) -> object:
+        return {"connected": streams.connected()}
+
+    async def forget_stream(arguments: Mapping[str, Any]) -> object:
+        client_id = str(arguments.get("client_id", ""))
+        if store.wal.positions.of(client_id) is None:
+            raise unknown_stream(client_id)
+        async with streams.kept_out(client_id) as was_open:
+            position = await trio.to_thread.run_sync(store.forget_stream, client_id)
+        return {"last_number": position.durable, "last_seq": position.last_seq, "was_connected": was_open}
+
     return {
         "sinks": sinks,
         "settings": tell_settings,
@@ -100,6 +113,8 @@ def node_commands(
         "sink.skip": skip,
         "sink.forget": forget,
         "letters.remove": remove_letters,
+        "streams": open_streams,
+        "stream.forget": forget_stream,
     }
 
 

@@ -297,6 +297,11 @@ class Wal:
             first_seq = self._segments[0].first_seq if self._segments else self._next_seq
             return PositionChanges(self._next_seq - 1, first_seq, self.positions.take_changes())
 
+    def forget_stream(self, client_id: str) -> Position | None:
+        """Forgets a stream in memory, and gives what was known of it; durable once the changes are written down."""
+        with self._segments_mutex:
+            return self.positions.forget(client_id)
+
     def put_position_changes_back(self, taken: PositionChanges) -> None:
         """Changes that could not be written down are to be taken once more."""
         with self._segments_mutex:

@@ -17,7 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import SectorUnreadable, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import (
+    ConfigError,
+    SectorUnreadable,
+    StorageFailed,
+    UnknownFormatVersion,
+    WalDamaged,
+    WalFull,
+)
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.checkpoint import Checkpoint, read_through
 from wal_ingest.wal.cursor import Cursor, DeadLetter, open_in
@@ -38,6 +45,7 @@ from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside, end_after
 from wal_ingest.wal.required import Presence, Requirement, at_start
 from wal_ingest.wal.segment import read_ends, segment_paths, set_aside
 from wal_ingest.wal.state import STATE_NAME, State, check_state
+from wal_ingest.wal.streams import Position
 
 WAL_DIR = "wal"
 
@@ -272,6 +280,23 @@ class Store:
         """
         return self._checkpoint.save(now_ns)
 
+    def forget_stream(self, client_id: str) -> Position:
+        """Forgets how far a stream has come, durably, and returns what was known; its points stay where they are.
+
+        Nothing of the stream may be on its way into the log. Blocks, as `save_positions`. Raises `ConfigError` for a
+        stream that is not known, `WalFull` where the disk has no room to write it down: then a later save does, or a
+        crash brings the stream back. Raises `StorageFailed`: final for this process.
+        """
+        position = self.wal.forget_stream(client_id)
+        if position is None:
+            raise unknown_stream(client_id)
+        if not self.save_positions(self._now_ns()):
+            raise WalFull(
+                f"{client_id!r} is forgotten until this node ends: the disk has no room to write that down",
+                retry_after_s=60,
+            )
+        return position
+
     def close(self) -> None:
         """Closes all of it and lets go of the directory. No read or commit may be under way."""
         try:
@@ -284,6 +309,13 @@ class Store:
             self.wal.close()
             self.state.close()
             self._lock.close()
+
+
+def unknown_stream(client_id: str) -> ConfigError:
+    """The error for a stream of which nothing is known."""
+    return ConfigError(
+        f"no stream is called {client_id!r}", hint="wal-ingest stream list shows those that are known"
+    )
 
 
 def _set_damaged_state_aside(data_dir: Path) -> str:

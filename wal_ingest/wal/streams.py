@@ -159,6 +159,17 @@ class Positions:
         while len(self._table) > self._clients_max:
             self._drop_first()
 
+    def forget(self, client_id: str) -> Position | None:
+        """Forgets one stream, by a decision of an operator; gives what was known of it."""
+        position = self._table.pop(client_id, None)
+        if position is not None:
+            self._changed[client_id] = None
+        return position
+
+    def listed(self) -> list[Position]:
+        """Every position, in the order of their latest entries."""
+        return list(self._table.values())
+
     def forget_silent(self, *, now_ns: int, keep_s: float) -> None:
         """Forgets streams of which nothing came for longer than `keep_s` seconds.
 

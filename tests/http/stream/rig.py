@@ -302,7 +302,7 @@ async def node(settings: ServerSettings | None = None, **overrides: Any) -> Asyn
     """A node with the given settings, stopped at the end of the block; then nothing of any stream may be left."""
     settings = settings if settings is not None else ServerSettings(stop_s_max=2.0)
     wal = MarkingWal()
-    budget = BodyBudget(settings.bodies_bytes_max)
+    budget = overrides.pop("budget", None) or BodyBudget(settings.bodies_bytes_max)
     arguments: dict[str, Any] = {
         "appender": wal,
         "position": wal.positions.of,

@@ -137,7 +137,7 @@ async def test_a_refused_frame_is_answered_while_nothing_else_is_to_be_stored() 
         (b'{"number":5}\n' + LINE.decode().encode("utf-16"), 5, 400, "UTF-16"),
         (b'{"number":5,"format":"json"}\n' + b"[" * 5_000, 5, 400, ""),
         (b'{"number":5,"format":"json"}\n' + LINE, 5, 400, ""),
-        (b'{"number":0}\n' + LINE, None, 400, "number 0 is not from 1 to 2^53-1"),
+        (b'{"number":0}\n' + LINE, 0, 400, "number 0 is not from 1 to 2^53-1"),
         (b'{"x":' + b"[" * 1_018 + b"\n" + LINE, None, 400, "unknown field"),
         (LINE, None, 400, "header line"),
         (b"", None, 400, "header line"),
@@ -293,6 +293,61 @@ async def test_a_number_of_another_body_or_of_none_that_is_remembered_is_a_409(n
             client = await whole.stream("client_id=a")
         await client.send(6)
         assert await client.next() == ack(6, seq=2)
+
+
+class Refusals(Nobody):
+    """The reasons that refusals were counted by."""
+
+    def __init__(self) -> None:
+        self.reasons: list[tuple[str, str]] = []
+
+    def refused(self, route: str, reason: str, source: str, lines: int) -> None:
+        self.reasons.append((route, reason))
+
+
+@pytest.mark.parametrize("query", ["client_id=a", ""])
+@pytest.mark.parametrize(
+    ("last", "number", "reason"),
+    [
+        (0, 2**53 - 1, "number 9007199254740991 is too high to begin a stream with"),
+        (0, 2**52 + 1, "send the frame again with one from 1 to 4503599627370496"),
+        (7, 2**53 - 1, "number 9007199254740991 is too far above 7, the last one of this stream"),
+        (7, 8 + 2**32, "send the frame again with one from 8 to 4294967303"),
+    ],
+)
+async def test_a_number_that_would_use_the_stream_up_is_refused_and_stores_nothing(
+    query: str, last: int, number: int, reason: str
+) -> None:
+    seen = Refusals()
+    async with node(observer=seen) as whole:
+        client = await whole.stream(query)
+        if last:
+            await client.send(last)
+            await client.acked(last)
+        before = whole.wal.lines
+        await client.send(number)
+        told = await client.next()
+        assert (told["type"], told["number"], told["status"]) == ("error", number, 409)
+        assert reason in told["error"]
+        assert seen.reasons == [("/stream", "number")]
+        assert whole.wal.lines == before
+        # The stream goes on, and the bound counts from what was used.
+        await client.send(last + 1)
+        assert await client.next() == ack(last + 1, seq=2 if last else 1)
+
+
+@pytest.mark.parametrize(("last", "number"), [(0, 2**52), (7, 7 + 2**32), (2**53 - 2, 2**53 - 1)])
+async def test_gaps_up_to_the_bound_are_fine_also_after_the_stream_was_forgotten(
+    last: int, number: int
+) -> None:
+    async with node() as whole:
+        if last:
+            # As a directory of before the bound may hold it.
+            whole.wal.positions.apply(Mark("a", last, 1), 1, 1, NOW_NS)
+        client, told = await whole.welcomed("client_id=a")
+        assert told["durable"] == last
+        await client.send(number)
+        assert await client.next() == ack(number, seq=1)
 
 
 async def test_a_frame_too_old_to_be_remembered_is_a_409() -> None:

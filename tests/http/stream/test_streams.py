@@ -466,6 +466,7 @@ class Spoken:
     def __init__(self) -> None:
         self.said: list[dict[str, Any]] = []
         self.listener: Session | None = None
+        self.is_one_too_many = False
 
     def listen(self, listener: Session) -> None:
         self.listener = listener

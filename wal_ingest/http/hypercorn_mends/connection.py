@@ -159,8 +159,10 @@ class Connection(TCPServer):
         self._task_group.spawn(self.protocol_send, RawData(b""))
 
     def close_idle(self) -> None:
-        """See `Closable`: as when the keep-alive time is over."""
+        """See `Closable`: as when the keep-alive time is over, but nothing more is read of the peer."""
+        self._closing = True
         self._idle_scope.cancel()
+        self.stream.socket.close()
 
     async def _abort(self) -> None:
         """The peer takes no more: nothing to say to it, nothing to wait for."""
@@ -175,7 +177,9 @@ class Connection(TCPServer):
             return
         self._closing = True
         self._idle_scope.cancel()
-        linger_s = LINGER_S_MAX if self.protocol.peer_may_be_sending else 0.0
+        # At the limit of connections others need the descriptor.
+        lingers = self.protocol.peer_may_be_sending and not self.config.crowd.is_over
+        linger_s = LINGER_S_MAX if lingers else 0.0
         self._read_scope.deadline = trio.current_time() + linger_s
         try:
             await self.stream.send_eof()

@@ -137,6 +137,11 @@ class WebSocket(WSStream):
             return self._wire.write_now(b"\x81\x7e" + size.to_bytes(2, "big") + payload)
         return False
 
+    @property
+    def is_one_too_many(self) -> bool:
+        """Whether the connection is above the limit, where there is room for short requests alone."""
+        return self.config.crowd.is_over
+
     async def over(self) -> None:
         """Returns when nothing more is read."""
         await self._hung_up.wait()

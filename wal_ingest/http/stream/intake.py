@@ -1,7 +1,10 @@
 """What becomes of one message of a stream before it stands in line: a frame that is checked, known, or refused.
 
-Invariant: a number is used once. A frame whose number is not above all that came before is either the very frame that
-the WAL holds under it, or refused.
+Invariants:
+
+* A number is used once. A frame whose number is not above all that came before is either the very frame that the WAL
+  holds under it, or refused.
+* No frame uses up the numbers of its stream (see `wal_ingest.stream_numbers`).
 """
 
 from __future__ import annotations
@@ -118,6 +121,8 @@ class Intake:
     async def _checked(self, frame: Frame, hold: Hold) -> Item:
         """A frame's place in line. Raises RequestError when it is refused."""
         door, asked = self._door, self._asked
+        if not asked.plain:
+            protocol.check_number(frame.number, self._highest)
         body = await door.checker.decode(frame.body, frame.encoding, hold)
         if not asked.plain and frame.number <= self._highest:
             return self._again(frame, body, hold)
@@ -155,6 +160,10 @@ class Intake:
         )
 
     def _refused(self, number: int | None, exc: RequestError, hold: Hold) -> Item:
+        return self._refusal(number, self.count_refusal(number, exc), hold)
+
+    def count_refusal(self, number: int | None, exc: RequestError) -> answers.Problem:
+        """Counts and logs that something was refused; gives what is said of it."""
         problem = answers.problem_of(exc)
         self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
         reason = answers.reason_of(exc, problem.status)
@@ -162,7 +171,7 @@ class Intake:
         self._door.refusals.refused(
             self.name(number), ROUTE, problem.status, problem.message, self._asked.source
         )
-        return self._refusal(number, problem, hold)
+        return problem
 
     def _broken(self, number: int | None, exc: Exception, hold: Hold) -> Item:
         self._door.observer.answered(ROUTE, "failed", 0, 0)

@@ -16,12 +16,11 @@ from wal_ingest.points import Precision
 from wal_ingest.points.encoding import SPOKEN
 from wal_ingest.points.text import BYTE_ORDER_MARK
 from wal_ingest.points.times import TimeGuess
+from wal_ingest.stream_numbers import NUMBER_MAX, highest_after
 from wal_ingest.wal.streams import Position
 
 SUBPROTOCOL = "wal-ingest.v1"
 
-# Every number up to here is exact in JavaScript too.
-NUMBER_MAX = (1 << 53) - 1
 HEADER_BYTES_MAX = 1_024
 CLIENT_ID_CHARS_MAX = 128
 
@@ -46,6 +45,25 @@ class NumberUsed(RequestError):
     """The frame's number cannot be used: go on above the highest one. Nothing of the frame was stored."""
 
     status = 409
+
+
+class NumberTooHigh(RequestError):
+    """The frame's number is so high that it would use the stream's numbers up. Nothing of the frame was stored."""
+
+    status = 409
+
+
+def check_number(number: int, last: int) -> None:
+    """Raises NumberTooHigh; `last` is the highest number that was used in the stream, 0 when none is known."""
+    highest = highest_after(last)
+    if number <= highest:
+        return
+    above = (
+        f"too far above {last}, the last one of this stream" if last else "too high to begin a stream with"
+    )
+    raise NumberTooHigh(
+        f"number {number} is {above}: send the frame again with one from {last + 1} to {highest}"
+    )
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -100,7 +118,9 @@ def read_frame(message: bytes) -> Frame:
     except _UNREADABLE as exc:
         raise BadHeader(str(exc), _number_in(line)) from None
     if not 1 <= header.number <= NUMBER_MAX:
-        raise BadHeader(f"number {header.number} is not from 1 to 2^53-1")
+        # The answer's JSON has room for 64 bits.
+        number = header.number if abs(header.number) < 1 << 63 else None
+        raise BadHeader(f"number {header.number} is not from 1 to 2^53-1", number)
     written, encoding = _FORMATS.get(header.format), header.encoding
     if written is None:
         reason = f"format {header.format[:40]!r} is not known here: use {', '.join(_FORMATS)}"

@@ -39,6 +39,7 @@ import trio
 from wal_ingest.errors import (
     AppendQueueFull,
     BodyTooLarge,
+    BodyTooSlow,
     ComeBackLater,
     CommitTooSlow,
     Stopping,
@@ -46,7 +47,7 @@ from wal_ingest.errors import (
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
-from wal_ingest.http.body import Hold
+from wal_ingest.http.body import BodyPace, Hold, stalled
 from wal_ingest.http.hypercorn_mends import More, Pieces
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
@@ -91,11 +92,12 @@ class Session:
         # Frames and bytes without an answer: those in line and those in the append under way.
         self._open_frames = 0
         self._open_bytes = 0
-        # The message that is arriving, and what it counts for.
+        # The message that is arriving, and what it counts for: for its source only while it is not whole.
         self._message = bytearray()
         self._hold = Hold(door.budget)
-        # When it must be whole; infinite between messages.
-        self._whole_at_s = math.inf
+        # How fast it must come, None between messages; and when more of it must be there, or all.
+        self._pace: BodyPace | None = None
+        self._due_s = math.inf
         self._turn_bytes = 0
         self._room = trio.Event()
         # What is said, but waits for the peer to have room; and the frames that it answers.
@@ -229,6 +231,7 @@ class Session:
                 await self._read(more)
         finally:
             self._reader_done = True
+            self._message = bytearray()
             self._hold.release()
             self._wake.set()
 
@@ -250,6 +253,9 @@ class Session:
                 yield
         except BodyTooLarge as exc:
             self.end(protocol.TOO_BIG, str(exc))
+        except BodyTooSlow as exc:
+            self._intake.count_refusal(None, exc)
+            self.end(protocol.POLICY, str(exc))
         except ComeBackLater as exc:
             self._come_back(exc)
         except Exception as exc:  # told in the application's task, whose log says which one it was
@@ -264,8 +270,8 @@ class Session:
         """Takes what each read of the connection brings, until the peer has gone or is given up."""
         budget = self._door.budget
         while True:
-            if self._whole_at_s < math.inf:
-                pieces = await self._rest_of_frame(more)
+            if self._pace is not None:
+                pieces = await self._rest_of_frame(self._pace, more)
             else:
                 if not budget.has_room:
                     await budget.room()
@@ -278,13 +284,17 @@ class Session:
             # A stream that waits for its next frame does not keep the last one in memory.
             del pieces
 
-    async def _rest_of_frame(self, more: More) -> Pieces | None:
-        with trio.move_on_at(self._whole_at_s) as scope:
-            return await more()
-        assert scope.cancelled_caught
-        limit_s = self._door.settings.body_s_max
-        self.end(protocol.POLICY, f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)")
-        return None
+    async def _rest_of_frame(self, pace: BodyPace, more: More) -> Pieces | None:
+        hold = self._hold
+        pieces = None
+        if not hold.was_dropped:
+            with trio.CancelScope(deadline=self._due_s) as hold.reading:
+                pieces = await more()
+        if hold.was_dropped:
+            raise stalled("the frame")
+        if hold.reading is not None and hold.reading.cancelled_caught:
+            raise pace.too_slow("the frame")
+        return pieces
 
     async def _take_pieces(self, pieces: Pieces) -> None:
         # A stream that is over takes nothing more, also of what was read already.
@@ -293,17 +303,38 @@ class Session:
             if self._turn_bytes > _TURN_BYTES:
                 self._turn_bytes = 0
                 await trio.lowlevel.checkpoint()
+            if not is_last:
+                self._begin_message()
             self._count(len(data))
             self._turn_bytes += len(data) + _PIECE_BYTES
             if not is_last:
                 self._message += data
-                if self._whole_at_s == math.inf:
-                    self._whole_at_s = trio.current_time() + self._door.settings.body_s_max
+                self._arrived_in_part()
                 continue
-            whole = bytes(self._message) + data if self._message else data
-            self._message = bytearray()
-            self._whole_at_s = math.inf
-            await self._take(whole)
+            await self._take(self._whole_message(data))
+
+    def _begin_message(self) -> None:
+        """From its first piece on a message that is not whole has a pace, and counts for its source."""
+        if self._pace is None:
+            settings = self._door.settings
+            self._pace = BodyPace(settings.body_bytes_per_s_min, settings.body_s_max)
+            self._due_s = self._pace.end_s
+            self._hold.source = self._asked.source
+
+    def _arrived_in_part(self) -> None:
+        assert self._pace is not None
+        self._due_s = self._pace.deadline_s(len(self._message), self._due_s)
+        self._door.budget.arrived_in_part(self._hold)
+
+    def _whole_message(self, last: bytes) -> bytes:
+        if self._pace is None:
+            return last
+        self._message += last
+        whole = bytes(self._message)
+        self._message = bytearray()
+        self._pace, self._due_s = None, math.inf
+        self._hold.whole()
+        return whole
 
     def _count(self, more: int) -> None:
         bytes_max, before = self._door.settings.body_bytes_max, len(self._message)

@@ -8,12 +8,13 @@ else it could be told that a frame is not durable which becomes so a moment late
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl
 
 import trio
 
-from wal_ingest.errors import RequestError
+from wal_ingest.errors import ComeBackLater, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.access import Access
 from wal_ingest.http.appending import Appender
@@ -33,6 +34,10 @@ from wal_ingest.wal.streams import Position
 
 _FULL_RETRY_AFTER_S = 10
 _HANGS_RETRY_AFTER_S = 10
+
+# How long what a stream has in line may take to be stored and answered before an operator has it forgotten.
+_LEAVE_S_MAX = 5.0
+_FORGOTTEN = "retry after 1 s: an operator had this stream forgotten (wal-ingest stream forget)"
 
 
 class Streams:
@@ -72,6 +77,8 @@ class Streams:
         self._by_client: dict[str, Session] = {}
         # Streams that ended before it was known what becomes of their last append.
         self._undecided: dict[str, Session] = {}
+        # Under these ids no stream may begin at this time.
+        self._kept_out: set[str] = set()
         self._stopping = False
 
     @property
@@ -84,6 +91,36 @@ class Streams:
         self._stopping = True
         for session in list(self._open):
             session.end(protocol.STOPPING, "the server is shutting down")
+
+    def connected(self) -> list[str]:
+        """The ids under which streams are open."""
+        return list(self._by_client)
+
+    @asynccontextmanager
+    async def kept_out(self, client_id: str) -> AsyncIterator[bool]:
+        """Ends the stream under an id, and lets none begin under it within the block; gives whether one was open.
+
+        What it has in line is stored and acked first, for as long as that takes no longer than usual. In the block
+        nothing of the stream can reach the WAL. Raises ComeBackLater where that is not known: the disk hangs.
+
+        **Cancellation:** the stream has ended, or will.
+        """
+        session = self._by_client.get(client_id)
+        self._kept_out.add(client_id)
+        try:
+            if session is not None:
+                session.end(protocol.TRY_AGAIN_LATER, _FORGOTTEN)
+                with trio.move_on_after(_LEAVE_S_MAX) as leaving:
+                    await session.settled.wait()
+                if leaving.cancelled_caught:
+                    session.end(protocol.TRY_AGAIN_LATER, _FORGOTTEN, drop=True)
+                    await session.settled.wait()
+            for each in (session, self._undecided.get(client_id)):
+                if each is not None and each.may_still_store():
+                    raise ComeBackLater(f"the disk has not finished with a frame of {client_id!r}")
+            yield session is not None
+        finally:
+            self._kept_out.discard(client_id)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One WebSocket, from its handshake to its end. A handshake that cannot be taken is told by a close code.
@@ -104,9 +141,13 @@ class Streams:
         if self._stopping:
             await _turn_away(scope, send, protocol.STOPPING, "the server is shutting down")
             return
-        if len(self._open) >= self._settings.streams_max:
+        if asked.client_id in self._kept_out:
+            await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, _FORGOTTEN)
+            return
+        full = self._full(scope)
+        if full:
             self._door.observer.answered(ROUTE, "unavailable", 0, 0)
-            reason = f"retry after {_FULL_RETRY_AFTER_S} s: too many streams are open (server.streams_max)"
+            reason = f"retry after {_FULL_RETRY_AFTER_S} s: {full}"
             await _turn_away(scope, send, protocol.TRY_AGAIN_LATER, reason)
             return
         session = Session(self._door, asked, scope["extensions"][EXTENSION], send)
@@ -123,6 +164,14 @@ class Streams:
                 self._remember(asked.client_id, session)
                 if self._by_client.get(asked.client_id) is session:
                     del self._by_client[asked.client_id]
+
+    def _full(self, scope: Scope) -> str:
+        """Why there is no room for another stream, empty when there is."""
+        if len(self._open) >= self._settings.streams_max:
+            return "too many streams are open (server.streams_max)"
+        if scope["extensions"][EXTENSION].is_one_too_many:
+            return "too many connections are open (server.connections_max)"
+        return ""
 
     def _asked(self, scope: Scope, *, plain: bool) -> Asked:
         query = read_query(Dialect.NATIVE, scope["query_string"])
