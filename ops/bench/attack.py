@@ -177,7 +177,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a row (default 10)")
     parser.add_argument("--rounds", type=int, default=2, help="rows under all attacks (default 2)")
-    parser.add_argument("--only", nargs="+", choices=list(ATTACKS), metavar="ATTACK", help="only these attacks")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(ATTACKS), metavar="ATTACK", help="only these attacks"
+    )
     parser.add_argument("--no-single", action="store_true", help="leave the rows of single attacks out")
     parser.add_argument("--below", type=Path, help="folder for the data directory")
     return parser.parse_args()

@@ -35,8 +35,8 @@ class Pattern(Protocol):
     def fullmatch(self, body: bytes, /) -> Match | None:
         """Matches all of the body."""
 
-    def match(self, body: bytes, pos: int, /) -> Match | None:
-        """Matches from `pos` on, as far as it goes."""
+    def match(self, body: bytes, pos: int, endpos: int, /) -> Match | None:
+        """Matches from `pos` on, as far as it goes, and no further than `endpos`."""
 
 
 # RE2 forgets its DFA states and, when that happens too often, falls back to a slow automaton once a pattern

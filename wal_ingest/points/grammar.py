@@ -61,9 +61,9 @@ class Grammar:
         """Whether every line of `body` is canonical but for the unit of its time, and has a time as `shape` says."""
         return self._compile(shape, precision).fullmatch(body) is not None
 
-    def end_of_good_lines(self, body: bytes, start: int, precision: Precision) -> int:
-        """The offset behind the last of the lines from `start` on that are all fine, with or without a time."""
-        match = self._compile(Shape.MIXED, precision).match(body, start)
+    def end_of_good_lines(self, body: bytes, start: int, until: int, precision: Precision) -> int:
+        """The offset behind the last of the lines from `start` to `until` that are all fine, with or without a time."""
+        match = self._compile(Shape.MIXED, precision).match(body, start, until)
         return start if match is None else match.end()
 
     def _compile(self, shape: Shape, precision: Precision) -> Pattern:

@@ -6,11 +6,16 @@ others). Blank lines, comments and `\\r\\n` are taken out in bulk and the rest i
 goes to the exact parser, which either brings it to the canonical form or says what is wrong. The two agree to the
 byte wherever the fast path accepts; a property test over both engines says so.
 
+A body of more than `SLICE_BYTES` goes that way a slice at a time: every single operation holds the interpreter's lock,
+and 32 MiB of short lines held everybody up for two seconds. A slice begins where a record begins. When all its lines
+are good it also ends where one ends, for the patterns take no record of several lines.
+
 Plain functions of their arguments, but for the learned tag keys, which only ever decide the speed.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +27,13 @@ from wal_ingest.points.exact import (
     TIME_NS_MAX,
     TIME_NS_MIN,
     Misfit,
-    parse_lines,
     parse_next,
     position_of,
     scan_next,
     too_long,
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
-from wal_ingest.points.lines import Lines, Precision, count_lines
+from wal_ingest.points.lines import BetweenSlices, Lines, Precision, count_lines, go_on
 from wal_ingest.points.tag_keys import TagKeys, key_lists_of
 from wal_ingest.points.utf8 import end_of_valid, first_invalid_byte
 
@@ -42,11 +46,20 @@ _SKIPPED_STARTS = (b"\n", b"#", b" ", b"\t", b"\x00")
 REFUSED_LINES_MAX = 100_000
 """A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
 
+SLICE_BYTES = 64 * 1024
+
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
 
 
-def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+def accept_line_protocol(
+    body: bytes,
+    *,
+    precision: Precision,
+    now_ns: int,
+    line_bytes_max: int,
+    between: BetweenSlices = go_on,
+) -> Lines:
     """The canonical lines of a body whose times are in units of `precision`. A byte order mark at its start is dropped.
 
     Lines without a time get `now_ns` (Unix time in nanoseconds, within what InfluxDB takes), rounded down to the
@@ -55,7 +68,9 @@ def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line
     Raises PointError with line, column and reason for the first line that is malformed, is longer than
     `line_bytes_max` bytes, has a number or a time out of range, or has a tag key twice.
     """
-    return _ACCEPTOR.accept(body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
+    return _ACCEPTOR.accept(
+        body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, between=between
+    )
 
 
 def accept_line_protocol_fast(
@@ -83,7 +98,13 @@ class GoodLines:
 
 
 def accept_good_lines(
-    body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int = 5
+    body: bytes,
+    *,
+    precision: Precision,
+    now_ns: int,
+    line_bytes_max: int,
+    refusals_max: int = 5,
+    between: BetweenSlices = go_on,
 ) -> GoodLines:
     """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised.
 
@@ -91,7 +112,12 @@ def accept_good_lines(
     whole. Raises PointError when more than `REFUSED_LINES_MAX` lines are bad.
     """
     return _ACCEPTOR.accept_good(
-        body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, refusals_max=refusals_max
+        body,
+        precision=precision,
+        now_ns=now_ns,
+        line_bytes_max=line_bytes_max,
+        refusals_max=refusals_max,
+        between=between,
     )
 
 
@@ -102,33 +128,55 @@ class LineProtocol:
         self._any_keys = Grammar(engine, None)
         self._tag_keys = TagKeys(engine)
 
-    def accept(self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+    def accept(
+        self,
+        body: bytes,
+        *,
+        precision: Precision,
+        now_ns: int,
+        line_bytes_max: int,
+        between: BetweenSlices = go_on,
+    ) -> Lines:
         """See `accept_line_protocol`."""
         if not TIME_NS_MIN <= now_ns - now_ns % precision.value <= TIME_NS_MAX:
             raise ValueError(f"now_ns is out of range: {now_ns}")
         check_lines(body, line_bytes_max)
-        lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
-        if lines is not None:
-            return lines
-        if precision not in ZEROS:
-            return parse_lines(
-                body.removeprefix(_BOM), unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
-            )
-        return self._accept_slowly(body.removeprefix(_BOM), precision, now_ns, line_bytes_max)
-
-    def accept_good(
-        self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int
-    ) -> GoodLines:
-        """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
-        try:
-            check_lines(body, line_bytes_max)
+        if len(body) <= SLICE_BYTES:
             lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
             if lines is not None:
-                return GoodLines(lines, 0, ())
-        except PointError:
-            pass
+                return lines
         body = body.removeprefix(_BOM)
-        taken = _Taken(body, refusals_max)
+        made, start = _Made(between), 0
+        while True:
+            start = self._leap(body, start, precision, now_ns, made)
+            line, start = parse_next(
+                body, start, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
+            )
+            if line is None:
+                return made.lines()
+            made.add(line, 1, start)
+
+    def accept_good(
+        self,
+        body: bytes,
+        *,
+        precision: Precision,
+        now_ns: int,
+        line_bytes_max: int,
+        refusals_max: int,
+        between: BetweenSlices = go_on,
+    ) -> GoodLines:
+        """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
+        if len(body) <= SLICE_BYTES:
+            try:
+                check_lines(body, line_bytes_max)
+                lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
+                if lines is not None:
+                    return GoodLines(lines, 0, ())
+            except PointError:
+                pass
+        body = body.removeprefix(_BOM)
+        taken = _Taken(body, refusals_max, between)
         for start, end in _sound_parts(body, line_bytes_max, taken):
             self._take_good(body[start:end], start, precision, now_ns, line_bytes_max, taken)
         return taken.result()
@@ -137,15 +185,13 @@ class LineProtocol:
         self, part: bytes, offset: int, precision: Precision, now_ns: int, line_bytes_max: int, taken: _Taken
     ) -> None:
         """Takes what is good of a part of a body: valid UTF-8 in whole lines, none of them too long."""
-        grammar = self._tag_keys.grammar if precision in ZEROS else None
         start = 0
+        taken.made.begin()
         while True:
-            end = grammar.end_of_good_lines(part, start, precision) if grammar else start
-            if end > start:
-                taken.pieces.append(_stamped(part[start:end], Shape.MIXED, precision, now_ns))
+            start = self._leap(part, start, precision, now_ns, taken.made)
             try:
                 line, start = scan_next(
-                    part, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
+                    part, start, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
                 )
             except Misfit as exc:
                 taken.refuse(exc.reason, offset + exc.offset)
@@ -153,40 +199,47 @@ class LineProtocol:
                 continue
             if line is None:
                 return
-            taken.pieces.append(Lines(line, 1))
+            taken.made.add(line, 1, start)
+
+    def _leap(self, body: bytes, start: int, precision: Precision, now_ns: int, made: _Made) -> int:
+        """Takes the good lines from `start` on in bulk; returns where the first line begins that is not.
+
+        Only the others go to the exact parser: one odd or bad line among a thousand costs little more than none.
+        """
+        if precision not in ZEROS:
+            return start
+        while True:
+            until = start + SLICE_BYTES
+            if start >= made.tried_to:
+                # Also takes blank lines and comments, and learns tag keys.
+                cut = made.tried_to = body.rfind(b"\n", start, until) + 1
+                lines = self._take_bulk(body[start:cut], precision, now_ns) if cut else None
+                if lines is not None:
+                    made.add(lines.data, lines.points, cut)
+                    start = cut
+                    continue
+            end = self._tag_keys.grammar.end_of_good_lines(body, start, until, precision)
+            if end == start:
+                return start
+            lines = _stamped(body[start:end], Shape.MIXED, precision, now_ns)
+            made.add(lines.data, lines.points, end)
+            start = end
 
     def accept_fast(self, body: bytes, *, precision: Precision, now_ns: int) -> Lines | None:
         """The canonical lines when bulk operations can make them, else None; the body must be valid UTF-8."""
         if precision not in ZEROS:
             return None
         text = body.removeprefix(_BOM)
-        if not text.endswith(b"\n"):
-            text += b"\n"
+        return self._take_bulk(text if text.endswith(b"\n") else text + b"\n", precision, now_ns)
+
+    def _take_bulk(self, text: bytes, precision: Precision, now_ns: int) -> Lines | None:
+        """`accept_fast` for whole lines."""
         lines = self._take(text, precision, now_ns)
         if lines is None:
             plain = _without_skipped_lines(text)
             if plain != text:
                 lines = self._take(plain, precision, now_ns) if plain else Lines(b"", 0)
         return lines
-
-    def _accept_slowly(self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
-        """Leaps over good lines in bulk and gives only the others to the exact parser.
-
-        One odd or bad line among a thousand then costs little more than none.
-        """
-        grammar = self._tag_keys.grammar
-        pieces: list[Lines] = []
-        start = 0
-        while True:
-            end = grammar.end_of_good_lines(body, start, precision)
-            if end > start:
-                pieces.append(_stamped(body[start:end], Shape.MIXED, precision, now_ns))
-            line, start = parse_next(
-                body, end, unit_ns=precision.value, now_ns=now_ns, line_bytes_max=line_bytes_max
-            )
-            if line is None:
-                return Lines(b"".join(piece.data for piece in pieces), sum(piece.points for piece in pieces))
-            pieces.append(Lines(line, 1))
 
     def _take(self, text: bytes, precision: Precision, now_ns: int) -> Lines | None:
         grammar = self._tag_keys.grammar
@@ -235,15 +288,46 @@ def start_of_long_line(body: bytes, line_bytes_max: int, start: int = 0) -> int 
     return None
 
 
+class _Made:
+    """The lines that were made of a body so far.
+
+    `tried_to` is the end of the slice that was last tried as a whole.
+    """
+
+    def __init__(self, between: BetweenSlices) -> None:
+        self._between = between
+        self._out = io.BytesIO()
+        self._points = 0
+        self._slice_end = SLICE_BYTES
+        self.tried_to = 0
+
+    def begin(self) -> None:
+        """Offsets count from the beginning of another part."""
+        self._slice_end = SLICE_BYTES
+        self.tried_to = 0
+
+    def add(self, data: bytes, points: int, end: int) -> None:
+        """Takes lines, which were made of the body up to `end`."""
+        self._out.write(data)
+        self._points += points
+        if end >= self._slice_end:
+            self._slice_end = end + SLICE_BYTES
+            self._between(self._out.tell())
+
+    def lines(self) -> Lines:
+        """All of them."""
+        return Lines(self._out.getvalue(), self._points)
+
+
 class _Taken:
     """What was taken of a body and what was refused, so far."""
 
-    def __init__(self, body: bytes, refusals_max: int) -> None:
+    def __init__(self, body: bytes, refusals_max: int, between: BetweenSlices) -> None:
         self._body = body
         self._refusals_max = refusals_max
         self._dropped = 0
         self._refusals: list[tuple[int, str]] = []
-        self.pieces: list[Lines] = []
+        self.made = _Made(between)
 
     def refuse(self, reason: str, offset: int) -> None:
         self._dropped += 1
@@ -255,14 +339,11 @@ class _Taken:
             self._refusals.append((offset, reason))
 
     def result(self) -> GoodLines:
-        lines = Lines(
-            b"".join(piece.data for piece in self.pieces), sum(piece.points for piece in self.pieces)
-        )
         errors = []
         for offset, reason in self._refusals:
             line, column = position_of(self._body, offset)
             errors.append(PointError(reason, line=line, column=column))
-        return GoodLines(lines, self._dropped, tuple(errors))
+        return GoodLines(self.made.lines(), self._dropped, tuple(errors))
 
 
 def _sound_parts(body: bytes, line_bytes_max: int, taken: _Taken) -> Iterator[tuple[int, int]]:

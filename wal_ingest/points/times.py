@@ -6,13 +6,14 @@ Both work on lines that are canonical already, so they need no grammar: a line's
 from __future__ import annotations
 
 import enum
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from wal_ingest.errors import PointError
-from wal_ingest.points.lines import Lines, Precision, split_points
+from wal_ingest.points.lines import Lines, Precision, iter_pieces, split_points
 
 S_NS = 1_000_000_000
 DAY_NS = 86_400 * S_NS
@@ -45,6 +46,9 @@ class TimeGuess(enum.Enum):
         return Precision.NS.value
 
 
+# So many points at a time are made objects of: all of a large body at once would take twenty times its room.
+_PIECE_POINTS = 1_000
+
 # Times of up to 16 digits: only these can be in another unit than nanoseconds.
 _SHORT_TIME = re.compile(rb" -?[0-9]{1,16}\n")
 
@@ -53,12 +57,13 @@ def with_guessed_times(lines: Lines, guess: TimeGuess) -> Lines:
     """The lines, whose times were taken as they stand, with every time in nanoseconds."""
     if _SHORT_TIME.search(lines.data) is None:
         return lines
-    out = []
-    for point in split_points(lines.data, lines.points):
-        space = point.rfind(b" ") + 1
-        time = int(point[space:])
-        out.append(b"%b%d\n" % (point[:space], time * guess.unit_ns(time)))
-    return Lines(b"".join(out), lines.points)
+    out = io.BytesIO()
+    for piece in iter_pieces(lines, _PIECE_POINTS):
+        for point in split_points(piece.data, piece.points):
+            space = point.rfind(b" ") + 1
+            time = int(point[space:])
+            out.write(b"%b%d\n" % (point[:space], time * guess.unit_ns(time)))
+    return Lines(out.getvalue(), lines.points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +122,12 @@ def implausible_points(lines: Lines, now_ns: int) -> tuple[int, int]:
     for end in _sampled_ends(data, now_ns):
         time = _time_before(data, end)
         if time is not None and not PLAUSIBLE_FROM_NS <= time <= last_plausible_ns:
-            times = times_of(lines)
-            past = sum(time < PLAUSIBLE_FROM_NS for time in times)
-            return past, sum(time > last_plausible_ns for time in times)
+            past = future = 0
+            for piece in iter_pieces(lines, _PIECE_POINTS):
+                times = times_of(piece)
+                past += sum(time < PLAUSIBLE_FROM_NS for time in times)
+                future += sum(time > last_plausible_ns for time in times)
+            return past, future
     return 0, 0
 
 
