@@ -151,8 +151,8 @@ def main() -> None:
             rows.append(_print(measured.row(ALL, names, options.seconds)))
             rows.append(_print(measured.row(QUIET, (), options.seconds)))
         print(
-            f"under all attacks p50 is {ratio(rows, 50):.2f} times and p99 {ratio(rows, 99):.2f} times that of quiet rows; "
-            f"at most {max(row.rss_mib_max for row in rows):.0f} MiB resident"
+            f"under all attacks p50 is {ratio(rows, 50):.2f} times and p99 {ratio(rows, 99):.2f} times that of the "
+            f"quiet rows; at most {max(row.rss_mib_max for row in rows):.0f} MiB resident"
         )
         if not options.no_single:
             print("\none attack at a time")

@@ -7,6 +7,7 @@ under way until the server closes it.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -92,10 +93,8 @@ def _head(target: Target, body_bytes: int, *lines: str, path: str = "/metrics", 
 async def _exchange(target: Target, sent: bytes) -> str:
     """Sends, and gives the status of the answer."""
     async with await _connected(target) as stream:
-        try:
+        with contextlib.suppress(trio.BrokenResourceError):  # answered before the end of the body
             await stream.send_all(sent)
-        except trio.BrokenResourceError:
-            pass  # answered before the end of the body
         return await _status(stream)
 
 
@@ -155,7 +154,7 @@ async def _bomb(target: Target, number: int) -> str:
 
 @cache
 def _member_bodies() -> Sequence[tuple[str, bytes]]:
-    # A zstd frame without content and without a checksum: magic, descriptor of a single segment, size 0, last raw block.
+    # A zstd frame without content: magic, descriptor of a single segment, size 0, last raw block.
     empty_frame = bytes.fromhex("28b52ffd2000010000")
     return [("zstd", empty_frame * _EMPTY_MEMBERS), ("gzip", gzip.compress(b"", 9) * _EMPTY_MEMBERS)]
 
@@ -193,13 +192,11 @@ async def _last_number(target: Target, number: int) -> str:
 async def _slow_body(target: Target, _number: int) -> str:
     """All of 32 MiB but the last byte."""
     async with await _connected(target) as stream:
-        try:
+        with contextlib.suppress(trio.BrokenResourceError):
             await stream.send_all(_head(target, _BOMB_BYTES))
             for _ in range(_BOMB_BYTES // MIB - 1):
                 await stream.send_all(bytes(MIB))
             await stream.send_all(bytes(MIB - 1))
-        except trio.BrokenResourceError:
-            pass
         return await _held(stream)
 
 

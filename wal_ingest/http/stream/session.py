@@ -46,7 +46,7 @@ from wal_ingest.errors import (
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
-from wal_ingest.http.body import Hold
+from wal_ingest.http.body import Hold, TooManyBodies
 from wal_ingest.http.hypercorn_mends import More, Pieces
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
@@ -158,9 +158,15 @@ class Session:
 
     def _let_go_of_all(self) -> None:
         """Gives back the memory of what came, but will not be stored."""
-        self._hold.release()
+        self._drop_message()
         self._let_go(self._line)
         self._line.clear()
+
+    def _drop_message(self) -> None:
+        """Gives back the memory of a message that is not whole."""
+        self._door.budget.arrived(self._hold)
+        self._hold.release()
+        self._message = bytearray()
 
     def _let_go(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -229,7 +235,7 @@ class Session:
                 await self._read(more)
         finally:
             self._reader_done = True
-            self._hold.release()
+            self._drop_message()
             self._wake.set()
 
     def ended(self) -> None:
@@ -279,12 +285,17 @@ class Session:
             del pieces
 
     async def _rest_of_frame(self, more: More) -> Pieces | None:
-        with trio.move_on_at(self._whole_at_s) as scope:
+        with trio.move_on_at(self._whole_at_s) as self._hold.reading:
+            self._check_dropped()
             return await more()
-        assert scope.cancelled_caught
+        self._check_dropped()
         limit_s = self._door.settings.body_s_max
         self.end(protocol.POLICY, f"the frame did not arrive within {limit_s:g} seconds (server.body_s_max)")
         return None
+
+    def _check_dropped(self) -> None:
+        if self._hold.was_dropped:
+            raise TooManyBodies("the frame stalled while others had no room (server.bodies_bytes_max)")
 
     async def _take_pieces(self, pieces: Pieces) -> None:
         # A stream that is over takes nothing more, also of what was read already.
@@ -297,9 +308,12 @@ class Session:
             self._turn_bytes += len(data) + _PIECE_BYTES
             if not is_last:
                 self._message += data
+                self._door.budget.arrived_in_part(self._hold)
                 if self._whole_at_s == math.inf:
                     self._whole_at_s = trio.current_time() + self._door.settings.body_s_max
                 continue
+            if self._message:
+                self._door.budget.arrived(self._hold)
             whole = bytes(self._message) + data if self._message else data
             self._message = bytearray()
             self._whole_at_s = math.inf
@@ -320,7 +334,7 @@ class Session:
         self._turn_bytes += item.lines_bytes
         rest_s = self._share.spend(began_s)
         self._line.append(item)
-        self._hold = Hold(self._door.budget)
+        self._hold = Hold(self._door.budget, self._asked.source)
         self._open_frames += 1
         self._open_bytes += item.lines_bytes
         self._pump()
