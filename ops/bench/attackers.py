@@ -263,18 +263,18 @@ async def _unparsed(target: Target, number: int) -> str:
 ATTACKS: Mapping[str, Attack] = {
     attack.name: attack
     for attack in (
-        Attack("bombs", "32 KB of gzip that become 32 MiB of JSON, NDJSON or lines", 2, 4, _bomb),
-        Attack("members", "bodies of 9,990 empty zstd frames or gzip members", 4, 4, _members),
-        Attack("pages", "posts and handshakes of foreign pages and of rebound names", 100, 50, _foreign_page),
-        Attack("numbers", "new streams whose first frame has the number 2^53-1", 20, 20, _last_number),
-        Attack("bodies", "bodies of 32 MiB that stop one byte short", 2, 8, _slow_body),
-        Attack("messages", "streams that send half a message of 32 MiB", 2, 8, _slow_message),
+        Attack("bombs", "32 KB of gzip that become 32 MiB of JSON, NDJSON or lines", 1, 4, _bomb),
+        Attack("members", "bodies of 9,990 empty zstd frames or gzip members", 2, 4, _members),
+        Attack("pages", "posts and handshakes of foreign pages and of rebound names", 25, 25, _foreign_page),
+        Attack("numbers", "new streams whose first frame has the number 2^53-1", 10, 10, _last_number),
+        Attack("bodies", "bodies of 32 MiB that stop one byte short", 1, 8, _slow_body),
+        Attack("messages", "streams that send half a message of 32 MiB", 1, 8, _slow_message),
         Attack(
-            "crowd", "3,000 connections: idle, with half a head, or waiting with a body", 500, 3000, _idle
+            "crowd", "3,000 connections: idle, with half a head, or waiting with a body", 100, 3000, _idle
         ),
-        Attack("malformed", "bad lines and bad JSON, a fifth of them in 1,000 points", 100, 50, _malformed),
-        Attack("tokens", "requests with wrong tokens", 100, 50, _wrong_token),
-        Attack("unparsed", "TLS and HTTP/2 to the plain port, bad and too large heads", 100, 50, _unparsed),
+        Attack("malformed", "bad lines and bad JSON, a fifth of them in 1,000 points", 20, 20, _malformed),
+        Attack("tokens", "requests with wrong tokens", 25, 25, _wrong_token),
+        Attack("unparsed", "TLS and HTTP/2 to the plain port, bad and too large heads", 25, 25, _unparsed),
     )
 }
 

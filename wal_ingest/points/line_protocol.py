@@ -298,20 +298,20 @@ class _Made:
         self._between = between
         self._out = io.BytesIO()
         self._points = 0
-        self._slice_end = SLICE_BYTES
+        self._told_to = 0
         self.tried_to = 0
 
     def begin(self) -> None:
         """Offsets count from the beginning of another part."""
-        self._slice_end = SLICE_BYTES
-        self.tried_to = 0
+        self._told_to = self.tried_to = 0
 
     def add(self, data: bytes, points: int, end: int) -> None:
         """Takes lines, which were made of the body up to `end`."""
         self._out.write(data)
         self._points += points
-        if end >= self._slice_end:
-            self._slice_end = end + SLICE_BYTES
+        # A slice ends with a line, so it is a little shorter than it may be.
+        if end - self._told_to >= SLICE_BYTES // 2:
+            self._told_to = end
             self._between(self._out.tell())
 
     def lines(self) -> Lines:
