@@ -16,7 +16,7 @@ import argparse
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +37,9 @@ _STREAMS = 20
 QUIET = "quiet"
 ALL = "all attacks"
 
-# Between two rows: what the attackers left behind is closed and freed.
+# Between two rows.
 _REST_S = 1.0
+_WAIT_S_MAX = 30.0
 
 _HEAD = (
     f"{'':<12} {'points/s':>9}   {'posts: p50':>10} {'p99':>7} {'max':>7}   {'frames: p50':>11} {'p99':>7} {'max':>7}"
@@ -81,6 +82,7 @@ class Bench:
             masked(request.partition(b"\r\n\r\n")[2]) for request in make_requests(_POINTS, packed=True)
         ]
         self._shape = Shape(bodies, "gzip", _STREAMS, per_second=_PER_S["frames"], token=_TOKEN)
+        self._descriptors = node.descriptors() + 8
         self._attacking.submit(attackers.prepare).result()
         self.row(QUIET, (), 2.0)
 
@@ -88,6 +90,11 @@ class Bench:
         """Measures good clients for so many seconds, beside the attacks of these names."""
         node = self._node
         node.forget_peak()
+        struck = None
+        if attacks:
+            target = Target(node.port, _TOKEN)
+            striking = self._attacking.submit(attackers.run, target, tuple(attacks), seconds)
+            self._wait(lambda: node.descriptors() >= self._descriptors + attackers.ahead_of(attacks))
         cpu_s = node.cpu_s()
         posts = self._posting.submit(
             generator.run,
@@ -98,16 +105,22 @@ class Bench:
             per_second=_PER_S["posts"],
         )
         frames = self._streaming.submit(stream_generator.run, node.port, self._shape, seconds=seconds)
-        struck = None
         if attacks:
-            target = Target(node.port, _TOKEN)
-            struck = self._attacking.submit(attackers.run, target, tuple(attacks), seconds).result()
+            struck = striking.result()
         posted, framed = posts.result(), frames.result()
         rss_mib, rss_mib_max = node.memory_mib("VmRSS", "VmHWM")
         spent_s = max(posted.seconds, framed.seconds)
         row = Row(name, posted, framed, spent_s, node.cpu_s() - cpu_s, rss_mib, rss_mib_max, struck)
+        # What the attackers left behind is closed and freed.
+        self._wait(lambda: node.descriptors() <= self._descriptors)
         time.sleep(_REST_S)
         return row
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Waits until that is so, or for a bounded time."""
+        end_s = time.perf_counter() + _WAIT_S_MAX
+        while not condition() and time.perf_counter() < end_s:
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -165,6 +178,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     attacks = "\n".join(
         f"  {attack.name:<10} {attack.what}: {attack.per_s:g} a second, {attack.at_once:,} at once"
+        + (f", {attack.ahead:,} ahead" if attack.ahead else "")
         for attack in ATTACKS.values()
     )
     parser = argparse.ArgumentParser(

@@ -36,6 +36,10 @@ class Node:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def descriptors(self) -> int:
+        """How many files and sockets it has open."""
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
     def forget_peak(self) -> None:
         """Makes VmHWM that of the time from now on."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
