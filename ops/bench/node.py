@@ -36,6 +36,14 @@ class Node:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def descriptors(self) -> int:
+        """How many files and sockets it has open."""
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
+    def forget_peak(self) -> None:
+        """Makes VmHWM that of the time from now on."""
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+
     def memory_mib(self, *names: str) -> list[float]:
         """Figures of /proc/PID/status in MiB, such as VmRSS, RssAnon, RssFile, VmHWM."""
         rows = (
@@ -98,8 +106,9 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
-def make_requests(points: int, *, packed: bool, timed: bool = True) -> list[bytes]:
+def make_requests(points: int, *, packed: bool, timed: bool = True, token: str = "") -> list[bytes]:
     """`BODIES` whole HTTP requests of line protocol with so many points each."""
+    shown = f"Authorization: Bearer {token}\r\n" if token else ""
     base_ns = time.time_ns()
     requests = []
     for body_number in range(BODIES):
@@ -118,7 +127,7 @@ def make_requests(points: int, *, packed: bool, timed: bool = True) -> list[byte
             encoding = "Content-Encoding: gzip\r\n"
         head = (
             "POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
-            f"{encoding}Content-Length: {len(body)}\r\n\r\n"
+            f"{shown}{encoding}Content-Length: {len(body)}\r\n\r\n"
         )
         requests.append(head.encode() + body)
     return requests

@@ -44,6 +44,7 @@ class Shape:
     window: int = 1
     per_second: float = 0.0
     client_ids: bool = True
+    token: str = ""
 
 
 def masked(body: bytes) -> bytes:
@@ -66,21 +67,31 @@ def frame(number: int, encoding: str, body: bytes) -> bytes:
     return b"".join((head, _MASK, masked(header), body))
 
 
+def upgrade_request(query: str, *lines: str) -> bytes:
+    """The handshake of a stream, with more header lines if need be."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    head = (
+        f"GET /stream{query} HTTP/1.1",
+        "Host: localhost",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Protocol: wal-ingest.v1",
+        *lines,
+    )
+    return "\r\n".join((*head, "", "")).encode()
+
+
 class Stream:
     """One connection: what it has sent, and what of it was answered."""
 
-    def __init__(self, port: int, client_id: str) -> None:
+    def __init__(self, port: int, client_id: str, token: str = "") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        query = f"?client_id={client_id}" if client_id else ""
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.socket.sendall(
-            (
-                f"GET /stream{query} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-                "Sec-WebSocket-Protocol: wal-ingest.v1\r\n\r\n"
-            ).encode()
-        )
+        named = {"client_id": client_id, "token": token}
+        query = "&".join(f"{name}={value}" for name, value in named.items() if value)
+        self.socket.sendall(upgrade_request(f"?{query}"))
         self.number = 0
         self.due: deque[tuple[int, float]] = deque()
         self.left: deque[memoryview] = deque()
@@ -184,7 +195,7 @@ class Loop:
         base = f"bench-{os.getpid()}-{time.time_ns()}"
         for begin in range(0, self.shape.streams, 100):
             fresh = [
-                Stream(self.port, f"{base}-{index}" if self.shape.client_ids else "")
+                Stream(self.port, f"{base}-{index}" if self.shape.client_ids else "", self.shape.token)
                 for index in range(begin, min(begin + 100, self.shape.streams))
             ]
             for stream in fresh:

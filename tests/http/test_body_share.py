@@ -60,11 +60,11 @@ async def test_a_small_body_and_one_at_the_least_rate_may_take_their_time(
     assert len(await read(pieces, hold, rate)) == sum(count for _, count in pieces)
 
 
-def test_one_source_with_several_bodies_holds_at_most_half() -> None:
-    budget = BodyBudget(8 * MIB)
+def test_one_source_with_several_bodies_holds_at_most_a_third() -> None:
+    budget = BodyBudget(9 * MIB)
     holds = [Hold(budget, "a") for _ in range(3)]
     holds[0].take(2 * MIB)
-    holds[1].take(2 * MIB)
+    holds[1].take(MIB)
     with pytest.raises(TooManyBodies):
         holds[2].take(1)
     other = Hold(budget, "b")
@@ -75,7 +75,20 @@ def test_one_source_with_several_bodies_holds_at_most_half() -> None:
         hold.release()
     assert budget.held_bytes == 0
     # A single body may be as large as the settings allow.
-    holds[0].take(8 * MIB)
+    holds[0].take(9 * MIB)
+
+
+async def test_stalled_bodies_do_not_keep_streams_waiting_for_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    budget = BodyBudget(8 * MIB, monotonic_s=trio.current_time)
+    for source in "abc":
+        hold = Hold(budget, source)
+        hold.take(2 * MIB)
+        budget.arrived_in_part(hold)
+    began_s = trio.current_time()
+    await budget.room()
+    assert trio.current_time() - began_s <= 2.0
 
 
 async def test_a_body_that_holds_nothing_gives_way_to_connections_and_not_to_memory() -> None:
@@ -111,13 +124,13 @@ async def test_eight_large_bodies_that_stop_short_hold_up_no_neighbour() -> None
 
     with within(10):
         async with running(door.app, settings) as server:
-            for count in range(4):
+            for count in range(2):
                 await stop_short(await server.connect())
                 await until(partial(holds, (count + 1) * len(sent)))
-            # The source holds its half; the other half is free for other sources.
-            assert budget.held_bytes <= settings.bodies_bytes_max // 2
+            # The source holds its third; the rest is free for other sources.
+            assert budget.held_bytes <= settings.bodies_bytes_max // 3
             with pytest.raises(TooManyBodies):
-                Hold(budget, "127.0.0.1").take(64)
+                Hold(budget, "127.0.0.1").take(MIB)
             other = Hold(budget, "10.0.0.1")
             other.take(settings.bodies_bytes_max // 2)
             other.release()

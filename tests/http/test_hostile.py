@@ -491,3 +491,27 @@ async def test_a_reset_while_the_body_is_coming_stores_nothing() -> None:
             reset(peer)
             await until(lambda: whole.app.budget.held_bytes == 0)
             assert whole.wal.appends == []
+
+
+@pytest.mark.parametrize("token", ["", "of-the-fleet"])
+async def test_peers_that_close_in_the_middle_of_a_body_leave_no_connection_behind(token: str) -> None:
+    # With a token they are answered 401 before their bodies, and what is left of these is only discarded.
+    settings = ServerSettings(write_token=token)
+    whole = front(settings)
+    begun = ended = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal begun, ended
+        begun += scope["type"] == "http"
+        try:
+            await whole.app(scope, receive, send)
+        finally:
+            ended += scope["type"] == "http"
+
+    with within(20):
+        async with running(app, settings) as server:
+            for _ in range(40):
+                peer = await server.connect()
+                await peer.send(post("/metrics", b"x" * 100)[:-100])
+                await peer.stream.aclose()
+            await until(lambda: begun == ended == 40)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -17,6 +17,10 @@ from wal_ingest.errors import BodyTooLarge, BodyTooSlow, ComeBackLater
 
 # How many of those that wait for memory go on when some comes back: all of them would be too many again.
 _WOKEN_AT_ONCE = 16
+
+# One source may hold one part of so many. Less than the half that `BodyBudget.room` waits for: a source at its limit
+# must not keep the streams of others waiting.
+_SHARES = 3
 
 # A body without new bytes for so long gives way when others find no room.
 _STALLED_S = 1.0
@@ -39,10 +43,16 @@ class ClientGone(Exception):
     """The client disconnected before its body was whole: there is nobody to answer, and nothing was stored."""
 
 
+class Place(Protocol):
+    """See `lanes.Lane`."""
+
+    def leave(self, source: str) -> None: ...
+
+
 class BodyBudget:
     """The bytes that requests in progress hold, and how many they may.
 
-    One source may hold half of it while it has several bodies; the other half is for the other sources. When a body
+    One source may hold a third of it while it has several bodies; the rest is for the other sources. When a body
     finds no room, the largest one that has stalled is dropped for it: of its own source, or of any when all is taken.
     """
 
@@ -117,7 +127,7 @@ class BodyBudget:
     def _is_over_share(self, source: str, own: int, count: int) -> bool:
         """A single body of a source is under no share: it may be as large as the settings allow."""
         held = self._by_source.get(source, 0)
-        return bool(source) and held > own and (held + count) * 2 > self.bytes_max
+        return bool(source) and held > own and (held + count) * _SHARES > self.bytes_max
 
     def drop_stalled(self, source: str | None = None, *, bytes_min: int = 0) -> bool:
         """Drops the largest body without bytes for `_STALLED_S`, of `source` or of any; false when there is none.
@@ -147,6 +157,8 @@ class Hold:
         self.source = source
         self.bytes = 0
         self.was_dropped = False
+        # Where the body has its turn to be checked, until its bytes are released.
+        self.lane: Place | None = None
         # What reads the body, while it is outstanding.
         self.reading: trio.CancelScope | None = None
 
@@ -163,6 +175,9 @@ class Hold:
 
     def release(self) -> None:
         """Gives all of it back."""
+        lane, self.lane = self.lane, None
+        if lane is not None:
+            lane.leave(self.source)
         self.budget.arrived(self)
         if self.bytes:
             self.budget.give_back(self.bytes, self.source)

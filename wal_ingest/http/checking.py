@@ -2,21 +2,28 @@
 
 The way into a thread and back costs more than checking a usual body does, so most bodies are checked where their
 request runs; what would hold up everybody else's goes to a thread.
+
+A thread does not help by itself, for it takes the interpreter's lock. So what runs there works on a slice of 64 KiB at
+a time, rests between slices while other bodies are being checked, and sources take turns (see `lanes`). Of bodies that
+are large once decoded only one is in memory at a time: it has its lane until its points are durable or refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic, sleep, thread_time
 from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
 from wal_ingest.errors import BodyTooLarge, PointError
 from wal_ingest.http.body import Hold
+from wal_ingest.http.lanes import Lane
 from wal_ingest.http.observer import Oddity
 from wal_ingest.http.requests import Format, sniff
-from wal_ingest.points import Lines, Precision, split_lines, split_points
+from wal_ingest.points import BetweenSlices, Lines, Precision, go_on, split_lines, split_points
 from wal_ingest.points.encoding import TooManyMembers, decode_body, frames_at_most
 from wal_ingest.points.json_points import accept_json, accept_ndjson
 from wal_ingest.points.line_protocol import (
@@ -26,6 +33,7 @@ from wal_ingest.points.line_protocol import (
 )
 from wal_ingest.points.text import as_utf8, without_mark
 from wal_ingest.points.times import (
+    OddTimes,
     TimeGuess,
     TimeOutsideWindow,
     TimeWindow,
@@ -50,8 +58,25 @@ INLINE_BYTES_MAX = 256 * 1024
 JSON_INLINE_BYTES_MAX = 64 * 1024
 SLOW_INLINE_BYTES_MAX = 4 * 1024
 
-# Bodies that are checked in threads at one time: each may take `body_bytes_max` more than the budget counts.
-CHECKING_THREADS_MAX = 2
+# Bodies that are checked in threads at one time: the usual ones, and those that are larger than `LARGE_BYTES`, each
+# of which may take `body_bytes_max` and `LINES_BYTES_MAX` more than the budget counts.
+USUAL_AT_ONCE = 2
+LARGE_AT_ONCE = 1
+LARGE_BYTES = 1024 * 1024
+
+# So many bodies of one source wait for either.
+_WAITING_MAX = 64
+_LARGE_WAITING_MAX = 8
+
+# What the points of a body may take as lines, or twice `body_bytes_max` where that is more: with its time a short line
+# takes four times what it took without.
+LINES_BYTES_MAX = 64 * 1024 * 1024
+
+# While other bodies are being checked, a thread rests so many seconds for each second of work: each time that the event
+# loop wants the interpreter's lock back from a busy thread it waits for up to 0.2 ms, several times for each request.
+_REST = 3.0
+# A body that was checked on the spot within this time says that there are others.
+_RECENT_S = 0.05
 
 
 # Compressed bodies of more members or frames than this are decoded in a thread: each costs as much as a small body.
@@ -110,7 +135,7 @@ class ThreadDoor(Protocol):
     async def __call__(self, work: Callable[[], T], /) -> T: ...
 
 
-def thread_door(threads_max: int = CHECKING_THREADS_MAX) -> ThreadDoor:
+def thread_door(threads_max: int = USUAL_AT_ONCE + LARGE_AT_ONCE) -> ThreadDoor:
     """The real way into a thread, for `threads_max` at one time.
 
     Cancellation: the thread finishes by itself and its result is dropped; the work must be pure.
@@ -126,9 +151,22 @@ def thread_door(threads_max: int = CHECKING_THREADS_MAX) -> ThreadDoor:
 class Checker:
     """Decodes and validates bodies under the limits of the settings; both doors share one."""
 
-    def __init__(self, settings: ServerSettings, in_thread: ThreadDoor | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        in_thread: ThreadDoor | None = None,
+        *,
+        monotonic_s: Callable[[], float] = monotonic,
+        rest: Callable[[float], None] = sleep,
+    ) -> None:
         self._settings = settings
+        self._monotonic_s = monotonic_s
+        self._rest = rest
         self._in_thread = in_thread if in_thread is not None else thread_door()
+        self._usual = Lane(USUAL_AT_ONCE, waiting_max=_WAITING_MAX)
+        self._large = Lane(LARGE_AT_ONCE, waiting_max=_LARGE_WAITING_MAX)
+        # When a body was last checked on the spot.
+        self._inline_s = -math.inf
 
     async def decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
         """The body without its encoding, counted in `hold`: decompressed on the spot when what comes out is small.
@@ -153,15 +191,30 @@ class Checker:
                 if bytes_max <= INLINE_BYTES_MAX:
                     raise
         if decoded is None:
-            decoded = await self._in_thread(lambda: decode_body(body, encoding, bytes_max=bytes_max))
+            decoded = await self._decode_in_thread(body, encoding, hold)
         hold.take(len(decoded))
         return decoded
 
-    async def check(self, body: bytes, reading: Reading, *, now_ns: int) -> Checked:
+    async def _decode_in_thread(self, body: bytes, encoding: str, hold: Hold) -> bytes:
+        """How large it becomes is known afterwards only: what becomes large is begun once more when it has its turn."""
+        bytes_max = self._settings.body_bytes_max
+        if len(body) <= LARGE_BYTES:
+            try:
+                return await self._run(
+                    lambda: decode_body(body, encoding, bytes_max=min(LARGE_BYTES, bytes_max)), 0, hold
+                )
+            except BodyTooLarge:
+                if bytes_max <= LARGE_BYTES:
+                    raise
+        return await self._run(
+            lambda: decode_body(body, encoding, bytes_max=bytes_max), LARGE_BYTES + 1, hold
+        )
+
+    async def check(self, body: bytes, reading: Reading, *, now_ns: int, hold: Hold) -> Checked:
         """The canonical lines of a decoded body.
 
-        Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`. Cancellation: nothing is
-        left behind.
+        Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`; BodyTooLarge when they take
+        more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: nothing is left behind but the hold.
         """
         body = without_mark(body)
         written = reading.written if reading.written is not None else sniff(body)
@@ -170,18 +223,67 @@ class Checker:
         if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
             checked = check.fast()
             if checked is not None:
+                self._inline_s = self._monotonic_s()
                 return checked
         elif written is not Format.LINE_PROTOCOL:
             inline_bytes_max = JSON_INLINE_BYTES_MAX
         if len(body) <= inline_bytes_max:
+            self._inline_s = self._monotonic_s()
             return check.whole()
-        return await self._in_thread(check.whole)
+        slices = _Slices(
+            max(LINES_BYTES_MAX, 2 * self._settings.body_bytes_max), self._has_others, self._rest
+        )
+        return await self._run(lambda: slices.run(check), len(body), hold)
 
-    async def cut(self, lines: Lines, points_max: int) -> list[Lines]:
-        """The lines in pieces of at most so many points. Cancellation: nothing is left behind."""
+    async def cut(self, lines: Lines, points_max: int, hold: Hold) -> list[Lines]:
+        """The lines in pieces of at most so many points. Cancellation: nothing is left behind but the hold."""
         if len(lines.data) <= INLINE_BYTES_MAX:
             return split_lines(lines, points_max)
-        return await self._in_thread(lambda: split_lines(lines, points_max))
+        return await self._run(lambda: split_lines(lines, points_max), 0, hold)
+
+    async def _run(self, work: Callable[[], T], size: int, hold: Hold) -> T:
+        """Runs in a thread what a body needs, when it is its turn; `size` is its size decoded, as far as known."""
+        if size > LARGE_BYTES and hold.lane is None:
+            await self._large.enter(hold.source)
+            hold.lane = self._large
+        if hold.lane is not None:
+            return await self._in_thread(work)
+        await self._usual.enter(hold.source)
+        try:
+            return await self._in_thread(work)
+        finally:
+            self._usual.leave(hold.source)
+
+    def _has_others(self) -> bool:
+        return self._monotonic_s() - self._inline_s < _RECENT_S
+
+
+class _Slices:
+    """What happens between the slices of a body that is checked in a thread."""
+
+    def __init__(
+        self, lines_bytes_max: int, has_others: Callable[[], bool], rest: Callable[[float], None]
+    ) -> None:
+        self._lines_bytes_max = lines_bytes_max
+        self._has_others = has_others
+        self._rest = rest
+        self._worked_s = 0.0
+
+    def run(self, check: _Check) -> Checked:
+        """All of the check."""
+        self._worked_s = thread_time()
+        return check.whole(self._between)
+
+    def _between(self, made_bytes: int) -> None:
+        if made_bytes > self._lines_bytes_max:
+            raise BodyTooLarge(
+                "what the points take as lines with their times",
+                limit_bytes=self._lines_bytes_max,
+                setting="64 MiB, or twice server.body_bytes_max",
+            )
+        if self._has_others():
+            self._rest((thread_time() - self._worked_s) * _REST)
+        self._worked_s = thread_time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +309,10 @@ class _Check:
             return None
         return None if lines is None else self._finished(lines)
 
-    def whole(self) -> Checked:
+    def whole(self, between: BetweenSlices = go_on) -> Checked:
         """Line by line where it must be. Raises as `Checker.check`."""
         if self.written is Format.LINE_PROTOCOL:
-            return self._line_protocol()
+            return self._line_protocol(between)
         accept = accept_json if self.written is Format.JSON else accept_ndjson
         lines = accept(
             self.body,
@@ -218,16 +320,19 @@ class _Check:
             precision=self._precision(None),
             depth_max=self.settings.json_depth_max,
             line_bytes_max=self.settings.line_bytes_max,
+            between=between,
         )
         return self._finished(lines)
 
-    def _line_protocol(self) -> Checked:
+    def _line_protocol(self, between: BetweenSlices) -> Checked:
         body, repaired = self.body, 0
         if first_invalid_byte(body) is not None:
             body, repaired = as_utf8(body)
         precision, limit = self._precision(Precision.NS), self.settings.line_bytes_max
         if not self.reading.partial:
-            lines = accept_line_protocol(body, precision=precision, now_ns=self.now_ns, line_bytes_max=limit)
+            lines = accept_line_protocol(
+                body, precision=precision, now_ns=self.now_ns, line_bytes_max=limit, between=between
+            )
             return self._finished(lines, repaired=repaired)
         good = accept_good_lines(
             body,
@@ -235,6 +340,7 @@ class _Check:
             now_ns=self.now_ns,
             line_bytes_max=limit,
             refusals_max=REFUSALS_MAX,
+            between=between,
         )
         refusals = tuple(
             RefusedLine(_text_at(body, start), error)
@@ -267,15 +373,16 @@ class _Check:
         found = implausible_points(lines, self.now_ns)
         if found is None and not repaired:
             return Checked(lines, dropped, refusals)
-        past, future = found or ([], [])
+        past, future = found or (OddTimes(0, 0), OddTimes(0, 0))
         by_time = ((Oddity.TIME_PAST, past), (Oddity.TIME_FUTURE, future))
-        odd = [self._odd(oddity, times) for oddity, times in by_time if times]
+        odd = [self._odd(oddity, times) for oddity, times in by_time if times.points]
         if repaired:
             odd.append(Odd(Oddity.NOT_UTF8, repaired))
         return Checked(lines, dropped, refusals, tuple(odd))
 
-    def _odd(self, oddity: Oddity, times: list[int]) -> Odd:
-        return Odd(oddity, len(times), unit_name(looks_like(times[0], self._unit_ns, self.now_ns)))
+    def _odd(self, oddity: Oddity, times: OddTimes) -> Odd:
+        looks = looks_like(times.first_ns, self._unit_ns, self.now_ns)
+        return Odd(oddity, times.points, unit_name(looks))
 
     @property
     def _unit_ns(self) -> int:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wal_ingest.addresses import parse_bind
 from wal_ingest.errors import BadRequest, ComeBackLater, RequestError
@@ -56,6 +56,7 @@ from wal_ingest.http.requests import (
     read_query,
     takes_partial,
 )
+from wal_ingest.points import Lines
 from wal_ingest.settings import ServerSettings
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
 
@@ -299,7 +300,8 @@ class Ingest:
     ) -> tuple[Answer, Checked]:
         """Decode, validate, cut into entries, append; then, and only then, the answer that says so."""
         body = await self._checker.decode(body, asked.encoding, hold)
-        checked = await self._checker.check(body, asked.reading, now_ns=asked.now_ns)
+        checked = await self._checker.check(body, asked.reading, now_ns=asked.now_ns, hold=hold)
+        del body
         lines = checked.lines
         if not lines.points:
             if dialect is Dialect.NATIVE:
@@ -307,8 +309,12 @@ class Ingest:
             return answers.NO_CONTENT, checked
         entries = [
             NewEntry(piece.data, piece.points, asked.now_ns, asked.source, asked.query.destination)
-            for piece in await self._checker.cut(lines, ENTRY_POINTS_MAX)
+            for piece in await self._checker.cut(lines, ENTRY_POINTS_MAX, hold)
         ]
+        if len(entries) > 1:
+            # The entries have its lines by now, and a large body should not have them twice while it waits.
+            checked = replace(checked, lines=Lines(b"", lines.points))
+            lines = checked.lines
         began_s = self._monotonic_s()
         appended = await self._appender.append(entries)
         self._observer.appended(self._monotonic_s() - began_s)

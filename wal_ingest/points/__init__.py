@@ -7,20 +7,24 @@ string may hold line feeds, so the points are not always as many as the line fee
 """
 
 from wal_ingest.points.lines import (
+    BetweenSlices,
     Lines,
     Precision,
     count_points,
     end_of_points,
+    go_on,
     split_at,
     split_lines,
     split_points,
 )
 
 __all__ = [
+    "BetweenSlices",
     "Lines",
     "Precision",
     "count_points",
     "end_of_points",
+    "go_on",
     "split_at",
     "split_lines",
     "split_points",

@@ -25,7 +25,7 @@ from wal_ingest.points.json_slices import (
     line_slices,
 )
 from wal_ingest.points.json_words import malformed_reason, value_reason
-from wal_ingest.points.lines import Lines, Precision, split_points
+from wal_ingest.points.lines import BetweenSlices, Lines, Precision, go_on, split_points
 
 _LINE_BYTES_MAX = 64 * 1024
 
@@ -51,6 +51,7 @@ def accept_json(
     precision: Precision | None = None,
     depth_max: int,
     line_bytes_max: int = _LINE_BYTES_MAX,
+    between: BetweenSlices = go_on,
 ) -> Lines:
     """The canonical lines of one JSON point, an array of them, or a batch of Telegraf's.
 
@@ -73,6 +74,7 @@ def accept_json(
                 raise BadRequest(exc.reason) from None
             raise PointError(exc.reason, index=points + (exc.index or 0)) from None
         data.write(lines.data)
+        between(data.tell())
         points += lines.points
     return Lines(data.getvalue(), points)
 
@@ -84,6 +86,7 @@ def accept_ndjson(
     precision: Precision | None = None,
     depth_max: int,
     line_bytes_max: int = _LINE_BYTES_MAX,
+    between: BetweenSlices = go_on,
 ) -> Lines:
     """The canonical lines of a body with one JSON point a line; blank lines are fine.
 
@@ -94,6 +97,7 @@ def accept_ndjson(
     for piece in line_slices(body):
         lines = _ndjson_lines(writer, piece, before, depth_max)
         data.write(lines.data)
+        between(data.tell())
         points += lines.points
         before += piece.count(b"\n")
     return Lines(data.getvalue(), points)

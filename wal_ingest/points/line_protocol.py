@@ -6,6 +6,10 @@ others). Blank lines, comments and `\\r\\n` are taken out in bulk and the rest i
 goes to the exact parser, which either brings it to the canonical form or says what is wrong. The two agree to the
 byte wherever the fast path accepts; a property test over both engines says so.
 
+A large body goes that way a slice at a time: every single operation holds the interpreter's lock, and 32 MiB of short
+lines held everybody up for two seconds. A slice begins where a record begins. When all its lines are good it also ends
+where one ends, for the patterns take no record of several lines.
+
 Plain functions of their arguments, but for the learned tag keys, which only ever decide the speed.
 """
 
@@ -26,7 +30,7 @@ from wal_ingest.points.exact import (
     too_long,
 )
 from wal_ingest.points.grammar import ZEROS, Grammar, Shape
-from wal_ingest.points.lines import Lines, Precision, count_lines
+from wal_ingest.points.lines import BetweenSlices, Lines, Precision, count_lines, go_on
 from wal_ingest.points.reading import GoodLines, Reader, Refused, start_of_long_line
 from wal_ingest.points.tag_keys import TagKeys, key_lists_of, lines_with_a_key_twice
 from wal_ingest.points.utf8 import first_invalid_byte
@@ -40,11 +44,21 @@ _SKIPPED_STARTS = (b"\n", b"#", b" ", b"\t", b"\x00")
 # A leap over good lines that is shorter than this is tried once more without regard to tag keys.
 _LEAP_BYTES_MIN = 16 * 1024
 
+# Large bodies are read in slices of so many bytes, so that their thread can rest in between.
+SLICE_BYTES = 64 * 1024
+
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED_LINES_ANYWHERE = re.compile(rb"(?m)^" + SKIPPED_LINES.pattern)
 
 
-def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+def accept_line_protocol(
+    body: bytes,
+    *,
+    precision: Precision,
+    now_ns: int,
+    line_bytes_max: int,
+    between: BetweenSlices = go_on,
+) -> Lines:
     """The canonical lines of a body whose times are in units of `precision`. A byte order mark at its start is dropped.
 
     Lines without a time get `now_ns` (Unix time in nanoseconds, within what InfluxDB takes), rounded down to the
@@ -53,7 +67,9 @@ def accept_line_protocol(body: bytes, *, precision: Precision, now_ns: int, line
     Raises PointError with line, column and reason for the first line that is malformed, is longer than
     `line_bytes_max` bytes, has a number or a time out of range, or has a tag key twice.
     """
-    return _ACCEPTOR.accept(body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max)
+    return _ACCEPTOR.accept(
+        body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, between=between
+    )
 
 
 def accept_line_protocol_fast(
@@ -69,7 +85,13 @@ def accept_line_protocol_fast(
 
 
 def accept_good_lines(
-    body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int = 5
+    body: bytes,
+    *,
+    precision: Precision,
+    now_ns: int,
+    line_bytes_max: int,
+    refusals_max: int = 5,
+    between: BetweenSlices = go_on,
 ) -> GoodLines:
     """As `accept_line_protocol`, but a line that cannot be taken is left out and reported instead of raised.
 
@@ -77,7 +99,12 @@ def accept_good_lines(
     own line only. Raises PointError when more than `REFUSED_LINES_MAX` lines are bad, or the body is not UTF-8.
     """
     return _ACCEPTOR.accept_good(
-        body, precision=precision, now_ns=now_ns, line_bytes_max=line_bytes_max, refusals_max=refusals_max
+        body,
+        precision=precision,
+        now_ns=now_ns,
+        line_bytes_max=line_bytes_max,
+        refusals_max=refusals_max,
+        between=between,
     )
 
 
@@ -88,16 +115,25 @@ class LineProtocol:
         self._any_keys = Grammar(engine, None)
         self._tag_keys = TagKeys(engine)
 
-    def accept(self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int) -> Lines:
+    def accept(
+        self,
+        body: bytes,
+        *,
+        precision: Precision,
+        now_ns: int,
+        line_bytes_max: int,
+        between: BetweenSlices = go_on,
+    ) -> Lines:
         """See `accept_line_protocol`."""
         if not TIME_NS_MIN <= now_ns - now_ns % precision.value <= TIME_NS_MAX:
             raise ValueError(f"now_ns is out of range: {now_ns}")
         check_lines(body, line_bytes_max)
-        lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
-        if lines is not None:
-            return lines
+        if len(body) <= SLICE_BYTES:
+            lines = self.accept_fast(body, precision=precision, now_ns=now_ns)
+            if lines is not None:
+                return lines
         body = body.removeprefix(_BOM)
-        reader = Reader(body, precision, now_ns, line_bytes_max)
+        reader = Reader(body, precision, now_ns, line_bytes_max, between)
         try:
             self._read(reader)
         except Misfit as exc:
@@ -107,18 +143,25 @@ class LineProtocol:
         return reader.lines()
 
     def accept_good(
-        self, body: bytes, *, precision: Precision, now_ns: int, line_bytes_max: int, refusals_max: int
+        self,
+        body: bytes,
+        *,
+        precision: Precision,
+        now_ns: int,
+        line_bytes_max: int,
+        refusals_max: int,
+        between: BetweenSlices = go_on,
     ) -> GoodLines:
         """See `accept_good_lines`. Every byte is read a bounded number of times, whatever is in the body."""
         check_encoding(body)
         body = body.removeprefix(_BOM)
-        reader = Reader(body, precision, now_ns, line_bytes_max)
+        reader = Reader(body, precision, now_ns, line_bytes_max, between)
         refused = Refused(body, refusals_max)
         while True:
             try:
                 self._read(reader)
             except Misfit as exc:
-                reader.start = refused.add(exc)
+                reader.go_to(refused.add(exc))
             else:
                 return refused.result(reader.lines())
 
@@ -130,7 +173,7 @@ class LineProtocol:
         """
         while True:
             self._leap(reader)
-            line, reader.start = scan_next(
+            line, end = scan_next(
                 reader.body,
                 reader.start,
                 unit_ns=reader.precision.value,
@@ -139,19 +182,22 @@ class LineProtocol:
             )
             if line is None:
                 return
-            reader.pieces.append(Lines(line, 1))
+            reader.add(Lines(line, 1), end)
 
     def _leap(self, reader: Reader) -> None:
         """Takes the good lines from `reader.start` on that bulk operations can take, up to a line that is too long."""
         if reader.precision not in ZEROS:
             return
+        while self._take_slice(reader):
+            pass
         if reader.start < reader.good_to:
             # Their syntax has been checked; only a tag key that stands twice can be wrong.
             self._take_to(reader, reader.next_doubtful())
             return
         if reader.must_wait():
             return
-        body, start, until = reader.body, reader.start, reader.next_long_line()
+        body, start = reader.body, reader.start
+        until = min(reader.next_long_line(), start + SLICE_BYTES)
         end = self._tag_keys.grammar.end_of_good_lines(body, start, until, reader.precision)
         if end - start < _LEAP_BYTES_MIN:
             # What stopped it is perhaps a list of tag keys that it has not learned.
@@ -161,6 +207,19 @@ class LineProtocol:
                 end = reader.next_doubtful()
         reader.note_leap(end > start)
         self._take_to(reader, end)
+
+    def _take_slice(self, reader: Reader) -> bool:
+        """Takes the next slice of a large body if every line of it is good and none has yet been tried."""
+        start, body = reader.start, reader.body
+        if start < reader.tried_to or len(body) - start <= SLICE_BYTES:
+            return False
+        end = body.rfind(b"\n", start, min(reader.next_long_line(), start + SLICE_BYTES)) + 1
+        reader.tried_to = max(end, start + 1)
+        lines = self._take_bulk(body[start:end], reader.precision, reader.now_ns) if end > start else None
+        if lines is None:
+            return False
+        reader.add(lines, end)
+        return True
 
     def _learn(self, reader: Reader, start: int, end: int) -> None:
         """Checks the tag keys of lines that are good otherwise."""
@@ -180,8 +239,7 @@ class LineProtocol:
             if shape is Shape.MIXED:
                 text = _without_skipped_lines(text)
                 shape = self._shape_of(text, reader.precision)
-            reader.pieces.append(_stamped(text, shape, reader.precision, reader.now_ns))
-            reader.start = end
+            reader.add(_stamped(text, shape, reader.precision, reader.now_ns), end)
 
     def _shape_of(self, text: bytes, precision: Precision) -> Shape:
         """The shape of good lines. To stamp lines of which only some have a time costs ten times as much as to look."""
@@ -195,8 +253,10 @@ class LineProtocol:
         if precision not in ZEROS:
             return None
         text = body.removeprefix(_BOM)
-        if not text.endswith(b"\n"):
-            text += b"\n"
+        return self._take_bulk(text if text.endswith(b"\n") else text + b"\n", precision, now_ns)
+
+    def _take_bulk(self, text: bytes, precision: Precision, now_ns: int) -> Lines | None:
+        """`accept_fast` for whole lines."""
         lines = self._take(text, precision, now_ns)
         if lines is None:
             plain = _without_skipped_lines(text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from dataclasses import dataclass
 
 from wal_ingest.errors import PointError
 from wal_ingest.points.exact import Misfit, has_open_quote
-from wal_ingest.points.lines import Lines, Precision
+from wal_ingest.points.lines import BetweenSlices, Lines, Precision
 
 REFUSED_LINES_MAX = 100_000
 """A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
+
+# A slice ends with a line, so it is a little shorter than it may be.
+TELL_BYTES = 32 * 1024
 
 _PAUSE_LINES_MAX = 16
 # Lines after a quote that was not closed are read a second time; beyond so many bodies' worth of it no more.
@@ -35,20 +39,40 @@ class Reader:
     """How far a body has been read, and what was taken of it.
 
     Every line from `start` to `good_to` is known to be fine but for its tag keys; `doubtful` are the starts of those
-    that have a key twice.
+    that have a key twice. `tried_to` is the end of the slice that was last tried as a whole. `between` is called at
+    least once for each `TELL_BYTES` of the body, unless a single record is larger.
     """
 
-    def __init__(self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int) -> None:
+    def __init__(
+        self, body: bytes, precision: Precision, now_ns: int, line_bytes_max: int, between: BetweenSlices
+    ) -> None:
         self.body = body
         self.precision = precision
         self.now_ns = now_ns
         self.line_bytes_max = line_bytes_max
         self.start = 0
         self.good_to = 0
-        self.pieces: list[Lines] = []
+        self.tried_to = 0
         self.doubtful: deque[int] = deque()
         self._long_line = start_of_long_line(body, line_bytes_max)
         self._pause = self._waited = 0
+        self._made = io.BytesIO()
+        self._points = 0
+        self._between = between
+        self._told_to = 0
+
+    def add(self, lines: Lines, end: int) -> None:
+        """Takes lines that were made of the body from `start` to `end`, and goes on there."""
+        self._made.write(lines.data)
+        self._points += lines.points
+        self.go_to(end)
+
+    def go_to(self, end: int) -> None:
+        """What is before `end` was taken or refused."""
+        self.start = end
+        if end - self._told_to >= TELL_BYTES:
+            self._told_to = end
+            self._between(self._made.tell())
 
     def next_doubtful(self) -> int:
         """Where the good lines end for now."""
@@ -74,9 +98,7 @@ class Reader:
 
     def lines(self) -> Lines:
         """All that was taken."""
-        return Lines(
-            b"".join(piece.data for piece in self.pieces), sum(piece.points for piece in self.pieces)
-        )
+        return Lines(self._made.getvalue(), self._points)
 
 
 class Refused:

@@ -8,6 +8,7 @@ use. What is UTF-8 in the same line stays as it is, so that a tag of another ori
 
 from __future__ import annotations
 
+import codecs
 import io
 
 from wal_ingest.errors import BadRequest
@@ -62,7 +63,12 @@ def _line_as_utf8(line: bytes) -> tuple[bytes, bool]:
     try:
         line.decode()
     except UnicodeDecodeError:
-        return line.decode("utf-8", "surrogateescape").translate(_WINDOWS_1252).encode(), True
+        # A piece at a time: a line may have megabytes.
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        pieces = (line[at : at + _PIECE_BYTES] for at in range(0, len(line), _PIECE_BYTES))
+        texts = [decoder.decode(piece).translate(_WINDOWS_1252).encode() for piece in pieces]
+        texts.append(decoder.decode(b"", final=True).translate(_WINDOWS_1252).encode())
+        return b"".join(texts), True
     return line, False
 
 

@@ -6,6 +6,7 @@ Both work on lines that are canonical already, so they need no grammar: a line's
 from __future__ import annotations
 
 import enum
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from wal_ingest.errors import PointError
-from wal_ingest.points.lines import Lines, Precision, split_points
+from wal_ingest.points.lines import Lines, Precision, iter_pieces, split_points
 
 S_NS = 1_000_000_000
 DAY_NS = 86_400 * S_NS
@@ -46,6 +47,9 @@ class TimeGuess(enum.Enum):
         return Precision.NS.value
 
 
+# So many points at a time are made objects of: all of a large body at once would take twenty times its room.
+_PIECE_POINTS = 1_000
+
 # Times of up to 16 digits: only these can be in another unit than nanoseconds.
 _SHORT_TIME = re.compile(rb" -?[0-9]{1,16}\n")
 
@@ -54,12 +58,13 @@ def with_guessed_times(lines: Lines, guess: TimeGuess) -> Lines:
     """The lines, whose times were taken as they stand, with every time in nanoseconds."""
     if _SHORT_TIME.search(lines.data) is None:
         return lines
-    out = []
-    for point in split_points(lines.data, lines.points):
-        space = point.rfind(b" ") + 1
-        time = int(point[space:])
-        out.append(b"%b%d\n" % (point[:space], time * guess.unit_ns(time)))
-    return Lines(b"".join(out), lines.points)
+    out = io.BytesIO()
+    for piece in iter_pieces(lines, _PIECE_POINTS):
+        for point in split_points(piece.data, piece.points):
+            space = point.rfind(b" ") + 1
+            time = int(point[space:])
+            out.write(b"%b%d\n" % (point[:space], time * guess.unit_ns(time)))
+    return Lines(out.getvalue(), lines.points)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +111,24 @@ def times_of(lines: Lines) -> list[int]:
 _TIME = re.compile(rb" (-?[0-9]++)\n")
 
 
-class Implausible(NamedTuple):
-    """The times of points that are older than 1990, and of those that are more than a day ahead, in nanoseconds."""
+class OddTimes(NamedTuple):
+    """How many points have an implausible time, and the first of these times in nanoseconds."""
 
-    past: list[int]
-    future: list[int]
+    points: int
+    first_ns: int
+
+    def with_all(self, times: list[int]) -> OddTimes:
+        """The same and these."""
+        if not times:
+            return self
+        return OddTimes(self.points + len(times), self.first_ns if self.points else times[0])
+
+
+class Implausible(NamedTuple):
+    """The points that are older than 1990, and those that are more than a day ahead."""
+
+    past: OddTimes
+    future: OddTimes
 
 
 def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
@@ -125,11 +143,12 @@ def implausible_points(lines: Lines, now_ns: int) -> Implausible | None:
     for end in _sampled_ends(data, now_ns):
         time = _time_before(data, end)
         if time is not None and not PLAUSIBLE_FROM_NS <= time <= last_plausible_ns:
-            times = times_of(lines)
-            return Implausible(
-                [time for time in times if time < PLAUSIBLE_FROM_NS],
-                [time for time in times if time > last_plausible_ns],
-            )
+            past, future = OddTimes(0, 0), OddTimes(0, 0)
+            for piece in iter_pieces(lines, _PIECE_POINTS):
+                times = times_of(piece)
+                past = past.with_all([time for time in times if time < PLAUSIBLE_FROM_NS])
+                future = future.with_all([time for time in times if time > last_plausible_ns])
+            return Implausible(past, future)
     return None
 
 

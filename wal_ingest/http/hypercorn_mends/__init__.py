@@ -27,6 +27,8 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *A refusal was lost when the peer was still sending*: closing a socket with unread data makes the
   kernel send RST, and the peer's own kernel then discards the 413 that it had received. `_close` sends
   FIN first and goes on reading and discarding for a short while (RFC 9112 §9.6).
+* *A peer that closed in the middle of a body that had been refused left its connection behind for ever*: the message
+  that tells the application of the end was cancelled together with the reading. Now it is shielded.
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
 

@@ -52,6 +52,7 @@ class Connection(TCPServer):
         self._busy = False
         self._closing = False
         self._aborted = False
+        self._peer_ended = False
         self._discarded_bytes = 0
         self._idle_scope = trio.CancelScope(deadline=trio.current_time() + self.config.keep_alive_timeout)
         self._read_scope = trio.CancelScope()
@@ -77,6 +78,7 @@ class Connection(TCPServer):
                 self._wire = self.protocol.wire = Wire(self)
                 task_group.spawn(self._watch_idle)
                 await self._read_data()
+                self._peer_ended = True
                 self._idle_scope.cancel()
         except OSError:
             pass  # the peer went away; whatever it was told or not told is its own to find out
@@ -193,5 +195,6 @@ class Connection(TCPServer):
         """
         with self._idle_scope:
             await self.context.terminated.wait()
-        if not self._busy:
+        # Where nothing is read any more the socket is closed at once, which says the same: one call less.
+        if not self._busy and not self._peer_ended:
             await self._close()

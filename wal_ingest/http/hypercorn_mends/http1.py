@@ -130,6 +130,13 @@ class Http1(H11Protocol):
         vars(self).clear()
 
     async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            # Often the reader comes here, whose reading was cancelled just before: by an answer that the peer did not
+            # take, or by our own close. Cancelled in here it would leave the application waiting for the rest of a
+            # body, for ever where that had been answered already, and with it the connection.
+            with self.config.shields.shield(self.config.answer_s_max):
+                await super().handle(event)
+            return
         await super().handle(event)
         # A handshake that is refused at once (a bad one, or bytes before the answer to it) leaves a stream
         # that is closed and an application that was told nothing: nobody else would close this connection.

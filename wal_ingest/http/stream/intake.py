@@ -128,7 +128,7 @@ class Intake:
             return self._again(frame, body, hold)
         now_ns = door.now_ns()
         precision = frame.precision or asked.precision
-        checked = await door.checker.check(body, Reading(frame.written, precision), now_ns=now_ns)
+        checked = await door.checker.check(body, Reading(frame.written, precision), now_ns=now_ns, hold=hold)
         for odd in checked.odd:
             door.observer.noticed(ROUTE, odd.oddity.value, asked.source, odd.points, odd.looks_like)
         lines = checked.lines
@@ -139,7 +139,7 @@ class Intake:
             mark = Mark(asked.client_id, frame.number, crc32(body))
         entries = [
             NewEntry(piece.data, piece.points, now_ns, asked.source, asked.destination, mark)
-            for piece in await door.checker.cut(lines, ENTRY_POINTS_MAX)
+            for piece in await door.checker.cut(lines, ENTRY_POINTS_MAX, hold)
         ]
         self._highest = frame.number
         return Item(frame.number, hold, lines.points, len(frame.body), len(lines.data), entries)

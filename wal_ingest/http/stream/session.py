@@ -160,9 +160,15 @@ class Session:
 
     def _let_go_of_all(self) -> None:
         """Gives back the memory of what came, but will not be stored."""
-        self._hold.release()
+        self._drop_message()
         self._let_go(self._line)
         self._line.clear()
+
+    def _drop_message(self) -> None:
+        """Gives back the memory of a message that is not whole."""
+        self._door.budget.arrived(self._hold)
+        self._hold.release()
+        self._message = bytearray()
 
     def _let_go(self, items: Iterable[Item]) -> None:
         for item in items:
@@ -231,8 +237,7 @@ class Session:
                 await self._read(more)
         finally:
             self._reader_done = True
-            self._message = bytearray()
-            self._hold.release()
+            self._drop_message()
             self._wake.set()
 
     def ended(self) -> None:
@@ -351,7 +356,7 @@ class Session:
         self._turn_bytes += item.lines_bytes
         rest_s = self._share.spend(began_s)
         self._line.append(item)
-        self._hold = Hold(self._door.budget)
+        self._hold = Hold(self._door.budget, self._asked.source)
         self._open_frames += 1
         self._open_bytes += item.lines_bytes
         self._pump()
