@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.flusher.twins import MemoryLog, lines_of
-from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, others, part_of_entry, pick
+from wal_ingest.flusher.batches import Batch, Batcher, Part, halve, join, others, part_of_entry, pick
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, Destination, Entry
 
 
@@ -125,6 +125,14 @@ def test_a_piece_of_a_piece_has_the_chosen_lines_each_with_its_seq_and_number(
         assert [(part.seq, part.first + n) for part in piece.parts for n in range(part.points)] == named
         neighbours = itertools.pairwise(piece.parts)
         assert all(a.seq != b.seq or a.first + a.points < b.first for a, b in neighbours)
+
+
+def test_pieces_that_were_joined_are_one_part_again() -> None:
+    (batch,) = batches_of(entries_of([6]), 1000)
+    joined = join(halve(batch))
+    assert len(joined.parts) == 2
+    again = pick(joined, joined.split(), range(1, 6))
+    assert again.parts == (Part(1, 5, batch.destination, 1),)
 
 
 def test_one_line_cannot_be_halved() -> None:

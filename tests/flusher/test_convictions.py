@@ -116,6 +116,19 @@ def test_shapes_that_passed_are_remembered_up_to_a_limit() -> None:
     assert learnt.patterns(GROUP, now_s=1.0) == [first]
 
 
+def test_patterns_are_kept_up_to_a_limit_for_a_while_and_as_far_as_they_can_be_read() -> None:
+    learnt = Learnt()
+    patterns = [Pattern(GROUP, Named(f"m{number}", field="v")) for number in range(PATTERNS_MAX + 1)]
+    for pattern in patterns:
+        learnt.learn(pattern, "conflict", 400, now_s=0.0, now_ns=0)
+    assert learnt.patterns(GROUP, now_s=1.0) == patterns[1:]
+    learnt.renew(patterns[0], now_s=9.0)  # not known any more
+    learnt.renew(patterns[7], now_s=9.0)
+    assert learnt.patterns(GROUP, now_s=LEARNT_S + 1) == [patterns[7]]
+    assert Learnt("[[7]]").patterns(GROUP, now_s=0.0) == []
+    assert Learnt("[").patterns(GROUP, now_s=0.0) == []
+
+
 # -- shapes ---------------------------------------------------------------------------------------------
 
 _LINES = st.sampled_from(
