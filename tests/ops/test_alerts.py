@@ -137,3 +137,12 @@ def test_the_runbook_has_a_section_for_every_group_of_alerts() -> None:
     anchors = [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
     for group in GROUPS:
         assert anchors.count(group["name"]) == 1, group["name"]
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_runbook_url_is_one_that_can_be_clicked_and_its_section_is_there(alert: str) -> None:
+    url = urlsplit(ALERTS[alert]["annotations"]["runbook_url"])
+    assert (url.scheme, url.netloc) == ("https", "runbooks.example.org")
+    assert url.path.endswith("/RUNBOOK.md")
+    headings = re.findall(r"^## (.+)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert url.fragment in [heading.lower().replace(" ", "-") for heading in headings]
