@@ -8,6 +8,7 @@ last one counts, as JSON libraries have it.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from wal_ingest.errors import BadRequest, PointError
 from wal_ingest.points.json_depth import deeper_than
 from wal_ingest.points.json_shapes import AnyPoint, FleetPoint, LineWriter, fleet_lines
 from wal_ingest.points.json_slices import (
+    SLICE_BYTES,
     array_slices,
     first_character_at,
     has_too_many_names,
@@ -62,6 +64,11 @@ def accept_json(
     nested in more than `depth_max` levels.
     """
     writer = _Writer(precision, now_ns, line_bytes_max)
+    if SLICE_BYTES < len(body) <= _WHOLE_FLEET_BYTES_MAX:
+        # To find where a slice ends takes as long as to decode it. The fleet's shape has no short elements: of that a
+        # usual body is little work; what is not that shape the decoder finds out at its first element.
+        with contextlib.suppress(*_DECODE_ERRORS):
+            return writer.lines(body, _FLEET_ARRAY.decode, _no_other_shape)
     points, data = 0, io.BytesIO()
     for piece, decode_fleet, decode_any in _pieces(body):
         try:
@@ -150,6 +157,11 @@ def _pieces(body: bytes) -> Iterator[tuple[bytes, _Fleet, _Any]]:
 
 
 _ENDING_BYTES_MAX = 256
+_WHOLE_FLEET_BYTES_MAX = 128 * 1024
+
+
+def _no_other_shape(_body: bytes) -> list[AnyPoint]:
+    raise msgspec.DecodeError
 
 
 def _unclosed(body: bytes, start: int) -> Iterator[tuple[bytes, _Fleet, _Any]]:

@@ -27,7 +27,7 @@ from wal_ingest.http import body
 from wal_ingest.http.body import BodyBudget, Hold, TooManyBodies
 from wal_ingest.settings import KIB, MIB, ServerSettings
 
-SETTINGS = ServerSettings(body_bytes_max=MIB, bodies_bytes_max=8 * MIB, stop_s_max=2.0)
+SETTINGS = ServerSettings(body_bytes_max=MIB, bodies_bytes_max=12 * MIB, stop_s_max=2.0)
 # One byte is missing.
 SHORT = frame(1, (LINE * (MIB // len(LINE)))[: MIB - 1])[:-1]
 
@@ -37,7 +37,7 @@ async def stops_short(whole: Node, data: bytes = SHORT) -> Client:
     held = whole.budget.held_bytes
     await client.raw(data)
     await until(
-        lambda: whole.budget.held_bytes >= min(held + MIB - KIB, SETTINGS.bodies_bytes_max // 2 - MIB)
+        lambda: whole.budget.held_bytes >= min(held + MIB - KIB, SETTINGS.bodies_bytes_max // 3 - MIB)
     )
     return client
 
@@ -61,7 +61,7 @@ async def acks_at_once(client: Client, number: int) -> None:
         assert (await client.next())["number"] == number
 
 
-async def test_one_source_holds_at_most_half_with_frames_that_are_not_whole_and_neighbours_are_acked() -> (
+async def test_one_source_holds_at_most_a_third_with_frames_that_are_not_whole_and_neighbours_are_acked() -> (
     None
 ):
     held = budget(lambda: 0.0)
@@ -74,13 +74,13 @@ async def test_one_source_holds_at_most_half_with_frames_that_are_not_whole_and_
             await wait_all_tasks_blocked(0.05)
             clients.append(client)
             await acks_at_once(neighbour, len(clients))
-        assert 3 * MIB < held.held_bytes <= SETTINGS.bodies_bytes_max // 2
+        assert 3 * MIB < held.held_bytes <= SETTINGS.bodies_bytes_max // 3
         # For them that have no share left it is said at once, and a good frame of one of the others is taken.
         reasons = [await told(client) for client in clients[4:]]
         assert all("too many bodies are being read" in reason for reason in reasons), reasons
         await clients[0].raw(SHORT[-1:])
         other = Hold(held, "10.0.0.1")
-        other.take(SETTINGS.bodies_bytes_max // 2)
+        other.take(SETTINGS.bodies_bytes_max // 3)
         other.release()
 
 
@@ -103,7 +103,7 @@ async def test_a_frame_that_has_stalled_gives_way_to_others_of_its_source_and_is
 
 
 async def test_whoever_waits_for_room_is_served_once_the_bodies_that_take_it_have_stalled() -> None:
-    """They are of several sources here, so no share keeps them to half."""
+    """They are of several sources here, so no share keeps them to a third."""
     now_s = 0.0
     held = budget(lambda: now_s)
     async with node(SETTINGS, budget=held) as whole:
@@ -116,7 +116,7 @@ async def test_whoever_waits_for_room_is_served_once_the_bodies_that_take_it_hav
             peers.append(peer)
         await until(lambda: held.held_bytes > 2 * MIB)
         others = Hold(held, "10.0.0.1")
-        others.take(3 * MIB)
+        others.take(4 * MIB)
         assert not held.has_room
         # This was waited for before the room was lost; the next one has to wait for it.
         await acks_at_once(neighbour, 2)
