@@ -303,10 +303,8 @@ def _batch_of(batch: Batch, lines: Sequence[bytes], parts: tuple[Part, ...]) -> 
 
 
 def _spans(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising places as (first, count) of those that follow each other."""
+    """Rising places, at least one, as (first, count) of those that follow each other."""
     spans: list[tuple[int, int]] = []
-    if not places:
-        return spans
     first = end = places[0]
     for place in places:
         if place != end:
