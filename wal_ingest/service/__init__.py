@@ -104,7 +104,12 @@ class Service:
         data_dir = Path(self._settings.server.data_dir)
         self._warn_of_open_address()
         try:
-            store = Store(data_dir, self._settings.wal, now_ns=time.time_ns)
+            store = Store(
+                data_dir,
+                self._settings.wal,
+                now_ns=time.time_ns,
+                letters_bytes_max=self._settings.flusher.dead_letters_bytes_max,
+            )
         except BaseException:
             for sock in self._sockets:
                 sock.close()

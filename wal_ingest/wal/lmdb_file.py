@@ -145,6 +145,16 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
 
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the pages that hold something now: what `used_bytes` would be if nothing were free in between."""
+        try:
+            stat = self._env.stat()
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+        pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * self._page_bytes
+
     def free_stale_readers(self) -> int:
         """Frees the reader slots of processes that were killed while they read; returns how many."""
         try:

@@ -34,6 +34,12 @@ def is_no_descriptors(number: int) -> bool:
     return number in _NO_DESCRIPTORS
 
 
+def free_disk_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the disk that holds `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
 def _fallocate() -> Callable[[int, int], int]:
     library = ctypes.CDLL(None, use_errno=True)
     offset_t = ctypes.c_int64

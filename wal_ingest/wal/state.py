@@ -31,16 +31,17 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, NoRoomForLetters, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.extent import KEY_EXTENT, LOST, Extent, LostRange, lost_key
+from wal_ingest.wal.letter_room import LetterLimits
 from wal_ingest.wal.letters import (
     LetterGroup,
     LetterGroups,
@@ -55,7 +56,7 @@ from wal_ingest.wal.letters import (
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.required import REQUIRED, Requirement
-from wal_ingest.wal.space import Reserve
+from wal_ingest.wal.space import Reserve, free_disk_bytes
 
 STATE_NAME = "state.lmdb"
 _VERSION = b"1"
@@ -66,6 +67,7 @@ _LETTERS_AT_ONCE = 500
 # Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
 _RESERVE_BYTES = 8 << 20
 _PAGE_BYTES = 4096
+_NODE_BYTES = 10  # what LMDB adds to a key and its value
 
 _KEY_FORMAT = b"format"
 _KEY_NODE = b"node"
@@ -199,12 +201,23 @@ def _make(path: Path, node: _Node) -> None:
 class State:
     """The state file of one data directory. `commit_cursor` may be called on any thread."""
 
-    def __init__(self, data_dir: Path, *, now_ns: int, adopt: uuid.UUID | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        now_ns: int,
+        adopt: uuid.UUID | None = None,
+        limits: LetterLimits | None = None,
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
+    ) -> None:
         """Opens the file, or makes it: with the identity `adopt`, or a new one when that is None.
 
-        The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
+        `limits` are for dead letters; `free_bytes` tells how much of the disk is free, an argument so that tests can
+        fill a disk. The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
         """
         self.path = data_dir / STATE_NAME
+        self.letter_limits = limits or LetterLimits()
+        self._free_bytes = free_bytes
         new = data_dir / f"{STATE_NAME}.new"
         remove(new)  # a crash kept it from ever being the state
         if not self.path.exists():
@@ -249,7 +262,8 @@ class State:
     def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
         """Makes a cursor and the dead letters that it passes durable, together.
 
-        Raises `StorageFailed`: final for this process. ValueError when the cursor would move back.
+        Raises `StorageFailed`: final for this process. `NoRoomForLetters` where the letters have no room: nothing
+        was written then, and the same may be tried again. ValueError when the cursor would move back.
         """
         with self._mutex:
             present = self._cursors.get(sink)
@@ -261,12 +275,35 @@ class State:
                 (letter_key(sink, number + offset), encode_letter(letter))
                 for offset, letter in enumerate(letters, 1)
             ]
+            if letters:
+                self._make_room(sink, puts)
             self._file.write(puts)
             self._hold_space()
             self._cursors[sink] = cursor
             self._letter_counts[sink] = number + len(letters)
             if self._groups is not None:
                 self._groups.add(letters)
+
+    def _make_room(self, sink: str, puts: Sequence[Item]) -> None:
+        """Sees to it that letters fit in, before anything of them is written. Raises `NoRoomForLetters`."""
+        more_bytes = sum(len(key) + len(value) + _NODE_BYTES for key, value in puts)
+        self.letter_limits.check(
+            sink,
+            used_bytes=self.letter_bytes,
+            more_bytes=more_bytes,
+            free_bytes=self._free_bytes(self.path.parent),
+        )
+        # Values fill their pages badly at worst by half, and a page that is changed is written anew.
+        growth_bytes = 2 * more_bytes + 64 * _PAGE_BYTES
+        try:
+            self._reserve.hold(self._file.used_bytes + growth_bytes, step=_RESERVE_BYTES)
+        except DiskFull as exc:
+            raise NoRoomForLetters(sink, str(exc)) from exc
+
+    @property
+    def letter_bytes(self) -> int:
+        """Bytes that dead letters take on disk."""
+        return self._file.live_bytes
 
     def note_trouble(self, sink: str, trouble: Trouble | None) -> None:
         """Remembers what keeps a sink from taking points, or (None) that nothing does any more.
