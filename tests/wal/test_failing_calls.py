@@ -457,10 +457,11 @@ def test_a_state_from_the_future_stops_the_opening_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("wal_ingest.wal.state._VERSION", b"2")
+        patch.setattr("wal_ingest.wal.state._VERSION", b"3")
+        patch.setattr("wal_ingest.wal.state._VERSIONS", (b"3",))
         open_store(tmp_path).close()
     before = (tmp_path / STATE_NAME).read_bytes()
-    with pytest.raises(UnknownFormatVersion, match="state format version b'2'"):
+    with pytest.raises(UnknownFormatVersion, match="state format version b'3'"):
         open_store(tmp_path)
     assert (tmp_path / STATE_NAME).read_bytes() == before
 
@@ -488,7 +489,7 @@ def test_dead_letters_beyond_one_read_come_all(tmp_path: Path) -> None:
     state.commit_cursor("influxdb", Cursor(1, 1200, 1200), letters)
     assert list(state.dead_letters("influxdb")) == letters
     state.close()
-    assert read_dead_letters(tmp_path / STATE_NAME, "influxdb") == letters
+    assert list(read_dead_letters(tmp_path / STATE_NAME, "influxdb")) == letters
 
 
 # -- the writer --------------------------------------------------------------------------------------------

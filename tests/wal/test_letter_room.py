@@ -21,30 +21,29 @@ def state_of(directory: Path, *, bytes_max: int = MIB, floor: int = 0, free_byte
     return State(directory, now_ns=1, limits=limits, free_bytes=lambda _path: free_bytes)
 
 
-@pytest.mark.parametrize(
-    ("used", "free", "reason"),
-    [
-        (900, 10_000, ""),
-        (901, 10_000, r"901 bytes are used, 100 more are needed, the limit is 1000 \(flusher\.dead_letters"),
-        (0, 600, ""),
-        (0, 599, r"the disk has 599 bytes free, 100 are needed, and 500 must stay free \(half of wal\.free"),
-    ],
-)
-def test_letters_fit_under_their_limit_and_above_the_floor(used: int, free: int, reason: str) -> None:
+def test_letters_fit_under_their_limit() -> None:
+    reason = r"901 bytes are used, 100 more are needed, the limit is 1000 \(flusher\.dead_letters_bytes_max"
     limits = LetterLimits(1_000, 500)
-    if not reason:
-        limits.check("influxdb", used_bytes=used, more_bytes=100, free_bytes=free)
-        return
+    limits.check_bytes("influxdb", used_bytes=900, more_bytes=100)
     with pytest.raises(NoRoomForLetters, match=reason) as caught:
-        limits.check("influxdb", used_bytes=used, more_bytes=100, free_bytes=free)
+        limits.check_bytes("influxdb", used_bytes=901, more_bytes=100)
     assert caught.value.sink == "influxdb"
     assert "wal-ingest dead-letters list" in caught.value.hint
 
 
+def test_letters_stay_above_the_floor() -> None:
+    limits = LetterLimits(1_000, 500)
+    limits.check_disk(more_bytes=100, free_bytes=600)
+    reason = r"the disk has 599 bytes free, 100 are needed, and 500 must stay free \(half of wal\.free"
+    with pytest.raises(DiskFull, match=reason):
+        limits.check_disk(more_bytes=100, free_bytes=599)
+
+
 @pytest.mark.parametrize("limits", [{"bytes_max": 10}, {"floor": 500, "free_bytes": 400}])
 def test_where_letters_have_no_room_nothing_is_written_and_it_may_be_tried_again(
-    tmp_path: Path, limits: dict[str, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
 ) -> None:
+    monkeypatch.setattr("wal_ingest.wal.state._RESERVE_BYTES", 4096)
     state = state_of(tmp_path, **limits)
     with pytest.raises(NoRoomForLetters):
         state.commit_cursor("influxdb", Cursor(5, 50, parked=1, confirmed=49), [letter(1)])
@@ -61,6 +60,7 @@ def test_where_letters_have_no_room_nothing_is_written_and_it_may_be_tried_again
 
 
 def test_a_full_disk_is_no_room_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wal_ingest.wal.state._RESERVE_BYTES", 4096)
     state = state_of(tmp_path)
 
     def full(_reserve: Reserve, _length: int, *, step: int) -> None:

@@ -68,7 +68,8 @@ class Store:
         self._now_ns = now_ns
         self._extent_mutex = threading.Lock()
         self._lock = DirectoryLock(data_dir)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.close)
             wal_dir = data_dir / WAL_DIR
             self.state_trouble = _set_damaged_state_aside(data_dir)
             adopt = None
@@ -81,6 +82,7 @@ class Store:
                 settings.free_disk_bytes_min // 2,
             )
             self.state = State(data_dir, now_ns=now_ns(), adopt=adopt, limits=limits)
+            undo.callback(self.state.close)
             cursors = self.state.cursors().values()
             through = read_through(self.state)
             passed = [cursor.seq for cursor in cursors] + ([through.seq] if through is not None else [])
@@ -109,9 +111,7 @@ class Store:
             self._save_positions_before_drop = self.wal.before_drop
             self.wal.before_drop = self._before_drop
             self.wal.begun = self._note_extent
-        except BaseException:
-            self._lock.close()
-            raise
+            undo.pop_all()
 
     def _note_missing(self, extent: Extent | None, *, open_is_there: bool) -> list[LostRange]:
         """What is in no file though it should be: written down, and returned."""
