@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -44,6 +47,12 @@ def letters(count: int, *, first: int = 1, reasons: int = 3) -> list[DeadLetter]
     return [
         letter(number, f"reason {'abcdefghij'[number % reasons]}") for number in range(first, first + count)
     ]
+
+
+def noisy(plain: DeadLetter) -> DeadLetter:
+    """The same with a line that cannot be compressed well, as those of many hosts."""
+    line = b"m,id=%s v=1i 1\n" % hashlib.sha256(plain.line).hexdigest().encode()
+    return dataclasses.replace(plain, line=line)
 
 
 def park(state: State, more: list[DeadLetter]) -> None:
@@ -195,14 +204,14 @@ def test_removed_letters_stay_removed_and_the_others_stay(tmp_path: Path, every:
 
 def test_dropping_one_reason_gives_its_space_back_though_others_lie_between(tmp_path: Path) -> None:
     state = State(tmp_path, now_ns=1)
-    for start in range(0, 60_000, 6_000):
-        park(state, letters(6_000, first=start + 1))
+    for start in range(0, 12_000, 6_000):
+        park(state, [noisy(each) for each in letters(6_000, first=start + 1)])
     before = state.letter_bytes
     gone = [id_of(each) for each in state.dead_letters(SINK) if each.reason == "reason a"]
     state.remove_letters(SINK, gone, written=False)
     assert state.letter_bytes < 0.72 * before
     assert sum(path.stat().st_blocks * 512 for path in files_of(tmp_path)) == state.letter_bytes
-    assert sum(1 for _ in state.dead_letters(SINK)) == 40_000
+    assert sum(1 for _ in state.dead_letters(SINK)) == 8_000
     state.close()
     check_state(tmp_path / "state.lmdb")
 
@@ -285,10 +294,8 @@ def test_a_kill_between_any_two_steps_leaves_just_the_letters_that_the_cursor_co
             moments.born(before, after)
             state = State(before, now_ns=1)
             moments.kill_after(moment)
-            try:
+            with contextlib.suppress(Killed):
                 LIVES[life](state)
-            except Killed:
-                pass
             struck = moments.dead
             moments.kill_after(None)
             moments.dead = False
