@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.faults.scenario import LIVES, MUTANTS, Journal, check
 from tests.model.inline import first_of_ours
+from tests.rigs.small_letters import small_letters
 
 # A life takes a tenth of a second; one that hangs is ended by its own alarm.
 LIFE_S_MAX = 30
@@ -167,7 +168,11 @@ def lead(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int) -> 
 
 def main(library: str, directory: Path, life: str, mode_name: str, step: int, first: int) -> dict[str, Any]:
     """The report: how many operations there are, how many were struck, how lives ended, and what went wrong."""
-    faults, mode = Faults(library), MODES[mode_name]
+    with small_letters(loose=2, block=3, run=6, file_bytes=600):
+        return _strike(Faults(library), directory, life, MODES[mode_name], step, first)
+
+
+def _strike(faults: Faults, directory: Path, life: str, mode: Mode, step: int, first: int) -> dict[str, Any]:
     logging.disable(logging.CRITICAL)
     data_dir, report = directory / "data", Report()
     untouched = _case(faults, data_dir, life, mode, 0, report)

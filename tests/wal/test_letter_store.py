@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,13 +19,15 @@ from hypothesis import strategies as st
 
 from tests.model.moments import Killed, Moments
 from tests.rigs.small_letters import small_letters
-from wal_ingest.errors import UnknownFormatVersion
+from wal_ingest.errors import DiskFull, NoRoomForLetters, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.letter_blocks import Block, decode_block, make_blocks
 from wal_ingest.wal.letter_files import LETTERS_DIR
+from wal_ingest.wal.letter_room import LetterLimits
 from wal_ingest.wal.letters import id_of
 from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.space import Reserve
 from wal_ingest.wal.state import State, check_state, read_dead_letters, read_letter_groups
 
 SINK = "influxdb"
@@ -326,3 +330,175 @@ def check_whole(directory: Path) -> None:
         assert list(state.dead_letters(SINK)) == [*found, *letters(5, first=1_000)]
         state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)][-5:], written=True)
         state.close()
+
+
+# -- damage, and files that the state does not know --------------------------------------------------------
+
+
+def damage(directory: Path, how: str) -> None:
+    path = files_of(directory)[0]
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, 100)
+    else:
+        content = bytearray(path.read_bytes())
+        content[90] ^= 0xFF
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "a byte changed"])
+@pytest.mark.usefixtures("small")
+def test_a_damaged_block_is_reported_and_counted_and_the_others_can_be_removed(
+    tmp_path: Path, how: str
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    stored = list(state.dead_letters(SINK))
+    state.close()
+    damage(tmp_path, how)
+    state = State(tmp_path, now_ns=1)
+    assert sum(group.points for group in state.letter_groups()) == 30
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        list(state.dead_letters(SINK))
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        list(read_dead_letters(state.path, SINK))
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        state.remove_letters(SINK, [id_of(stored[0])], written=False)
+    assert state.remove_letters(SINK, [id_of(each) for each in stored[-6:]], written=False) == 6
+    park(state, letters(4, first=31))
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_files_that_the_state_does_not_know_are_set_aside_and_never_removed(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    state.close()
+    content = {path.name: path.read_bytes() for path in files_of(tmp_path)}
+    (tmp_path / "state.lmdb").unlink()
+    state = State(tmp_path, now_ns=2)
+    assert {path.name: path.read_bytes() for path in state.letters_set_aside} == content
+    assert {path.parent for path in state.letters_set_aside} == {tmp_path / "wal" / "damaged"}
+    assert state.letter_bytes == 0
+    park(state, letters(30))
+    assert list(state.dead_letters(SINK)) == letters(30)
+    assert not {path.name for path in files_of(tmp_path)} & content.keys() or state.letter_bytes
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_letters_that_are_removed_while_they_are_read_are_left_out_and_no_damage(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(60))
+    inside, outside = state.dead_letters(SINK), read_dead_letters(state.path, SINK)
+    first = [next(inside), next(outside)]
+    assert first == [letter(1, "reason b")] * 2
+    state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)][:40], written=False)
+    park(state, letters(5, first=61))
+    for reading in (inside, outside):
+        found = list(reading)
+        assert [each.seq for each in found][-25:] == list(range(41, 66))
+        assert len(set(found)) == len(found)
+    state.close()
+
+
+# -- a disk that is full -----------------------------------------------------------------------------------
+
+
+def no_space(*_args: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+CALLS = {"reserve": "hold_space", "write": "os.pwrite", "sync": "os.fsync", "open": "os.open"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("small")
+def test_a_disk_without_room_for_a_file_is_no_failure_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("wal_ingest.wal.state._RESERVE_BYTES", 4096)
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(2))
+    before = state.cursor(SINK)
+    huge = [dataclasses.replace(each, line=each.line * 40_000) for each in letters(4, first=3)]
+    real = Reserve.hold
+
+    def hold(reserve: Reserve, length: int, *, step: int) -> None:
+        if length > 4 << 20:
+            raise DiskFull("the disk is full: state.lmdb cannot grow")
+        real(reserve, length, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"wal_ingest.wal.letter_files.{CALLS[call]}", no_space)
+        patch.setattr(Reserve, "hold", hold)
+        for _try in range(3):
+            with pytest.raises(NoRoomForLetters):
+                park(state, huge)
+        assert state.cursor(SINK) == before
+        assert list(state.dead_letters(SINK)) == letters(2)
+    park(state, huge)
+    assert list(state.dead_letters(SINK)) == [*letters(2), *huge]
+    state.close()
+    state = State(tmp_path, now_ns=1)
+    assert list(state.dead_letters(SINK)) == [*letters(2), *huge]
+    assert len(files_of(tmp_path)) == sum(key.startswith(b"letter_file/") for key in records(tmp_path))
+    state.close()
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+@pytest.mark.usefixtures("small")
+def test_any_other_failure_of_a_file_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(2))
+
+    def broken(*_args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"wal_ingest.wal.letter_files.{CALLS[call]}", broken)
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            park(state, letters(30, first=3))
+    assert list(state.dead_letters(SINK)) == letters(2)
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_letters_that_find_no_room_for_a_file_stay_records_in_the_room_that_the_state_holds(
+    tmp_path: Path,
+) -> None:
+    free = [1 << 40]
+    state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 20, 1_000), free_bytes=lambda _path: free[0])
+    free[0] = 500
+    park(state, letters(30))
+    assert files_of(tmp_path) == []
+    assert list(state.dead_letters(SINK)) == letters(30)
+    free[0] = 1 << 40
+    for number in range(31, 40):
+        park(state, letters(1, first=number))
+    assert list(state.dead_letters(SINK)) == letters(39)
+    assert files_of(tmp_path) != []
+    state.close()
+
+
+def test_the_limit_counts_what_blocks_take_and_dropping_makes_room_again(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 20))
+    parked = 0
+
+    def fill() -> None:
+        nonlocal parked
+        for start in count(1, 1_200):
+            park(state, [noisy(each) for each in letters(1_200, first=start)])
+            parked += 1_200
+
+    with pytest.raises(NoRoomForLetters, match="bytes are used"):
+        fill()
+    assert 0.9 < state.letter_bytes / (1 << 20) <= 1.01  # whole pages
+    assert sum(1 for _ in state.dead_letters(SINK)) == parked
+    state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)], written=False)
+    park(state, letters(20, first=parked + 1))
+    assert list(state.dead_letters(SINK)) == letters(20, first=parked + 1)
+    state.close()

@@ -145,6 +145,8 @@ class Service:
             _log.error("points are missing", points=points, first_seq=first_seq, last_seq=last_seq)
         for name in store.overtaken:
             _log.error("the log begins behind the sink's cursor, as with an old state file", sink=name)
+        for path in store.state.letters_set_aside:
+            _log.error("dead letters that the state file does not know are set aside", path=str(path))
         if store.state_trouble:
             _log.error("every sink starts again at the oldest entry kept", reason=store.state_trouble)
         for disagreement in disagreements(store.state.cursors(), store.wal.segments()):

@@ -11,8 +11,8 @@ Invariants:
 
 How it works: letters that come one by one become records, `LOOSE_LETTERS` at the most; then all of them, with those
 that come, go into blocks by their reason. The index of blocks is in memory: some 300 bytes for some 2,000 letters.
-Directories of version 0.2 have records only; they are moved into blocks at a start, `RUN_LETTERS` a transaction, and
-stay as they are where the disk has no room for that.
+Directories of 0.1 have records only; they are moved into blocks at a start, `RUN_LETTERS` a transaction, and stay as
+they are where the disk has no room for that.
 
 The caller sees to it that nothing here runs twice at once, but for reading.
 """
@@ -423,7 +423,7 @@ class LetterStore:
         )
 
     def _forget_files(self, numbers: Sequence[int]) -> None:
-        """They are gone. Without any, a program of version 0.2 can read the directory again."""
+        """They are gone. Without any, a program of 0.1 can read the directory again."""
         if not numbers:
             return
         keys = [FILE + b"%020d" % number for number in numbers]

@@ -104,7 +104,9 @@ class Reserve:
 
     def close(self) -> None:
         """Lets go of the file; what is held stays held."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def give_back(path: Path) -> None:
