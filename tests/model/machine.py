@@ -23,6 +23,7 @@ from tests.flusher.fake_sink import FakeSink
 from tests.model.inline import deliver, holding_seq, read_everything, read_setting_aside
 from tests.model.model import Found, Model
 from tests.model.moments import Killed, Moments
+from tests.rigs.small_letters import small_letters
 from tests.wal.factories import Clock
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
@@ -109,6 +110,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(dir=_MEMORY if _MEMORY.is_dir() else None))
         self.clock = Clock()
         self.model = Model()
+        self.small = contextlib.ExitStack()
+        self.small.enter_context(small_letters(loose=3, block=4, run=12, file_bytes=1_500))
         self.moments = Moments()
         self.sinks: list[ScriptedSink] = []
         self.lives = 0
@@ -135,6 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             # Also where a mutant was found: its logging would be silent, and its folder in memory, for the whole run.
             self.moments.close()
+            self.small.close()
             logging.disable(logging.NOTSET)
             shutil.rmtree(self.root)
 
