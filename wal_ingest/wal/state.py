@@ -339,13 +339,18 @@ class State:
 
     def _hold_space(self) -> None:
         """Keeps room for cursors and dead letters, so that a full disk does not keep the WAL from draining."""
-        used = self._file.used_bytes
-        if used + _RESERVE_BYTES > self._reserve.held_bytes:
-            with contextlib.suppress(DiskFull):  # there is room for the next one at least, as for this one
-                if self._reserve.held_bytes:
-                    # Letters took some of it: more is held above their floor only.
-                    self._check_floor(2 * _RESERVE_BYTES)
-                self._reserve.hold(used + _RESERVE_BYTES, step=_RESERVE_BYTES)
+        wanted = self._file.used_bytes + _RESERVE_BYTES
+        if wanted <= self._reserve.held_bytes:
+            return
+        step = _RESERVE_BYTES
+        try:
+            self._check_floor(2 * _RESERVE_BYTES)
+        except DiskFull:
+            if self._reserve.held_bytes:
+                return  # letters took some of it: more is held for them above their floor only
+            step = 0
+        with contextlib.suppress(DiskFull):  # there is room for the next one at least, as for this one
+            self._reserve.hold(wanted, step=step)
 
     # -- cursors ---------------------------------------------------------------------------------------
 
