@@ -258,24 +258,32 @@ class LetterStore:
     def _as_blocks(self, name: str, numbered: list[DeadLetter]) -> Change:
         """The records that there are, and the new letters, into blocks.
 
-        Where more records are left than one transaction takes, the new letters stay behind them, as records.
+        Where there are more records than one transaction should take (those of a disk that was full), they go first.
+        Behind one that cannot be read, new letters stay records.
         """
         sink = self._sinks[name]
+        while sink.loose > RUN_LETTERS and self._move_some(name):
+            pass
         old, old_bytes = self._readable_records(name)
         if len(old) < sink.loose:
-            puts = [(letter_key(name, letter.number), encode_letter(letter)) for letter in numbered]
-            moved, more_bytes = old, sum(map(_item_bytes, puts))
-        else:
-            puts, moved, more_bytes = [], [*old, *numbered], 0
-        change = self._moved(name, moved, len(old), old_bytes, check=more_bytes)
+            return self._as_records(name, numbered)
+        change = self._moved(name, [*old, *numbered], len(old), old_bytes, limited=True)
 
         def done() -> None:
             change.done()
-            sink.loose += len(puts)
-            sink.loose_bytes += more_bytes
             sink.last = numbered[-1].number
 
-        return Change([*puts, *change.puts], change.deletes, len(numbered), done)
+        return Change(change.puts, change.deletes, len(numbered), done)
+
+    def _move_some(self, name: str) -> bool:
+        """Moves a sink's oldest records into blocks, in a transaction of its own; false where none can be read."""
+        old, old_bytes = self._readable_records(name)
+        if not old:
+            return False
+        change = self._moved(name, old, len(old), old_bytes, limited=False)
+        self._file.write(change.puts, change.deletes)
+        change.done()
+        return True
 
     def _readable_records(self, name: str) -> tuple[list[DeadLetter], int]:
         """A sink's oldest records, as many as one transaction takes, up to one that cannot be read; their bytes."""
@@ -289,21 +297,21 @@ class LetterStore:
         return found, size
 
     def _moved(
-        self, name: str, letters: Sequence[DeadLetter], old: int, old_bytes: int, *, check: int | None
+        self, name: str, letters: Sequence[DeadLetter], old: int, old_bytes: int, *, limited: bool
     ) -> Change:
         """Letters into blocks; the first `old` of them are records until the transaction.
 
-        `check` has the bytes of records that are put beside them, None where the limit of bytes does not count.
+        `limited` says that the limit of bytes counts. Raises `DiskFull`, `NoRoomForLetters`.
         """
         sink = self._sinks[name]
         keys = [letter_key(name, letter.number) for letter in letters[:old]]
         made = make_blocks(self._wal_id, name, letters)
         more_bytes = sum(len(each.data) for each in made)
-        if check is not None:
-            self._check_bytes(name, check + more_bytes - old_bytes)
+        if limited:
+            self._check_bytes(name, more_bytes - old_bytes)
         self.limits.check_disk(more_bytes=more_bytes, free_bytes=self._free_bytes(self._data_dir))
         # Each record that goes has its page written anew before that is free.
-        self._hold((check or 0) + old_bytes + 512 * len(made))
+        self._hold(old_bytes + 512 * len(made))
         places = self._files.append([each.data for each in made], begin=self._begin_file)
         blocks = [each.at(name, *place) for each, place in zip(made, places, strict=True)]
         blocks.sort(key=lambda block: block.first_number)
@@ -331,17 +339,10 @@ class LetterStore:
 
         Each step is a transaction of its own. Where the disk has no room, they stay what they are.
         """
-        for name, sink in self._sinks.items():
-            while sink.loose > LOOSE_LETTERS:
-                old, old_bytes = self._readable_records(name)
-                if not old:
-                    break
-                try:
-                    change = self._moved(name, old, len(old), old_bytes, check=None)
-                except DiskFull:
-                    return
-                self._file.write(change.puts, change.deletes)
-                change.done()
+        with contextlib.suppress(DiskFull):
+            for name, sink in self._sinks.items():
+                while sink.loose > LOOSE_LETTERS and self._move_some(name):
+                    pass
 
     # -- removing --------------------------------------------------------------------------------------
 

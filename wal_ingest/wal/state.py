@@ -339,7 +339,8 @@ class State:
 
     def _hold_space(self) -> None:
         """Keeps room for cursors and dead letters, so that a full disk does not keep the WAL from draining."""
-        wanted = self._file.used_bytes + _RESERVE_BYTES
+        # Free pages within the file are written to before it grows: letters that went left some.
+        wanted = max(self._file.used_bytes, self._file.live_bytes + _RESERVE_BYTES)
         if wanted <= self._reserve.held_bytes:
             return
         step = _RESERVE_BYTES
