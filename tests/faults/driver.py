@@ -201,7 +201,9 @@ def _case(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int, re
         return None
     if led.untyped:
         report.wrong.append(f"{where}: an error that is not ours: {led.untyped[-1500:]}")
-    trouble, found = in_a_process(lambda: check(data_dir, led.journal, unreadable=mode.kinds == READ))
+    # A sealed segment that cannot even be opened is one that the disk cannot read, too.
+    unreadable = mode.kinds == READ or led.struck.startswith("open")
+    trouble, found = in_a_process(lambda: check(data_dir, led.journal, unreadable=unreadable))
     report.wrong += [f"{where}: {what}" for what in found or ()]
     if found is None:
         report.wrong.append(f"{where}: the directory cannot be opened and checked: {trouble}")
