@@ -135,6 +135,22 @@ def test_what_lmdb_says_is_said_in_our_words(
         use(file)
 
 
+def test_a_write_that_a_full_disk_cut_short_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LmdbFile(tmp_path / "x.lmdb", map_bytes=MIB)
+    file.close()
+    error = lmdb.DiskError("mdb_txn_commit: Input/output error")
+    vars(error)["code"] = errno.EIO
+    monkeypatch.setattr(file, "_env", FailingEnv(error))
+    with pytest.raises(StorageFailed, match=r"Input/output error$"):
+        file.sync()
+    monkeypatch.setattr("wal_ingest.wal.lmdb_file.free_disk_bytes", lambda _path: 0)
+    with pytest.raises(StorageFailed, match="Input/output error, as the disk is full") as caught:
+        file.sync()
+    assert caught.value.number == errno.EIO
+
+
 def test_a_full_map_is_told_apart_and_leaves_nothing(tmp_path: Path) -> None:
     file = LmdbFile(tmp_path / "x.lmdb", map_bytes=64 * 1024)
     with pytest.raises(MapFull):

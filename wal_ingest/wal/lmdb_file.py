@@ -12,6 +12,7 @@ keeps pages from being reused, and the file grows without bound.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ import lmdb.verify
 
 from wal_ingest.errors import SectorUnreadable, StorageFailed, WalDamaged
 from wal_ingest.wal.lmdb_pages import read_bytes
+from wal_ingest.wal.space import free_disk_bytes
 
 # 0.9.x, data format 1: what every LMDB tool can read.
 _LIB_VERSION = 0
@@ -30,6 +32,9 @@ _LIB_VERSION = 0
 _LOCK_FILE_BYTES = 8192
 
 _CHUNK_BYTES = 1 << 20
+
+# A disk with less than this cannot take another commit.
+_FULL_BYTES = 64 << 10
 
 # MDB_PANIC is none of these: it says that a write failed before, and nothing of what is on disk.
 _DAMAGE = (
@@ -184,7 +189,16 @@ class LmdbFile:
         if isinstance(exc, _DAMAGE):
             return WalDamaged(self.path, str(exc))
         # Errors that py-lmdb raises by itself carry no number.
-        return StorageFailed(self.path, str(exc), number=getattr(exc, "code", 0))
+        number = getattr(exc, "code", 0)
+        # LMDB calls a write that was cut short an I/O error, whatever cut it short.
+        full = number == errno.EIO and _is_full(self.path)
+        return StorageFailed(self.path, f"{exc}, as the disk is full" if full else str(exc), number=number)
+
+
+def _is_full(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return free_disk_bytes(path.parent) < _FULL_BYTES
+    return False
 
 
 def lock_path(path: Path) -> Path:

@@ -35,6 +35,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -56,7 +57,14 @@ from wal_ingest.wal.letter_store import (
     decoded_records,
     read_block,
 )
-from wal_ingest.wal.letters import LetterGroup, LetterGroups, LetterId, letter_key, letters_prefix
+from wal_ingest.wal.letters import (
+    LetterGroup,
+    LetterGroups,
+    LetterId,
+    letter_key,
+    letter_number,
+    letters_prefix,
+)
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.required import REQUIRED, Requirement
@@ -139,21 +147,30 @@ def _piece(reader: PageReader, sink: str, after: int) -> Piece:
     if blocks:
         return Piece(blocks)
     # Few at once, so that a node at work does not overtake the reading.
-    items = list(itertools.islice(_letters_in(reader, sink, after + 1), PIECE_LETTERS))
+    items = _some_letters(sink, after + 1, reader)
     return Piece(letters=decoded_records(reader.path, sink, items))
 
 
 def read_letter_groups(path: Path, sinks: Iterable[str]) -> LetterGroups:
     """How many dead letters some sinks have for which reason, as `State.letter_groups`. Raises as `read_state`."""
 
-    def count(reader: PageReader) -> LetterGroups:
-        groups = LetterGroups()
-        for sink in sinks:
-            items = list(_letters_in(reader, sink, 0))
-            add_to_groups(groups, sink, _blocks_in(reader, sink, 0), items, len(items))
-        return groups
+    groups = LetterGroups()
+    for sink in sinks:
+        add_to_groups(groups, sink, snapshot(path, partial(_all_blocks, sink)), (), 0)
+        number = 0
+        # Some at once, as there are very many in a directory that no start has changed yet.
+        while items := snapshot(path, partial(_some_letters, sink, number)):
+            add_to_groups(groups, sink, (), items, len(items))
+            number = letter_number(items[-1][0]) + 1
+    return groups
 
-    return snapshot(path, count)
+
+def _all_blocks(sink: str, reader: PageReader) -> list[Block]:
+    return list(_blocks_in(reader, sink, 0))
+
+
+def _some_letters(sink: str, number: int, reader: PageReader) -> list[Item]:
+    return list(itertools.islice(_letters_in(reader, sink, number), PIECE_LETTERS))
 
 
 def _letters_in(reader: PageReader, sink: str, number: int) -> Iterator[Item]:
