@@ -23,7 +23,6 @@ from tests.flusher.fake_sink import FakeSink
 from tests.model.inline import deliver, holding_seq, read_everything, read_setting_aside
 from tests.model.model import Found, Model
 from tests.model.moments import Killed, Moments
-from tests.rigs.small_letters import small_letters
 from tests.wal.factories import Clock
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, TooLarge, Unavailable
@@ -111,8 +110,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.model = Model()
         self.droppable_seq = 0
-        self.small = contextlib.ExitStack()
-        self.small.enter_context(small_letters(loose=3, block=4, run=12, file_bytes=1_500))
         self.moments = Moments()
         self.sinks: list[ScriptedSink] = []
         self.lives = 0
@@ -139,7 +136,6 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             # Also where a mutant was found: its logging would be silent, and its folder in memory, for the whole run.
             self.moments.close()
-            self.small.close()
             logging.disable(logging.NOTSET)
             shutil.rmtree(self.root)
 
