@@ -188,6 +188,23 @@ class StorageFailed(OperatorNeeded):
         self.number = number
 
 
+class NoRoomForLetters(OperatorNeeded):
+    """There is no room for more dead letters: under their limit, above the disk's floor, or on the disk at all.
+
+    Nothing was written: the points stay in the log, the cursor before them, and the same may be tried again later.
+    """
+
+    hint = (
+        "wal-ingest dead-letters list; then export, retry or drop some, free disk space, or raise "
+        "flusher.dead_letters_bytes_max"
+    )
+
+    def __init__(self, sink: str, reason: str) -> None:
+        super().__init__(f"no room for dead letters of {sink}: {reason}")
+        self.sink = sink
+        self.reason = reason
+
+
 class ArchiveBroken(OperatorNeeded):
     """A sync of the archive failed, or a failed append cannot be taken back; that is final for this process.
 

@@ -167,6 +167,10 @@ TABLE = (
         "Seconds until the WAL's disk reaches that floor, at the trend of the last minute, whatever fills it; "
         "0 when it is reached, +Inf when it is not filling.",
     ),
+    Declared("dead_letters_bytes", _GAUGE, "Bytes that dead letters take on disk, those of all sinks."),
+    Declared(
+        "dead_letters_bytes_max", _GAUGE, "Bytes that they may take there (flusher.dead_letters_bytes_max)."
+    ),
     Declared(
         "sink_accepted_points",
         _COUNTER,
@@ -183,6 +187,12 @@ TABLE = (
         _SINK,
     ),
     Declared("sink_dead_letters", _GAUGE, "Dead letters that are kept: neither retried nor dropped.", _SINK),
+    Declared(
+        "sink_letters_without_room",
+        _GAUGE,
+        "1 while delivery holds because dead letters have no room, else 0.",
+        _SINK,
+    ),
     Declared(
         "sink_skipped_points",
         _COUNTER,

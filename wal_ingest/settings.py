@@ -272,10 +272,19 @@ class FlusherSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hold_retry_s: Annotated[
         float,
         _why(
-            "Seconds between two tries while a sink is misconfigured (401, 403, 404) and everything is kept.",
+            "Seconds between two tries while a sink is misconfigured (401, 403, 404), or dead letters have no room, "
+            "and all is kept.",
             gt=0,
         ),
     ] = 15.0
+    dead_letters_bytes_max: Annotated[
+        int,
+        _why(
+            "Bytes of dead letters on disk; at this size delivery holds until some were retried or dropped. It holds "
+            "as well where the disk has less than half of wal.free_disk_bytes_min free.",
+            ge=64 * MIB,
+        ),
+    ] = GIB
 
 
 class InfluxDBSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.faults.scenario import LIVES, MUTANTS, Journal, check
 from tests.model.inline import first_of_ours
+from tests.rigs.small_letters import small_letters
 
 # A life takes a tenth of a second; one that hangs is ended by its own alarm.
 LIFE_S_MAX = 30
@@ -167,7 +168,11 @@ def lead(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int) -> 
 
 def main(library: str, directory: Path, life: str, mode_name: str, step: int, first: int) -> dict[str, Any]:
     """The report: how many operations there are, how many were struck, how lives ended, and what went wrong."""
-    faults, mode = Faults(library), MODES[mode_name]
+    with small_letters(loose=2, block=3, run=6, file_bytes=600):
+        return _strike(Faults(library), directory, life, MODES[mode_name], step, first)
+
+
+def _strike(faults: Faults, directory: Path, life: str, mode: Mode, step: int, first: int) -> dict[str, Any]:
     logging.disable(logging.CRITICAL)
     data_dir, report = directory / "data", Report()
     untouched = _case(faults, data_dir, life, mode, 0, report)
@@ -196,7 +201,9 @@ def _case(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int, re
         return None
     if led.untyped:
         report.wrong.append(f"{where}: an error that is not ours: {led.untyped[-1500:]}")
-    trouble, found = in_a_process(lambda: check(data_dir, led.journal, unreadable=mode.kinds == READ))
+    # A sealed segment that cannot even be opened is one that the disk cannot read, too.
+    unreadable = mode.kinds == READ or led.struck.startswith("open")
+    trouble, found = in_a_process(lambda: check(data_dir, led.journal, unreadable=unreadable))
     report.wrong += [f"{where}: {what}" for what in found or ()]
     if found is None:
         report.wrong.append(f"{where}: the directory cannot be opened and checked: {trouble}")

@@ -23,6 +23,7 @@ from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.sinks.archive import ArchiveSink
 from wal_ingest.settings import ArchiveSettings, WalSettings
 from wal_ingest.wal.entry import NewEntry
+from wal_ingest.wal.letters import id_of
 from wal_ingest.wal.store import Store
 
 SETTINGS = WalSettings(segment_bytes_max=1 << 20, free_disk_bytes_min=0)
@@ -132,7 +133,16 @@ def live(data_dir: Path, journal: Journal, unnoticed: Callable[[Callable[[], Non
     commit(store, journal, [entry(13, points=9, hour=2)])
     deliver_and_truncate(data_dir, store, journal)
     commit(store, journal, [entry(14, points=4, hour=3)])
+    drop_letters(store, journal)
     store.close()
+
+
+def drop_letters(store: Store, journal: Journal) -> None:
+    """An operator drops every second dead letter."""
+    letters = list(store.state.dead_letters("picky"))[::2]
+    # Decided before it is done: a failure may come after it.
+    journal.letters_lost |= {letter.line for letter in letters}
+    store.state.remove_letters("picky", [id_of(letter) for letter in letters], written=False)
 
 
 def recover(data_dir: Path, journal: Journal, unnoticed: Callable[[Callable[[], None]], None]) -> None:
@@ -196,9 +206,9 @@ def _bad_day(data_dir: Path) -> None:
 
 
 def _lose_state(data_dir: Path, journal: Journal) -> None:
-    """Dead letters are in the state file and nowhere else: what is parked by then is gone with it."""
+    """Only the state file knows where dead letters are: what is parked by then is set aside with it."""
     store = open_store(data_dir)
-    journal.letters_lost = {letter.line for letter in store.state.dead_letters("picky")}
+    journal.letters_lost |= {letter.line for letter in store.state.dead_letters("picky")}
     store.close()
     (data_dir / "state.lmdb").write_bytes(bytes(8192))
 
@@ -232,7 +242,10 @@ def check(data_dir: Path, journal: Journal, *, unreadable: bool = False) -> list
         wrong.append(f"new entries got seqs that are not above {highest}")
     if not deliver_and_truncate(data_dir, store, journal):
         wrong.append("delivery does not come to an end")
-    letters = {letter.line for letter in store.state.dead_letters("picky")} | journal.letters_lost
+    parked = list(store.state.dead_letters("picky"))
+    if len(parked) != (cursor := store.cursor("picky")).parked:
+        wrong.append(f"the cursor counts {cursor.parked} dead letters, and there are {len(parked)}")
+    letters = {letter.line for letter in parked} | journal.letters_lost
     archived = _archived(data_dir, wrong)
     given_up = {seq for seqs in journal.damaged_files.values() for seq in seqs}
     for seq, lines in journal.accepted.items():

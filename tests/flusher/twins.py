@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from wal_ingest.errors import NoRoomForLetters
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import CODEC_GZIP, CODEC_RAW, COMPRESS_BYTES_MIN, Destination, Entry
 from wal_ingest.wal.gzip_codec import compress
@@ -107,6 +108,7 @@ class MemoryState:
         self.letters: list[DeadLetter] = []
         self.commits: list[tuple[float, Cursor, int]] = []
         self.fail: Exception | None = None
+        self.letters_max: int | None = None
         self._committed = trio.lowlevel.ParkingLot()
 
     def cursor(self, sink: str) -> Cursor:
@@ -119,6 +121,8 @@ class MemoryState:
         assert cursor.seq >= present.seq, "a cursor never moves back"
         assert cursor.unaccounted == 0, "every point that is passed went one of the known ways"
         assert cursor.ahead >= 0
+        if letters and self.letters_max is not None and len(self.letters) + len(letters) > self.letters_max:
+            raise NoRoomForLetters(sink, f"{self.letters_max} letters are the limit")
         self.cursors[sink] = cursor
         self.letters.extend(letters)
         self.commits.append((trio.current_time(), cursor, len(letters)))

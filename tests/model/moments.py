@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from wal_ingest.wal.letter_files import LetterFiles
 from wal_ingest.wal.lmdb_file import LmdbFile
 
 
@@ -30,6 +31,10 @@ class Moments:
         self._patches: list[Any] = [
             mock.patch.object(LmdbFile, "append", self._watched(LmdbFile.append)),
             mock.patch.object(LmdbFile, "write", self._watched(LmdbFile.write)),
+            mock.patch.object(LmdbFile, "copy", self._watched(LmdbFile.copy)),
+            mock.patch.object(LetterFiles, "_begin", self._watched(LetterFiles._begin)),
+            mock.patch.object(LetterFiles, "_write", self._watched(LetterFiles._write)),
+            mock.patch.object(LetterFiles, "give_back", self._watched(LetterFiles.give_back)),
             mock.patch.object(Path, "rename", self._watched(Path.rename)),
             mock.patch.object(Path, "unlink", self._watched(Path.unlink)),
         ]

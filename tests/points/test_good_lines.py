@@ -12,6 +12,7 @@ from wal_ingest.points.engine import ENGINES, Engine
 from wal_ingest.points.exact import Misfit, parse_lines, scan_next
 from wal_ingest.points.grammar import Grammar
 from wal_ingest.points.line_protocol import (
+    SLICE_BYTES,
     LineProtocol,
     accept_good_lines,
     accept_line_protocol,

@@ -22,7 +22,7 @@ def _post(service: Service, lines: list[str]) -> None:
 
 
 def _dead_letters(service: Service) -> list[DeadLetter]:
-    return read_dead_letters(service.data_dir / "state.lmdb", "influxdb")
+    return list(read_dead_letters(service.data_dir / "state.lmdb", "influxdb"))
 
 
 @pytest.mark.needs("influxdb")

@@ -27,11 +27,12 @@ def sink(
     unaccounted: int = 0,
     lag_s: float = 0.0,
     catch_up_s: float | None = 0.0,
+    no_room: bool = False,
 ) -> SinkFacts:
     """A sink that has 100 points, and what else is given."""
     accepted = 100 + waiting + parked + given_up + unaccounted
     account = Account(accepted, 100, waiting, parked, given_up, unaccounted)
-    return SinkFacts(name, state, HOUR_S, lag_s, catch_up_s, account)
+    return SinkFacts(name, state, HOUR_S, lag_s, catch_up_s, account, no_room)
 
 
 def facts(*sinks: SinkFacts, **others: object) -> Facts:
@@ -48,6 +49,12 @@ def facts(*sinks: SinkFacts, **others: object) -> Facts:
             facts(sink("retrying", waiting=1_204_113)),
             "attention",
             "Taking points; influxdb is unavailable for 1 h, 1,204,113 points wait, nothing is lost",
+        ),
+        (
+            facts(sink("holding", waiting=7, parked=3, no_room=True)),
+            "bad",
+            "Taking points; influxdb is held, as its dead letters have no room for 1 h, 7 points wait; 3 points of "
+            "influxdb parked; nothing is lost",
         ),
         (
             facts(sink("failed", waiting=1), damaged_files=1),

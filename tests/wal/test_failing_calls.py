@@ -135,6 +135,22 @@ def test_what_lmdb_says_is_said_in_our_words(
         use(file)
 
 
+def test_a_write_that_a_full_disk_cut_short_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LmdbFile(tmp_path / "x.lmdb", map_bytes=MIB)
+    file.close()
+    error = lmdb.DiskError("mdb_txn_commit: Input/output error")
+    vars(error)["code"] = errno.EIO
+    monkeypatch.setattr(file, "_env", FailingEnv(error))
+    with pytest.raises(StorageFailed, match=r"Input/output error$"):
+        file.sync()
+    monkeypatch.setattr("wal_ingest.wal.lmdb_file.free_disk_bytes", lambda _path: 0)
+    with pytest.raises(StorageFailed, match="Input/output error, as the disk is full") as caught:
+        file.sync()
+    assert caught.value.number == errno.EIO
+
+
 def test_a_full_map_is_told_apart_and_leaves_nothing(tmp_path: Path) -> None:
     file = LmdbFile(tmp_path / "x.lmdb", map_bytes=64 * 1024)
     with pytest.raises(MapFull):
@@ -457,10 +473,11 @@ def test_a_state_from_the_future_stops_the_opening_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("wal_ingest.wal.state._VERSION", b"2")
+        patch.setattr("wal_ingest.wal.state._VERSION", b"3")
+        patch.setattr("wal_ingest.wal.state._VERSIONS", (b"3",))
         open_store(tmp_path).close()
     before = (tmp_path / STATE_NAME).read_bytes()
-    with pytest.raises(UnknownFormatVersion, match="state format version b'2'"):
+    with pytest.raises(UnknownFormatVersion, match="state format version b'3'"):
         open_store(tmp_path)
     assert (tmp_path / STATE_NAME).read_bytes() == before
 
@@ -488,7 +505,7 @@ def test_dead_letters_beyond_one_read_come_all(tmp_path: Path) -> None:
     state.commit_cursor("influxdb", Cursor(1, 1200, 1200), letters)
     assert list(state.dead_letters("influxdb")) == letters
     state.close()
-    assert read_dead_letters(tmp_path / STATE_NAME, "influxdb") == letters
+    assert list(read_dead_letters(tmp_path / STATE_NAME, "influxdb")) == letters
 
 
 # -- the writer --------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import uuid
 from pathlib import Path
 
 import wal_ingest.wal
-from wal_ingest.wal import checkpoint, entry, segment, state, streams
-from wal_ingest.wal.cursor import Cursor, Trouble
+from wal_ingest.wal import checkpoint, entry, letter_blocks, letter_store, segment, state, streams
+from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.entry import Destination, Mark, decode, encode
-from wal_ingest.wal.gzip_codec import crc32
+from wal_ingest.wal.gzip_codec import crc32, decompress
 from wal_ingest.wal.letters import StoredLetter
 from wal_ingest.wal.segment import SegmentHeader
 from wal_ingest.wal.streams import Position, Stored
@@ -81,10 +81,41 @@ def test_the_example_segment_header_is_what_the_page_says() -> None:
     assert header.encode() == example("segment-header")
 
 
+def test_the_example_of_a_block_of_dead_letters_is_what_the_page_says_and_what_the_program_writes() -> None:
+    wal_id, data = uuid.UUID("6f1c2a52-7b0e-4b7e-9d3a-1c5f00aa1234"), example("letter-block")
+    letters = [
+        DeadLetter(
+            "influxdb",
+            seq,
+            line,
+            "type conflict",
+            400,
+            1763800000123456789,
+            Destination("acme", "metrics"),
+            number,
+        )
+        for number, seq, line in (
+            (7, 42, b"temp value=1i 1763800000000000000\n"),
+            (8, 43, b"temp value=2i 1763800000000000001\n"),
+        )
+    ]
+    record = letter_blocks.BlockRecord(1, 0, len(data), 2, 8, "type conflict", 1763800000123456789)
+    assert letter_blocks.decode_block(data, wal_id, letter_blocks.Block("influxdb", 7, record)) == letters
+    content = decompress(data[88:], bytes_max=1_000)
+    table, _, lines = content.partition(b"\n")
+    assert lines == b"".join(letter.line for letter in letters)
+    assert f"`{table.decode()}`" in PAGE
+    # igzip and zlib compress differently; what is in them is the same.
+    [made] = letter_blocks.make_blocks(wal_id, "influxdb", letters)
+    assert made.data[:10] == data[:10]
+    assert decompress(made.data[88:], bytes_max=1_000) == content
+
+
 def test_the_tables_leave_no_gap_and_match_the_codecs() -> None:
     for heading, header_bytes, layout in (
         ("Segment", 56, segment._HEADER),
         ("Entry", entry.HEADER_BYTES, entry._HEADER),
+        ("Dead letters", 80, letter_blocks._HEADER),
     ):
         fields = field_table(heading)
         end = 0
@@ -98,6 +129,8 @@ def test_the_tables_leave_no_gap_and_match_the_codecs() -> None:
 
 def test_the_page_names_every_version() -> None:
     assert (entry.VERSION, entry.VERSION_MARKED, segment.VERSION, state._VERSION) == (1, 2, 1, b"1")
+    assert state._VERSIONS == (b"1", b"2")
+    assert letter_blocks.VERSION == 1
     assert f"| 0 | 1 | version: {entry.VERSION}, or {entry.VERSION_MARKED} with a mark |" in PAGE
     assert f"up to {streams.STORED_MAX}, rising by number" in PAGE
 
@@ -106,6 +139,11 @@ def test_the_state_records_have_the_fields_that_the_page_names() -> None:
     for key, fields in (
         ("cursor/<sink>", [field.name for field in dataclasses.fields(Cursor)]),
         ("letter/<sink>/<number, 20 digits>", list(StoredLetter.__struct_fields__)),
+        (
+            "letter_block/<sink>/<first number, 20 digits>",
+            list(letter_blocks.BlockRecord.__struct_fields__),
+        ),
+        ("letter_file/<number, 20 digits>", list(letter_store._File.__struct_fields__)),
         ("trouble/<sink>", [field.name for field in dataclasses.fields(Trouble)]),
         ("pause/<sink>", list(state._Pause.__struct_fields__)),
         ("streams", list(checkpoint.Through.__struct_fields__)),

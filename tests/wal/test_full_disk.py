@@ -16,9 +16,9 @@ from tests.wal.factories import MIB, Clock, fill, new_entry, open_store, read_al
 from wal_ingest.errors import DiskFull, StorageFailed, WalFull
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination, Mark, NewEntry
-from wal_ingest.wal.space import Reserve, give_back
+from wal_ingest.wal.space import Reserve, free_disk_bytes, give_back
 from wal_ingest.wal.store import Store
-from wal_ingest.wal.writer import Writer, free_disk_bytes
+from wal_ingest.wal.writer import Writer
 
 pytestmark = pytest.mark.needs("loop")
 

@@ -27,9 +27,9 @@ from wal_ingest.settings import KIB, MIB, WalSettings
 from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.entry import ENTRY_POINTS_MAX, Entry, NewEntry
 from wal_ingest.wal.recovery import SetAside
-from wal_ingest.wal.space import is_no_descriptors
+from wal_ingest.wal.space import free_disk_bytes, is_no_descriptors
 from wal_ingest.wal.store import Store
-from wal_ingest.wal.writer import Writer, free_disk_bytes
+from wal_ingest.wal.writer import Writer
 
 SINK = "node"
 """The name of the one cursor."""

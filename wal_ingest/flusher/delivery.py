@@ -6,6 +6,8 @@ Invariants:
   transaction. What is settled beyond it is written down exactly, so that no restart does it again.
 * `confirmed` is called only after the cursor is on disk: what truncates on it drops nothing that is needed.
 * Memory is bounded by the window, whatever the sink does: see `window.Window.full`.
+* Where dead letters have no room, nothing is lost and nothing ends: the points stay in the log, the cursor before them.
+  No further batch is read or written until the letters could be stored.
 * Sinks do not see each other: each has a `Delivery` of its own, and none holds another up.
 
 Who waits for whom: the reader waits for appended entries, for a batch to fill, and for room in the window;
@@ -30,7 +32,7 @@ from random import Random
 
 import trio
 
-from wal_ingest.errors import WalIngestError
+from wal_ingest.errors import NoRoomForLetters, WalIngestError
 from wal_ingest.flusher.batches import Batch, Batcher, Run, part_of_entry
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.learnt import Learnt
@@ -112,6 +114,7 @@ class Delivery:
         self._stopping = trio.Event()
         self._settled = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
+        self._no_room = False  # dead letters could not be stored by the latest try
         self._before = cursor  # what an earlier life had settled ahead is not written again
         self._read_seq, self._read_points = cursor.seq, cursor.points
 
@@ -163,6 +166,7 @@ class Delivery:
                 raise
             await self._commit_last()
         finally:
+            self._progress.no_room("", self._now_ns())
             self._writer.finish()
             with trio.move_on_after(self._grace_s, shield=True):
                 await self._sink.aclose()
@@ -214,7 +218,7 @@ class Delivery:
             self._window.read(runs)
             self._settled.unpark_all()
             for batch in batches:
-                while self._window.full:
+                while self._window.full or self._no_room:
                     await self._room.park()
                 send.send_nowait(self._window.add(batch))
                 self._refresh_state()
@@ -293,6 +297,8 @@ class Delivery:
         async for slot in receive:
             batch = slot.batch
             assert batch is not None
+            while self._no_room:
+                await self._room.park()
             self._window.begin(slot)
             self._room.unpark_all()
             await self._overtaking.take(batch)
@@ -309,9 +315,10 @@ class Delivery:
             while not self._window.has_pending:
                 await self._settled.park()
             await self._commit()
-            await trio.sleep(self._settings.cursor_commit_s)
+            await trio.sleep(self._settings.hold_retry_s if self._no_room else self._settings.cursor_commit_s)
 
     async def _commit_last(self) -> None:
+        """What has no room now stays in the log, and is delivered, refused and parked by the next delivery."""
         with trio.CancelScope(shield=True):
             await self._commit()
 
@@ -323,13 +330,37 @@ class Delivery:
         if pending is None:
             return
         cursor, letters = pending
-        await self._run_sync(self._state.commit_cursor, self._sink.name, cursor, letters)
+        try:
+            await self._run_sync(self._state.commit_cursor, self._sink.name, cursor, letters)
+        except NoRoomForLetters as exc:
+            self._hold(exc)
+            before_letters = self._window.not_committed()
+            if before_letters is None:
+                return
+            cursor, letters = before_letters, ()
+            await self._run_sync(self._state.commit_cursor, self._sink.name, cursor, letters)
+        else:
+            self._end_hold()
         self._window.committed(cursor, letters)
         self._room.unpark_all()
         self._confirmed(self._sink.name)
 
+    def _hold(self, exc: NoRoomForLetters) -> None:
+        """Letters have no room: says so wherever a person looks, until a later try finds some."""
+        if not self._no_room:
+            log.error("%s: nothing more is delivered: %s; try: %s", self._sink.name, exc, exc.hint)
+        self._no_room = True
+        self._progress.no_room(f"{exc}; try: {exc.hint}", self._now_ns())
+        self._refresh_state()
+
+    def _end_hold(self) -> None:
+        if self._no_room:
+            self._no_room = False
+            self._progress.no_room("", self._now_ns())
+            self._refresh_state()
+
     def _refresh_state(self) -> None:
-        if self._writer.holding:
+        if self._writer.holding or self._no_room:
             state = SinkState.HOLDING
         elif self._writer.retrying:
             state = SinkState.RETRYING

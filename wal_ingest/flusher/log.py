@@ -61,6 +61,7 @@ class State(Protocol):
     def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter]) -> None:
         """Moves the cursor and parks the letters in one durable transaction. Blocks on the disk.
 
-        Whatever it raises is final for this process: what reached the disk is unknown.
+        Raises `NoRoomForLetters` where the letters have no room: nothing was written, it may be tried again. Whatever
+        else it raises is final for this process: what reached the disk is unknown.
         """
         ...

@@ -41,7 +41,8 @@ class Settled:
 class _Mark:
     """A run of entries: how much of it is settled.
 
-    `parts` are those of its batch; `done` are the settled points of a run that is settled in part.
+    `parts` are those of its batch; `done` are the settled points of a run that is settled in part. `before` is the
+    cursor before the run, once it is passed.
     """
 
     run: Run
@@ -50,6 +51,7 @@ class _Mark:
     parked: int = 0
     held_bytes: int = 0
     passed: bool = False
+    before: Cursor | None = None
     done: list[Part] = field(default_factory=list)
 
     @property
@@ -204,6 +206,20 @@ class Window:
             self._letters = [each for each in self._letters if id(each[1]) not in gone]
             self._held_bytes -= sum(map(_letter_bytes, letters))
 
+    def not_committed(self) -> Cursor | None:
+        """What `pending` offered could not be stored for want of room for its letters; it will offer it again.
+
+        Returns the cursor up to the first of the letters, which can be committed without any; None where that is no
+        further than the durable one, or is not to be had because the durable one describes points ahead of it.
+        """
+        self._changed = True
+        if self.durable.ahead or self._prior_ahead:
+            return None
+        passed = [mark for mark, _ in self._letters if mark.passed]
+        first = min(passed, key=lambda mark: mark.run.first_seq, default=None)
+        cursor = self._passed if first is None or first.before is None else first.before
+        return replace(cursor, learnt=self._learnt) if cursor.seq > self.durable.seq else None
+
     def learn(self, learnt: str) -> None:
         """Has the cursor carry what was learnt of the sink."""
         self._learnt = learnt
@@ -223,6 +239,7 @@ class Window:
         for mark in self._marks[:count]:
             run = mark.run
             mark.passed = True
+            mark.before = self._passed
             self._passed = self._passed.passed(
                 seq=run.last_seq,
                 points_after=run.points_after,

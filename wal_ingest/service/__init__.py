@@ -105,7 +105,12 @@ class Service:
         data_dir = Path(self._settings.server.data_dir)
         self._warn_of_open_address()
         try:
-            store = Store(data_dir, self._settings.wal, now_ns=time.time_ns)
+            store = Store(
+                data_dir,
+                self._settings.wal,
+                now_ns=time.time_ns,
+                letters_bytes_max=self._settings.flusher.dead_letters_bytes_max,
+            )
         except BaseException:
             for sock in self._sockets:
                 sock.close()
@@ -141,6 +146,8 @@ class Service:
             _log.error("points are missing", points=points, first_seq=first_seq, last_seq=last_seq)
         for name in store.overtaken:
             _log.error("the log begins behind the sink's cursor, as with an old state file", sink=name)
+        for path in store.state.letters_set_aside:
+            _log.error("dead letters that the state file does not know are set aside", path=str(path))
         if store.state_trouble:
             _log.error("every sink starts again at the oldest entry kept", reason=store.state_trouble)
         for disagreement in disagreements(store.state.cursors(), store.wal.segments()):

@@ -74,10 +74,13 @@ class Numbers:
             "disk_free_bytes": watch.disk_free_bytes,
             "disk_free_bytes_min": limits.free_disk_bytes_min,
             "disk_full_in_seconds": _or_never(watch.history.disk_full_in_s()),
+            "dead_letters_bytes": self.store.state.letter_bytes,
+            "dead_letters_bytes_max": self.store.state.letter_limits.bytes_max,
             "sink_accepted_points": count(lambda account: account.accepted),
             "sink_confirmed_points": count(lambda account: account.delivered),
             "sink_parked_points": each(lambda sink: sink.parked_points),
             "sink_dead_letters": count(lambda account: account.parked),
+            "sink_letters_without_room": each(lambda sink: float(sink.no_room)),
             "sink_given_up_points": count(lambda account: account.given_up),
             "sink_skipped_points": each(lambda sink: sink.cursor.skipped),
             "sink_expired_points": each(lambda sink: sink.cursor.expired),
@@ -136,6 +139,7 @@ class Numbers:
                         self._lag_s(sink),
                         self._catch_up_s(sink),
                         accounts[sink.name],
+                        sink.no_room,
                     )
                     for sink in sinks
                 ],
@@ -166,7 +170,7 @@ class Numbers:
                 "waiting_points": accounts[status.name].waiting,
                 "parked_points": accounts[status.name].parked,
             }
-            if condition_of(status.state.value).level is not Level.GOOD:
+            if condition_of(status.state.value, no_room=status.no_room).level is not Level.GOOD:
                 details[status.name] |= {"since": _iso(status.since_ns), "reason": status.last_error}
         return {
             "sinks": details,
@@ -206,6 +210,8 @@ class Numbers:
                 "entries_per_commit": _rounded(commits.entries_per_commit),
             },
             "wal": self._wal(sinks),
+            "dead_letters_bytes": self.store.state.letter_bytes,
+            "dead_letters_bytes_max": self.store.state.letter_limits.bytes_max,
             "sinks": [self._sink(sink, accounts[sink.name]) for sink in sinks],
             "errors": [
                 {"at": _iso(seen.at_ns), "source": seen.source, "message": seen.message}
@@ -253,7 +259,7 @@ class Numbers:
         }
 
     def _sink(self, sink: SinkStatus, account: Account) -> dict[str, object]:
-        condition = condition_of(sink.state.value)
+        condition = condition_of(sink.state.value, no_room=sink.no_room)
         return {
             "name": sink.name,
             "state": sink.state.value,
@@ -263,6 +269,7 @@ class Numbers:
             "since": _iso(sink.since_ns),
             "last_error": sink.last_error,
             "last_error_at": _iso(sink.last_error_ns) if sink.last_error_ns else None,
+            "no_room_for_letters": sink.no_room,
             "waiting_points": account.waiting,
             "lag_s": _rounded(self._lag_s(sink)),
             "confirmed_points": sink.cursor.confirmed,

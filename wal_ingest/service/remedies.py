@@ -87,6 +87,20 @@ CONDITIONS: Mapping[str, Condition] = MappingProxyType(
 )
 
 
-def condition_of(state: str) -> Condition:
-    """What a state means. One that is not in the table is never good."""
+# In place of "holding" where it is not the sink that is wrong.
+NO_ROOM = Condition(
+    Level.BAD,
+    "is held, as its dead letters have no room",
+    "no room for its dead letters, an operator must act",
+    Remedy(
+        "See why they were refused, then export, retry or drop them:",
+        "wal-ingest dead-letters list --sink {sink}",
+    ),
+)
+
+
+def condition_of(state: str, *, no_room: bool = False) -> Condition:
+    """What a state means, `no_room` with that for dead letters. One that is not in the table is never good."""
+    if no_room and state == "holding":
+        return NO_ROOM
     return CONDITIONS.get(state) or Condition(Level.ATTENTION, f"is {state}")

@@ -51,7 +51,10 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class SinkFacts:
-    """A sink: its state and for how long in seconds, its lag, its estimate (None: none), its account."""
+    """A sink: its state and for how long in seconds, its lag, its estimate (None: none), its account.
+
+    `no_room` says that it is holding because its dead letters have no room.
+    """
 
     name: str
     state: str
@@ -59,6 +62,7 @@ class SinkFacts:
     lag_s: float
     catch_up_s: float | None
     account: Account
+    no_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +202,14 @@ def _refusal_text(status: int) -> str:
 
 def _troubled(facts: Facts) -> Iterator[_Finding]:
     for sink in facts.sinks:
-        condition = condition_of(sink.state)
+        condition = condition_of(sink.state, no_room=sink.no_room)
         waiting = sink.account.waiting
         if condition.level is not Level.GOOD:
             waits = f", {points_text(waiting)} wait{'s' if waiting == 1 else ''}" if waiting else ""
             yield _Finding(
                 condition.level,
                 f"{sink.name} {condition.says} for {duration_text(sink.state_s)}{waits}",
-                f"{sink.name} {sink.state}",
+                f"{sink.name} {sink.state}{' no room' if sink.no_room else ''}",
                 condition.remedy.of(sink.name) if condition.remedy else None,
                 delivery=True,
             )
@@ -252,13 +256,14 @@ def _damage(facts: Facts) -> Iterator[_Finding]:
 def _not_delivered(facts: Facts) -> Iterator[_Finding]:
     for sink in facts.sinks:
         if sink.account.parked:
+            remedy = Remedy(
+                "See why, then retry or drop them:", f"wal-ingest dead-letters list --sink {sink.name}"
+            )
             yield _Finding(
                 Level.ATTENTION,
                 f"{points_text(sink.account.parked)} of {sink.name} parked",
                 f"{sink.name} parked",
-                Remedy(
-                    "See why, then retry or drop them:", f"wal-ingest dead-letters list --sink {sink.name}"
-                ),
+                None if sink.no_room else remedy,  # said already
             )
     recent = facts.given_up_s is not None and facts.given_up_s < GIVEN_UP_S
     for sink in facts.sinks:

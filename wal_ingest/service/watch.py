@@ -24,8 +24,9 @@ from wal_ingest.settings import WalSettings
 from wal_ingest.wal.letters import LetterGroup
 from wal_ingest.wal.log import Wal
 from wal_ingest.wal.segment import read_entry
+from wal_ingest.wal.space import free_disk_bytes
 from wal_ingest.wal.store import Store
-from wal_ingest.wal.writer import Writer, free_disk_bytes
+from wal_ingest.wal.writer import Writer
 
 LOOK_S = 1.0
 # Dead letters are counted by reason; that takes the state's lock for a moment.

@@ -1,4 +1,4 @@
-"""Dead letters as records of the state file, and in groups by their reason. Pure.
+"""Dead letters as records of the state file (see `letter_store`), and in groups by their reason. Pure.
 
 A letter's key is `letter/<sink>/<number, 20 digits>`. Numbers rise; after letters were removed a later life of the
 process may give the highest ones out again, so whoever names a letter says its seq and time as well (`LetterId`).
@@ -23,6 +23,7 @@ LETTER = b"letter/"
 GROUPS_MAX = 200
 OTHER_REASONS = "(other reasons)"
 UNREADABLE = "(the dead letter itself is damaged)"
+NOT_COUNTED = "(not counted by reason: the disk has no room to compress these)"
 
 # What makes two answers to the same mistake differ: a line that is quoted, a time, a number of more than three digits.
 _QUOTED = re.compile(r"""(["'`])([^"'`]*)\1""")
@@ -161,26 +162,15 @@ class LetterGroups:
     def add(self, letters: Iterable[DeadLetter]) -> None:
         """Counts letters in."""
         for letter in letters:
-            key = self._key(letter)
-            points, last_ns = self._groups.get(key, (0, 0))
-            self._groups[key] = points + 1, max(last_ns, letter.parked_ns)
+            self.add_counted(letter.sink, reason_group(letter.reason), 1, letter.parked_ns)
 
-    def remove(self, letters: Iterable[DeadLetter]) -> None:
-        """Counts letters out that were counted in."""
-        for letter in letters:
-            key = self._key(letter)
-            points, last_ns = self._groups[key]
-            self._groups[key] = points - 1, last_ns
-            if points == 1:
-                del self._groups[key]
-
-    def _key(self, letter: DeadLetter) -> tuple[str, str]:
-        key = letter.sink, reason_group(letter.reason)
-        other = letter.sink, OTHER_REASONS
-        # Once a reason was counted with the others it stays there, so that counting it out finds it again.
-        if key in self._groups or (len(self._groups) < GROUPS_MAX and other not in self._groups):
-            return key
-        return other
+    def add_counted(self, sink: str, group: str, points: int, last_ns: int) -> None:
+        """Counts letters in that were counted already: so many of a sink and a group, the latest of that time."""
+        key = sink, group
+        if key not in self._groups and len(self._groups) >= GROUPS_MAX:
+            key = sink, OTHER_REASONS
+        counted, latest_ns = self._groups.get(key, (0, 0))
+        self._groups[key] = counted + points, max(latest_ns, last_ns)
 
     def listed(self) -> list[LetterGroup]:
         """The groups, the largest first."""

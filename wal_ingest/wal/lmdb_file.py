@@ -12,6 +12,7 @@ keeps pages from being reused, and the file grows without bound.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ import lmdb.verify
 from wal_ingest.errors import SectorUnreadable, StorageFailed, WalDamaged
 from wal_ingest.wal.directory import FILE_MODE, open_unlinked, reason_of
 from wal_ingest.wal.lmdb_pages import read_bytes
+from wal_ingest.wal.space import free_disk_bytes
 
 # 0.9.x, data format 1: what every LMDB tool can read.
 _LIB_VERSION = 0
@@ -31,6 +33,9 @@ _LIB_VERSION = 0
 _LOCK_FILE_BYTES = 8192
 
 _CHUNK_BYTES = 1 << 20
+
+# A disk with less than this cannot take another commit.
+_FULL_BYTES = 64 << 10
 
 # MDB_PANIC is none of these: it says that a write failed before, and nothing of what is on disk.
 _DAMAGE = (
@@ -112,6 +117,20 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
 
+    def copy(self, path: Path) -> None:
+        """Writes a copy without the free pages, synced; the caller syncs the directory. Raises `StorageFailed`."""
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            try:
+                self._env.copyfd(fd, compact=True)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+        except OSError as exc:
+            raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
+
     def sync(self) -> None:
         """Makes durable what a process that was killed may have left in the page cache only."""
         try:
@@ -149,6 +168,16 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
 
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the pages that hold something now: what `used_bytes` would be if nothing were free in between."""
+        try:
+            stat = self._env.stat()
+        except lmdb.Error as exc:
+            raise self._translated(exc) from exc
+        pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * self._page_bytes
+
     def free_stale_readers(self) -> int:
         """Frees the reader slots of processes that were killed while they read; returns how many."""
         try:
@@ -164,7 +193,16 @@ class LmdbFile:
         if isinstance(exc, _DAMAGE):
             return WalDamaged(self.path, str(exc))
         # Errors that py-lmdb raises by itself carry no number.
-        return StorageFailed(self.path, str(exc), number=getattr(exc, "code", 0))
+        number = getattr(exc, "code", 0)
+        # LMDB calls a write that was cut short an I/O error, whatever cut it short.
+        full = number == errno.EIO and _is_full(self.path)
+        return StorageFailed(self.path, f"{exc}, as the disk is full" if full else str(exc), number=number)
+
+
+def _is_full(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return free_disk_bytes(path.parent) < _FULL_BYTES
+    return False
 
 
 def lock_path(path: Path) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from wal_ingest.errors import DiskFull, StorageFailed
 
 _KEEP_SIZE = 1
+_PUNCH_HOLE = 2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 _NOT_HERE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -34,18 +35,39 @@ def is_no_descriptors(number: int) -> bool:
     return number in _NO_DESCRIPTORS
 
 
-def _fallocate() -> Callable[[int, int], int]:
+def free_disk_bytes(path: Path) -> int:
+    """Bytes that this user may still write on the disk that holds `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+def _fallocate() -> Callable[[int, int, int, int], int]:
     library = ctypes.CDLL(None, use_errno=True)
     offset_t = ctypes.c_int64
     library.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, offset_t, offset_t)
 
-    def hold(fd: int, length: int) -> int:
-        return 0 if library.fallocate64(fd, _KEEP_SIZE, 0, length) == 0 else ctypes.get_errno()
+    def call(fd: int, mode: int, offset: int, length: int) -> int:
+        return 0 if library.fallocate64(fd, mode, offset, length) == 0 else ctypes.get_errno()
 
-    return hold
+    return call
 
 
-_hold = _fallocate()
+_call = _fallocate()
+
+
+def _hold(fd: int, length: int) -> int:
+    return _call(fd, _KEEP_SIZE, 0, length)
+
+
+def hold_space(fd: int, length: int) -> int:
+    """Sees to it that a file may grow to `length` bytes: an error number, 0 where it may or nobody can tell."""
+    number = _hold(fd, length)
+    return 0 if number in _NOT_HERE else number
+
+
+def punch_hole(fd: int, offset: int, length: int) -> int:
+    """Gives back the space of a range of a file, which reads as zeros then: an error number, 0 where it worked."""
+    return _call(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
 
 
 class Reserve:
@@ -82,7 +104,9 @@ class Reserve:
 
     def close(self) -> None:
         """Lets go of the file; what is held stays held."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def give_back(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`state.lmdb`: the node's identity, each sink's cursor, the dead letters, and the checkpoint of streams.
+"""`state.lmdb`: the node's identity, each sink's cursor, where dead letters are, and the checkpoint of streams.
 
 Invariants:
 
@@ -8,10 +8,12 @@ Invariants:
 
 | key | value (JSON) |
 |---|---|
-| `format` | the format's version, 1 |
+| `format` | the format's version: 1, or 2 while there are files of dead letters |
 | `node` | `{"wal_id": uuid, "created_ns": n}` |
 | `cursor/<sink>` | a Cursor |
-| `letter/<sink>/<20-digit number>` | a DeadLetter |
+| `letter/<sink>/<20-digit number>` | a DeadLetter (see `letter_store`) |
+| `letter_block/<sink>/<20-digit number>` | a BlockRecord: dead letters in a file |
+| `letter_file/<20-digit number>` | that there is, or may be, such a file |
 | `trouble/<sink>` | a Trouble, while there is one |
 | `pause/<sink>` | `{"since_ns": n}`, while an operator has the sink paused |
 | `required/<sink>` | a Requirement: whether segments wait for the sink (see `required`) |
@@ -22,7 +24,7 @@ Invariants:
 
 Losing this file loses no point that waits: every sink starts again at the oldest entry kept, and what it had is
 written a second time, which changes nothing. It does lose the dead letters whose segments are gone; a damaged file
-is therefore set aside whole.
+is therefore set aside whole, and so are the files of dead letters that a new one does not know.
 """
 
 from __future__ import annotations
@@ -31,41 +33,56 @@ import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from wal_ingest.errors import DiskFull, UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.directory import remove, rename, sync_directory
 from wal_ingest.wal.extent import KEY_EXTENT, LOST, Extent, LostRange, lost_key
+from wal_ingest.wal.letter_blocks import Block, block_key, blocks_prefix, decode_record
+from wal_ingest.wal.letter_files import LETTERS_DIR
+from wal_ingest.wal.letter_reading import Piece, cluster, in_order
+from wal_ingest.wal.letter_room import LetterLimits
+from wal_ingest.wal.letter_store import (
+    FORMAT_BLOCKS,
+    FORMAT_RECORDS,
+    PIECE_LETTERS,
+    LetterStore,
+    add_to_groups,
+    decoded_records,
+    read_block,
+)
 from wal_ingest.wal.letters import (
     LetterGroup,
     LetterGroups,
     LetterId,
-    counted_letter,
-    decode_letter,
-    encode_letter,
-    id_of,
     letter_key,
+    letter_number,
     letters_prefix,
 )
 from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.required import REQUIRED, Requirement
-from wal_ingest.wal.space import Reserve
+from wal_ingest.wal.space import Reserve, free_disk_bytes, is_no_space
 
 STATE_NAME = "state.lmdb"
-_VERSION = b"1"
+_VERSION = FORMAT_RECORDS
+_VERSIONS = (FORMAT_RECORDS, FORMAT_BLOCKS)
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
 _READ_BYTES = 1 << 20
-# Dead letters that are read of one state of the file: few enough that a node at work does not overtake the reading.
-_LETTERS_AT_ONCE = 500
+# A file with more than this, three quarters of it free pages, is written anew at a start: as after letters that were
+# records became blocks. LMDB itself never gives space back.
+_COMPACT_BYTES = 16 << 20
 # Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
 _RESERVE_BYTES = 8 << 20
 _PAGE_BYTES = 4096
+# Where what was set aside is; `store` has the log there.
+_DAMAGED_DIR = "wal/damaged"
 
 _KEY_FORMAT = b"format"
 _KEY_NODE = b"node"
@@ -115,40 +132,78 @@ def read_state(path: Path) -> StateView:
     return snapshot(path, _view)
 
 
-def read_dead_letters(path: Path, sink: str) -> list[DeadLetter]:
+def read_dead_letters(path: Path, sink: str) -> Iterator[DeadLetter]:
     """A sink's dead letters, oldest first, read as `read_state` reads, some at a time. Raises as that does."""
+    wal_id = read_state(path).wal_id
+
+    def piece(after: int) -> Piece:
+        return snapshot(path, lambda reader: _piece(reader, sink, after))
+
+    return in_order(piece, lambda block: read_block(path.parent / LETTERS_DIR, wal_id, block))
+
+
+def _piece(reader: PageReader, sink: str, after: int) -> Piece:
+    blocks = cluster(_blocks_in(reader, sink, after + 1))
+    if blocks:
+        return Piece(blocks)
+    # Few at once, so that a node at work does not overtake the reading.
+    items = _some_letters(sink, after + 1, reader)
+    return Piece(letters=decoded_records(reader.path, sink, items))
+
+
+def read_letter_groups(path: Path, sinks: Iterable[str]) -> LetterGroups:
+    """How many dead letters some sinks have for which reason, as `State.letter_groups`. Raises as `read_state`."""
+
+    groups = LetterGroups()
+    for sink in sinks:
+        add_to_groups(groups, sink, snapshot(path, partial(_all_blocks, sink)), (), 0)
+        number = 0
+        # Some at once, as there are very many in a directory that no start has changed yet.
+        while items := snapshot(path, partial(_some_letters, sink, number)):
+            add_to_groups(groups, sink, (), items, len(items))
+            number = letter_number(items[-1][0]) + 1
+    return groups
+
+
+def _all_blocks(sink: str, reader: PageReader) -> list[Block]:
+    return list(_blocks_in(reader, sink, 0))
+
+
+def _some_letters(sink: str, number: int, reader: PageReader) -> list[Item]:
+    return list(itertools.islice(_letters_in(reader, sink, number), PIECE_LETTERS))
+
+
+def _letters_in(reader: PageReader, sink: str, number: int) -> Iterator[Item]:
     prefix = letters_prefix(sink)
-    found: list[DeadLetter] = []
-    key = prefix
-
-    def letters(reader: PageReader) -> list[Item]:
-        items = itertools.takewhile(lambda item: item[0].startswith(prefix), reader.items_from(key))
-        return list(itertools.islice(items, _LETTERS_AT_ONCE))
-
-    while items := snapshot(path, letters):
-        found += [_decoded(path, sink, item) for item in items]
-        key = items[-1][0] + b"\0"
-    return found
+    return itertools.takewhile(
+        lambda item: item[0].startswith(prefix), reader.items_from(letter_key(sink, number))
+    )
 
 
-def _decoded(path: Path, sink: str, item: Item) -> DeadLetter:
-    try:
-        return decode_letter(sink, *item)
-    except msgspec.DecodeError as exc:
-        raise WalDamaged(path, f"a dead letter cannot be read: {exc}") from exc
+def _blocks_in(reader: PageReader, sink: str, number: int) -> Iterator[Block]:
+    prefix = blocks_prefix(sink)
+    for key, value in reader.items_from(block_key(sink, number)):
+        if not key.startswith(prefix):
+            return
+        try:
+            yield decode_record(key, value)
+        except (msgspec.DecodeError, ValueError) as exc:
+            raise WalDamaged(reader.path, f"a record cannot be read: {exc}") from exc
 
 
 def check_state(path: Path) -> None:
     """Verifies a state file before LMDB's engine is trusted with it. Raises as `read_state` does."""
-    read_state(path)
+    view = read_state(path)
+    snapshot(path, lambda reader: [list(_blocks_in(reader, sink, 0)) for sink in view.cursors])
     verify(path)
 
 
 def _view(reader: PageReader) -> StateView:
     version, node = reader.get(_KEY_FORMAT), reader.get(_KEY_NODE)
-    if version is not None and version != _VERSION:
+    if version is not None and version not in _VERSIONS:
         raise UnknownFormatVersion(
-            reader.path, f"state format version {version!r} is not known to this program ({_VERSION!r} is)"
+            reader.path,
+            f"state format version {version!r} is not known to this program ({_VERSIONS[-1]!r} is the latest)",
         )
     if node is None:
         raise WalDamaged(reader.path, "it holds no identity")
@@ -199,42 +254,121 @@ def _make(path: Path, node: _Node) -> None:
 class State:
     """The state file of one data directory. `commit_cursor` may be called on any thread."""
 
-    def __init__(self, data_dir: Path, *, now_ns: int, adopt: uuid.UUID | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        now_ns: int,
+        adopt: uuid.UUID | None = None,
+        limits: LetterLimits | None = None,
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
+    ) -> None:
         """Opens the file, or makes it: with the identity `adopt`, or a new one when that is None.
 
-        The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
+        `limits` are for dead letters; `free_bytes` tells how much of the disk is free, an argument so that tests can
+        fill a disk. The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
         """
         self.path = data_dir / STATE_NAME
+        self.letter_limits = limits or LetterLimits()
+        self._free_bytes = free_bytes
         new = data_dir / f"{STATE_NAME}.new"
         remove(new)  # a crash kept it from ever being the state
         if not self.path.exists():
             _make(new, _Node(adopt or uuid.uuid4(), now_ns))
             rename(new, self.path)
-        self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES)
         self._mutex = threading.Lock()
+        self._open()
+        try:
+            sync_directory(data_dir)
+            view = read_state(self.path)
+            self.wal_id = view.wal_id
+            self._cursors = view.cursors
+            self._troubles = view.troubles
+            self._pauses = view.pauses
+            self._requirements = view.requirements
+            self.extent = view.extent
+            self.lost = view.lost
+            self.streams_seq = view.streams_seq
+            self._letters = self._open_letters(now_ns)
+            self._letters.pack()
+            if self._is_mostly_free() and self._write_anew(new):
+                self._letters = self._open_letters(now_ns)
+            self._hold_space()
+        except BaseException:
+            self._reserve.close()
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        self._file = LmdbFile(self.path, map_bytes=_MAP_BYTES)
         self._file.sync()  # see the WAL's opening: a kill -9 may have left this undone
         self._file.free_stale_readers()
-        sync_directory(data_dir)
-        view = read_state(self.path)
-        self.wal_id = view.wal_id
-        self._cursors = view.cursors
-        self._letter_counts = {name: self._last_letter(name) for name in self._cursors}
-        self._troubles = view.troubles
-        self._pauses = view.pauses
-        self._requirements = view.requirements
-        self.extent = view.extent
-        self.lost = view.lost
-        self.streams_seq = view.streams_seq
-        self._groups: LetterGroups | None = None
         self._reserve = Reserve(self.path)
-        self._hold_space()
+
+    def _open_letters(self, now_ns: int) -> LetterStore:
+        return LetterStore(
+            self.path.parent,
+            self._file,
+            self.wal_id,
+            self._cursors,
+            limits=self.letter_limits,
+            now_ns=now_ns,
+            damaged_dir=self.path.parent / _DAMAGED_DIR,
+            free_bytes=self._free_bytes,
+            hold=self._hold_more,
+        )
+
+    def _is_mostly_free(self) -> bool:
+        return self._file.used_bytes > _COMPACT_BYTES and self._file.live_bytes < self._file.used_bytes // 4
+
+    def _write_anew(self, new: Path) -> bool:
+        """Puts a copy without free pages in the file's place; false where the disk has no room for one.
+
+        Nothing is written meanwhile, so the copy is the file: a crash before the rename leaves the old one, after it
+        the new one.
+        """
+        try:
+            self._file.copy(new)
+            check_state(new)
+        except StorageFailed as exc:
+            remove(new)
+            if not is_no_space(exc.number):
+                raise
+            return False
+        self._letters.close()
+        self._reserve.close()
+        self._file.close()
+        rename(new, self.path)
+        sync_directory(self.path.parent)
+        self._open()
+        return True
+
+    def _hold_more(self, more_bytes: int) -> None:
+        """Sees to it that letters' records of so many bytes fit in. Raises `DiskFull`: nothing was written then."""
+        # Values fill their pages badly at worst by half, and a page that is changed is written anew.
+        wanted = self._file.used_bytes + 2 * more_bytes + 64 * _PAGE_BYTES
+        if wanted > self._reserve.held_bytes:
+            self._check_floor(wanted - self._reserve.held_bytes)
+            self._reserve.hold(wanted, step=0)
+
+    def _check_floor(self, more_bytes: int) -> None:
+        self.letter_limits.check_disk(more_bytes=more_bytes, free_bytes=self._free_bytes(self.path.parent))
 
     def _hold_space(self) -> None:
         """Keeps room for cursors and dead letters, so that a full disk does not keep the WAL from draining."""
-        used = self._file.used_bytes
-        if used + _RESERVE_BYTES > self._reserve.held_bytes:
-            with contextlib.suppress(DiskFull):  # there is room for the next one at least, as for this one
-                self._reserve.hold(used + _RESERVE_BYTES, step=_RESERVE_BYTES)
+        # Free pages within the file are written to before it grows: letters that went left some.
+        wanted = max(self._file.used_bytes, self._file.live_bytes + _RESERVE_BYTES)
+        if wanted <= self._reserve.held_bytes:
+            return
+        step = _RESERVE_BYTES
+        try:
+            self._check_floor(2 * _RESERVE_BYTES)
+        except DiskFull:
+            if self._reserve.held_bytes:
+                return  # letters took some of it: more is held for them above their floor only
+            step = 0
+        with contextlib.suppress(DiskFull):  # there is room for the next one at least, as for this one
+            self._reserve.hold(wanted, step=step)
 
     # -- cursors ---------------------------------------------------------------------------------------
 
@@ -249,24 +383,30 @@ class State:
     def commit_cursor(self, sink: str, cursor: Cursor, letters: Sequence[DeadLetter] = ()) -> None:
         """Makes a cursor and the dead letters that it passes durable, together.
 
-        Raises `StorageFailed`: final for this process. ValueError when the cursor would move back.
+        Raises `StorageFailed`: final for this process. `NoRoomForLetters` where the letters have no room: nothing
+        was written then, and the same may be tried again. ValueError when the cursor would move back.
         """
         with self._mutex:
             present = self._cursors.get(sink)
             if present is not None and cursor.seq < present.seq:
                 raise ValueError(f"the cursor of {sink} cannot move back from {present.seq} to {cursor.seq}")
-            number = self._letter_counts.get(sink, 0)
-            puts: list[Item] = [(_CURSOR + sink.encode(), msgspec.json.encode(cursor))]
-            puts += [
-                (letter_key(sink, number + offset), encode_letter(letter))
-                for offset, letter in enumerate(letters, 1)
-            ]
-            self._file.write(puts)
+            # Letters that go into blocks are on disk by then; the transaction is what counts.
+            change = self._letters.park(sink, letters)
+            record = (_CURSOR + sink.encode(), msgspec.json.encode(cursor))
+            self._file.write([record, *change.puts], change.deletes)
             self._hold_space()
             self._cursors[sink] = cursor
-            self._letter_counts[sink] = number + len(letters)
-            if self._groups is not None:
-                self._groups.add(letters)
+            change.done()
+
+    @property
+    def letter_bytes(self) -> int:
+        """Bytes that dead letters take on disk."""
+        return self._letters.used_bytes
+
+    @property
+    def letters_set_aside(self) -> Sequence[Path]:
+        """Files of dead letters that the state file did not know at the opening, where they are now."""
+        return self._letters.set_aside
 
     def note_trouble(self, sink: str, trouble: Trouble | None) -> None:
         """Remembers what keeps a sink from taking points, or (None) that nothing does any more.
@@ -326,25 +466,14 @@ class State:
         cursor. Raises `StorageFailed`.
         """
         with self._mutex:
-            found = [letter for each in ids if (letter := self._letter(sink, each)) is not None]
-            if found:
-                cursor = self._cursors[sink].without_letters(len(found), written=written)
-                self._file.write(
-                    [(_CURSOR + sink.encode(), msgspec.json.encode(cursor))],
-                    [letter_key(sink, letter.number) for letter in found],
-                )
+            change = self._letters.remove(sink, ids)
+            if change.letters:
+                cursor = self._cursors[sink].without_letters(change.letters, written=written)
+                record = (_CURSOR + sink.encode(), msgspec.json.encode(cursor))
+                self._file.write([record, *change.puts], change.deletes)
                 self._cursors[sink] = cursor
-                if self._groups is not None:
-                    self._groups.remove(found)
-        return len(found)
-
-    def _letter(self, sink: str, wanted: LetterId) -> DeadLetter | None:
-        key = letter_key(sink, wanted.number)
-        items = self._file.read_from(key, bytes_max=1, items_max=1)
-        if not items or items[0][0] != key:
-            return None
-        letter = _decoded(self.path, sink, items[0])
-        return letter if id_of(letter) == wanted else None
+                change.done()
+        return change.letters
 
     # -- the log's extent ------------------------------------------------------------------------------
 
@@ -396,39 +525,23 @@ class State:
 
         Raises `WalDamaged` when one of them cannot be read.
         """
-        return (_decoded(self.path, sink, item) for item in self.records(letters_prefix(sink)))
 
-    def _last_letter(self, sink: str) -> int:
-        """The number of the sink's newest dead letter, or 0: a search by halves over the keys."""
-        low, high = 0, 1
-        while self._has_letter_from(sink, high):
-            low, high = high, high * 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._has_letter_from(sink, middle):
-                low = middle
-            else:
-                high = middle
-        return low
+        def piece(after: int) -> Piece:
+            with self._mutex:
+                return self._letters.piece(sink, after)
 
-    def _has_letter_from(self, sink: str, number: int) -> bool:
-        items = self._file.read_from(letter_key(sink, number), bytes_max=1, items_max=1)
-        return bool(items) and items[0][0].startswith(letters_prefix(sink))
+        return in_order(piece, self._letters.read)
 
     def letter_groups(self) -> list[LetterGroup]:
-        """How many dead letters there are for which reason, the most first. Counts all of them the first time.
+        """How many dead letters there are for which reason, the most first. Reads a bounded number of records.
 
         One that cannot be read is counted too: it must not keep anybody from counting the others.
         """
         with self._mutex:
-            if self._groups is None:
-                groups = LetterGroups()
-                for sink in self._cursors:
-                    groups.add(counted_letter(sink, *item) for item in self.records(letters_prefix(sink)))
-                self._groups = groups
-            return self._groups.listed()
+            return self._letters.groups()
 
     def close(self) -> None:
         """Unmaps the file."""
+        self._letters.close()
         self._reserve.close()
         self._file.close()

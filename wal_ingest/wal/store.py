@@ -25,7 +25,7 @@ from wal_ingest.errors import (
     WalDamaged,
     WalFull,
 )
-from wal_ingest.settings import WalSettings
+from wal_ingest.settings import FlusherSettings, WalSettings
 from wal_ingest.wal.checkpoint import Checkpoint, read_through
 from wal_ingest.wal.cursor import Cursor, DeadLetter, open_in
 from wal_ingest.wal.directory import DirectoryLock, make_directory, sync_directory
@@ -40,6 +40,7 @@ from wal_ingest.wal.extent import (
     missing_ends,
     set_aside_starts,
 )
+from wal_ingest.wal.letter_room import LetterLimits
 from wal_ingest.wal.log import Wal
 from wal_ingest.wal.recovery import DAMAGED_DIR, SetAside, end_after
 from wal_ingest.wal.required import Presence, Requirement, at_start
@@ -53,8 +54,15 @@ WAL_DIR = "wal"
 class Store:
     """One data directory, held by this process alone: `state` and `wal` until `close`."""
 
-    def __init__(self, data_dir: Path, settings: WalSettings, *, now_ns: Callable[[], int]) -> None:
-        """Opens or begins a data directory.
+    def __init__(
+        self,
+        data_dir: Path,
+        settings: WalSettings,
+        *,
+        now_ns: Callable[[], int],
+        letters_bytes_max: int | None = None,
+    ) -> None:
+        """Opens or begins a data directory; `letters_bytes_max` is `flusher.dead_letters_bytes_max`, or its default.
 
         `state_trouble` says afterwards what was wrong with the state file, or is empty; `overtaken` names the sinks
         whose cursors are from before the oldest entry kept, as in an old state file; `missing` are the entries that
@@ -68,7 +76,8 @@ class Store:
         self._now_ns = now_ns
         self._extent_mutex = threading.Lock()
         self._lock = DirectoryLock(data_dir)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.close)
             wal_dir = data_dir / WAL_DIR
             self.state_trouble = _set_damaged_state_aside(data_dir)
             adopt = None
@@ -76,7 +85,12 @@ class Store:
                 adopt = _identity_in(wal_dir)
                 if adopt is not None and not self.state_trouble:
                     self.state_trouble = "the state file was missing"
-            self.state = State(data_dir, now_ns=now_ns(), adopt=adopt)
+            limits = LetterLimits(
+                FlusherSettings().dead_letters_bytes_max if letters_bytes_max is None else letters_bytes_max,
+                settings.free_disk_bytes_min // 2,
+            )
+            self.state = State(data_dir, now_ns=now_ns(), adopt=adopt, limits=limits)
+            undo.callback(self.state.close)
             cursors = self.state.cursors().values()
             through = read_through(self.state)
             passed = [cursor.seq for cursor in cursors] + ([through.seq] if through is not None else [])
@@ -105,9 +119,7 @@ class Store:
             self._save_positions_before_drop = self.wal.before_drop
             self.wal.before_drop = self._before_drop
             self.wal.begun = self._note_extent
-        except BaseException:
-            self._lock.close()
-            raise
+            undo.pop_all()
 
     def _note_missing(self, extent: Extent | None, *, open_is_there: bool) -> list[LostRange]:
         """What is in no file though it should be: written down, and returned."""

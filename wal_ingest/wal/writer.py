@@ -19,7 +19,6 @@ because the sender was told nothing and will send them again.
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections import deque
@@ -44,6 +43,7 @@ from wal_ingest.errors import (
 from wal_ingest.settings import WalSettings
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.log import Appended, Wal
+from wal_ingest.wal.space import free_disk_bytes
 
 # What a sender is told to wait when the WAL is full: draining takes longer than a commit.
 _FULL_RETRY_AFTER_S = 10
@@ -118,12 +118,6 @@ class _SealRequest:
     def settle(self) -> None:
         """Wakes whoever wished for it."""
         self.done.set()
-
-
-def free_disk_bytes(path: Path) -> int:
-    """Bytes that this user may still write on the disk that holds `path`."""
-    stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize
 
 
 class Writer:

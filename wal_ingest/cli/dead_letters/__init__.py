@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,7 +19,7 @@ from wal_ingest.errors import ConfigError
 if TYPE_CHECKING:
     from wal_ingest.settings import Settings
     from wal_ingest.wal.cursor import DeadLetter
-    from wal_ingest.wal.letters import LetterId
+    from wal_ingest.wal.letters import LetterGroup, LetterId
 
 app = typer.Typer(
     help="List, show, export, retry and drop the points that a sink refused for good.",
@@ -43,7 +43,7 @@ ReasonOption = Annotated[
 # Points in one gzip member of an export.
 _EXPORT_POINTS = 1_000
 
-# How many letters one removal takes: each stops delivery to the sink for a moment.
+# How many letters one removal takes: each is one transaction, and stops delivery to the sink for a moment.
 _REMOVE_MAX = 20_000
 
 
@@ -62,11 +62,16 @@ def list_letters(
 ) -> None:
     """How many there are, by sink and reason. What differs from point to point is left out of a reason."""
     from wal_ingest.wal.letters import LetterGroups
+    from wal_ingest.wal.state import STATE_NAME, read_letter_groups
 
-    groups = LetterGroups()
     settings = settings_on_disk(config, data_dir=data_dir)
-    for name in _sinks(settings, sink):
-        groups.add(_letters(settings, name, reason))
+    names = _sinks(settings, sink)
+    if reason is None:
+        groups = read_letter_groups(Path(settings.server.data_dir) / STATE_NAME, names)
+    else:
+        groups = LetterGroups()
+        for name in names:
+            groups.add(_letters(settings, name, reason))
     if json:
         print_json(
             [
@@ -159,17 +164,18 @@ def retry(
 
     settings = settings_of_node(config, data_dir=data_dir)
     name = _the_sink(settings, sink)
-    letters = list(_letters(settings, name, reason))
-    if not letters:
+    found = _found(settings, name, reason)
+    if not found.points:
         typer.echo("there are no such dead letters")
         return
-    confirmed, refused = trio.run(write_letters, settings, name, letters, _remove)
+    letters = _letters(settings, name, reason, through=found.last_number)
+    written = trio.run(write_letters, settings, name, letters, found.points, _remove)
     typer.echo(
-        f"{name}: {confirmed:,} of {points_text(len(letters))} written, {len(refused):,} refused again"
+        f"{name}: {written.confirmed:,} of {points_text(found.points)} written, {written.refused:,} refused again"
     )
-    for letter in refused[:3]:
+    for letter in written.examples:
         typer.echo(f"  {letter.line.decode().strip()}: {letter.reason}")
-    if refused:
+    if written.refused:
         raise typer.Exit(FAILED)
 
 
@@ -182,32 +188,53 @@ def drop(
     data_dir: DataDirOption = None,
 ) -> None:
     """Remove them for good. Says which and asks first; they are counted as expired."""
-    from wal_ingest.wal.letters import LetterGroups, id_of
+    from wal_ingest.wal.letters import id_of
 
     settings = settings_on_disk(config, data_dir=data_dir)
     name = _the_sink(settings, sink)
-    letters = list(_letters(settings, name, reason))
-    if not letters:
+    found = _found(settings, name, reason)
+    if not found.points:
         typer.echo("there are no such dead letters")
         return
-    groups = LetterGroups()
-    groups.add(letters)
-    typer.echo(f"{points_text(len(letters))} that {name} refused, kept nowhere else once the log has let go:")
-    for each in groups.listed():
+    typer.echo(f"{points_text(found.points)} that {name} refused, kept nowhere else once the log has let go:")
+    for each in found.groups:
         typer.echo(f"  {each.points:,}: {each.reason}")
     typer.echo("To keep them: wal-ingest dead-letters export FILE.lp.gz")
     confirm("Drop them?", yes=yes)
-    removed = _remove(settings, name, [id_of(letter) for letter in letters], written=False)
+    ids = (id_of(letter) for letter in _letters(settings, name, reason, through=found.last_number))
+    removed = 0
+    while part := list(itertools.islice(ids, _REMOVE_MAX)):
+        removed += _remove(settings, name, part, written=False)
     typer.echo(f"{name}: dropped {points_text(removed)}")
+
+
+class _Found(NamedTuple):
+    """Letters that are meant: how many, for which reasons, and the number of the newest.
+
+    Those that are parked from now on are not among them: nobody has seen them.
+    """
+
+    points: int
+    groups: list[LetterGroup]
+    last_number: int
+
+
+def _found(settings: Settings, sink: str, reason: str | None) -> _Found:
+    from wal_ingest.wal.letters import LetterGroups
+
+    points = last_number = 0
+    groups = LetterGroups()
+    for letter in _letters(settings, sink, reason):
+        groups.add([letter])
+        points += 1
+        last_number = letter.number
+    return _Found(points, groups.listed(), last_number)
 
 
 def _remove(settings: Settings, sink: str, ids: list[LetterId], *, written: bool) -> int:
     from wal_ingest.cli.node import operate
 
-    removed = 0
-    for start in range(0, len(ids), _REMOVE_MAX):
-        part = ids[start : start + _REMOVE_MAX]
-        removed += operate(settings, "letters.remove", sink=sink, ids=part, written=written)["removed"]
+    removed: int = operate(settings, "letters.remove", sink=sink, ids=ids, written=written)["removed"]
     return removed
 
 
@@ -234,10 +261,14 @@ def _the_sink(settings: Settings, sink: str | None) -> str:
     return names[0]
 
 
-def _letters(settings: Settings, sink: str, reason: str | None) -> Iterator[DeadLetter]:
+def _letters(
+    settings: Settings, sink: str, reason: str | None, *, through: int | None = None
+) -> Iterator[DeadLetter]:
     from wal_ingest.wal.state import STATE_NAME, read_dead_letters
 
     for letter in read_dead_letters(Path(settings.server.data_dir) / STATE_NAME, sink):
+        if through is not None and letter.number > through:
+            return
         if reason is None or reason in letter.reason:
             yield letter
 

@@ -6,7 +6,8 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -23,11 +24,27 @@ from wal_ingest.settings import Settings
 from wal_ingest.wal.cursor import DeadLetter
 from wal_ingest.wal.letters import id_of
 
+# Letters that are refused again and shown.
+_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How many letters the sink took and how many it refused again, and some of the latter."""
+
+    confirmed: int = 0
+    refused: int = 0
+    examples: list[DeadLetter] = field(default_factory=list)
+
 
 async def write_letters(
-    settings: Settings, name: str, letters: list[DeadLetter], remove: Callable[..., int]
-) -> tuple[int, list[DeadLetter]]:
-    """Writes dead letters to their sink and has those removed that it takes: how many, and the others.
+    settings: Settings,
+    name: str,
+    letters: Iterable[DeadLetter],
+    total: int,
+    remove: Callable[..., int],
+) -> Outcome:
+    """Writes dead letters, `total` of them, to their sink, and has those removed that it takes.
 
     `remove(settings, sink, ids, written=True)` takes letters out of the state. Raises `ConfigError` when the sink is
     not on, `WalIngestError` when it is away or misconfigured from the start; later it is waited for.
@@ -42,16 +59,15 @@ async def write_letters(
     # A letter that is refused again is no news, and is told at the end.
     logging.getLogger("wal_ingest.flusher.parking").setLevel(logging.ERROR)
     await _must_be_right(makers[name]())
-    refused: list[DeadLetter] = []
-    confirmed = 0
+    outcome = Outcome()
     numbers = Numbers(time.time_ns())
     with _progress_bar(numbers) as bar:
-        task = bar.add_task(f"writing to {name}", total=len(letters))
+        task = bar.add_task(f"writing to {name}", total=total)
 
         def written(result: Written) -> None:
-            nonlocal confirmed
-            confirmed += len(result.confirmed)
-            refused.extend(result.refused)
+            outcome.confirmed += len(result.confirmed)
+            outcome.refused += len(result.refused)
+            outcome.examples += result.refused[: _EXAMPLES - len(outcome.examples)]
             if result.confirmed:
                 remove(settings, name, [id_of(letter) for letter in result.confirmed], written=True)
             bar.advance(task, len(result.confirmed) + len(result.refused))
@@ -66,7 +82,7 @@ async def write_letters(
             written=written,
             progress=numbers,
         )
-    return confirmed, refused
+    return outcome
 
 
 def _progress_bar(numbers: Numbers) -> Progress:

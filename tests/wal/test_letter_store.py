@@ -1,0 +1,504 @@
+"""Dead letters in blocks: all there, in order, small, gone with their space, and whole after a crash anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.model.moments import Killed, Moments
+from tests.rigs.small_letters import small_letters
+from wal_ingest.errors import DiskFull, NoRoomForLetters, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.letter_blocks import Block, decode_block, make_blocks
+from wal_ingest.wal.letter_files import LETTERS_DIR
+from wal_ingest.wal.letter_room import LetterLimits
+from wal_ingest.wal.letters import id_of
+from wal_ingest.wal.lmdb_file import LmdbFile
+from wal_ingest.wal.space import Reserve
+from wal_ingest.wal.state import State, check_state, read_dead_letters, read_letter_groups
+
+SINK = "influxdb"
+WAL_ID = uuid.UUID("6f1c2a52-7b0e-4b7e-9d3a-1c5f00aa1234")
+
+
+def letter(number: int, reason: str = "refused") -> DeadLetter:
+    return DeadLetter(
+        SINK,
+        number,
+        b"m,host=web-%d v=%di 1\n" % (number % 7, number),
+        reason,
+        400,
+        1_000 + number,
+        Destination("o", "b"),
+    )
+
+
+def letters(count: int, *, first: int = 1, reasons: int = 3) -> list[DeadLetter]:
+    """Letters of so many reasons in turn."""
+    return [
+        letter(number, f"reason {'abcdefghij'[number % reasons]}") for number in range(first, first + count)
+    ]
+
+
+def noisy(plain: DeadLetter) -> DeadLetter:
+    """The same with a line that cannot be compressed well, as those of many hosts."""
+    line = b"m,id=%s v=1i 1\n" % hashlib.sha256(plain.line).hexdigest().encode()
+    return dataclasses.replace(plain, line=line)
+
+
+def park(state: State, more: list[DeadLetter]) -> None:
+    """Parks letters as delivery does: the cursor counts them in the same transaction."""
+    cursor = state.cursor(SINK) or Cursor()
+    points = cursor.points + len(more)
+    state.commit_cursor(
+        SINK, Cursor(cursor.seq + 1, points, parked=cursor.parked + len(more), expired=cursor.expired), more
+    )
+
+
+def files_of(directory: Path) -> list[Path]:
+    return sorted((directory / LETTERS_DIR).glob("*")) if (directory / LETTERS_DIR).exists() else []
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    with small_letters():
+        yield
+
+
+texts = st.text(max_size=30)
+parked = st.builds(
+    DeadLetter,
+    st.just(SINK),
+    st.integers(0, 2**63),
+    st.binary(max_size=40).map(lambda line: line + b"\n"),
+    st.sampled_from(["a", "b", "time 1763800000000000000", "Ω", ""]),
+    st.integers(0, 599),
+    st.integers(0, 2**63),
+    st.builds(Destination, texts, texts),
+)
+
+
+@given(st.lists(parked, min_size=1, max_size=40))
+def test_what_goes_into_blocks_comes_out_of_them(given_letters: list[DeadLetter]) -> None:
+    numbered = [
+        DeadLetter(
+            each.sink, each.seq, each.line, each.reason, each.status, each.parked_ns, each.destination, number
+        )
+        for number, each in enumerate(given_letters, 5)
+    ]
+    with small_letters(block=7, run=20):
+        made = make_blocks(WAL_ID, SINK, numbered)
+    found = [each for new in made for each in decode_block(new.data, WAL_ID, new.at(SINK, 1, 0))]
+    assert sorted(found, key=lambda each: each.number) == numbered
+    assert [each.number for each in sorted(found, key=lambda each: each.number)] == [
+        each.number for each in numbered
+    ]
+
+
+@given(st.data())
+def test_a_block_with_a_changed_byte_is_refused(data: st.DataObject) -> None:
+    [new] = make_blocks(WAL_ID, SINK, [letter(1), letter(2)])
+    at = data.draw(st.integers(0, len(new.data) - 1))
+    changed = bytearray(new.data)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ValueError, match="block"):
+        decode_block(bytes(changed), WAL_ID, new.at(SINK, 1, 0))
+    with pytest.raises(ValueError, match="block"):
+        decode_block(new.data[:at], WAL_ID, new.at(SINK, 1, 0))
+
+
+@pytest.mark.parametrize("other", ["WAL", "sink", "numbers"])
+def test_a_block_in_the_place_of_another_one_is_refused(other: str) -> None:
+    [new] = make_blocks(WAL_ID, SINK, [letter(1)])
+    block = new.at(SINK, 1, 0)
+    if other == "sink":
+        block = new.at("archive", 1, 0)
+    if other == "numbers":
+        block = Block(SINK, 7, block.record)
+    with pytest.raises(ValueError, match="another block is in the place"):
+        decode_block(new.data, uuid.uuid4() if other == "WAL" else WAL_ID, block)
+
+
+def test_very_many_letters_take_a_tenth_of_the_space_that_records_took(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(20_000))
+    assert state.letter_bytes < 20_000 * 25
+    assert (tmp_path / "state.lmdb").stat().st_size < 256 * 1024
+    state.close()
+    state = State(tmp_path, now_ns=2)
+    assert list(state.dead_letters(SINK)) == letters(20_000)
+    assert [each.number for each in state.dead_letters(SINK)] == list(range(1, 20_001))
+    assert [(group.reason, group.points) for group in state.letter_groups()] == [
+        ("reason b", 6_667),
+        ("reason c", 6_667),
+        ("reason a", 6_666),
+    ]
+    state.close()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 30, [3, 4, 1], [40], [2, 2, 50, 1, 1, 1, 1], [13, 13, 13]])
+@pytest.mark.usefixtures("small")
+def test_letters_keep_their_order_and_their_numbers_however_they_come(
+    tmp_path: Path, sizes: list[int]
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    expected: list[DeadLetter] = []
+    for size in sizes:
+        more = letters(size, first=len(expected) + 1)
+        park(state, more)
+        expected += more
+        assert list(state.dead_letters(SINK)) == expected
+        assert list(read_dead_letters(state.path, SINK)) == expected
+        assert sum(group.points for group in state.letter_groups()) == len(expected)
+        assert read_letter_groups(state.path, [SINK]).listed() == state.letter_groups()
+    assert [each.number for each in state.dead_letters(SINK)] == list(range(1, len(expected) + 1))
+    state.close()
+    state = State(tmp_path, now_ns=1)
+    assert list(state.dead_letters(SINK)) == expected
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_many_reasons_share_blocks_and_are_all_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wal_ingest.wal.letter_blocks.RUN_GROUPS", 3)
+    state = State(tmp_path, now_ns=1)
+    given_letters = letters(40, reasons=9)
+    park(state, given_letters)
+    assert list(state.dead_letters(SINK)) == given_letters
+    assert sum(group.points for group in state.letter_groups()) == 40
+    state.close()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.usefixtures("small")
+def test_removed_letters_stay_removed_and_the_others_stay(tmp_path: Path, every: int) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    park(state, letters(2, first=31))
+    gone = list(state.dead_letters(SINK))[::every]
+    assert state.remove_letters(SINK, [id_of(each) for each in gone], written=False) == len(gone)
+    left = [each for each in letters(32) if each not in gone]
+    for _life in range(2):
+        assert list(state.dead_letters(SINK)) == left
+        assert list(read_dead_letters(state.path, SINK)) == left
+        assert sum(group.points for group in state.letter_groups()) == len(left)
+        cursor = state.cursor(SINK)
+        assert cursor is not None
+        assert (cursor.parked, cursor.expired, cursor.unaccounted) == (len(left), len(gone), 0)
+        assert state.remove_letters(SINK, [id_of(each) for each in gone], written=False) == 0
+        state.close()
+        state = State(tmp_path, now_ns=1)
+    state.close()
+
+
+def test_dropping_one_reason_gives_its_space_back_though_others_lie_between(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    for start in range(0, 12_000, 6_000):
+        park(state, [noisy(each) for each in letters(6_000, first=start + 1)])
+    before = state.letter_bytes
+    gone = [id_of(each) for each in state.dead_letters(SINK) if each.reason == "reason a"]
+    state.remove_letters(SINK, gone, written=False)
+    assert state.letter_bytes < 0.72 * before
+    assert sum(path.stat().st_blocks * 512 for path in files_of(tmp_path)) == state.letter_bytes
+    assert sum(1 for _ in state.dead_letters(SINK)) == 8_000
+    state.close()
+    check_state(tmp_path / "state.lmdb")
+
+
+@pytest.mark.usefixtures("small")
+def test_when_all_are_gone_so_are_their_files_and_an_older_program_can_read_the_state(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    assert len(files_of(tmp_path)) > 1
+    file = records(tmp_path)
+    assert file[b"format"] == b"2"
+    state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)], written=True)
+    assert files_of(tmp_path) == []
+    assert state.letter_bytes == 0
+    left = records(tmp_path)
+    assert left[b"format"] == b"1"
+    assert [key for key in left if key.startswith(b"letter")] == []
+    park(state, letters(5))
+    assert list(state.dead_letters(SINK)) == letters(5)
+    state.close()
+
+
+def records(directory: Path) -> dict[bytes, bytes]:
+    """All records of a state file, read beside its process."""
+    copy = directory / "copy.lmdb"
+    shutil.copy(directory / "state.lmdb", copy)
+    file = LmdbFile(copy, map_bytes=1 << 30, lock=False)
+    found = dict(file.read_from(b"", bytes_max=1 << 30))
+    file.close()
+    copy.unlink()
+    return found
+
+
+@pytest.mark.usefixtures("small")
+def test_a_program_that_does_not_know_blocks_refuses_the_state_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    state.close()
+    monkeypatch.setattr("wal_ingest.wal.state._VERSIONS", (b"1",))
+    with pytest.raises(UnknownFormatVersion, match="version b'2'"):
+        check_state(tmp_path / "state.lmdb")
+
+
+# -- crashes -----------------------------------------------------------------------------------------------
+
+
+def one_by_one(state: State) -> None:
+    for number in range(1, 10):
+        park(state, letters(1, first=number))
+
+
+def many(state: State) -> None:
+    park(state, letters(2))
+    park(state, letters(30, first=3))
+
+
+def removing(state: State) -> None:
+    park(state, letters(30))
+    stored = list(state.dead_letters(SINK))
+    state.remove_letters(SINK, [id_of(each) for each in stored[::3]], written=False)
+    state.remove_letters(SINK, [id_of(each) for each in stored], written=False)
+    park(state, letters(4, first=31))
+
+
+LIVES = {"one by one": one_by_one, "many": many, "removing": removing}
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.usefixtures("small")
+def test_a_kill_between_any_two_steps_leaves_just_the_letters_that_the_cursor_counts(
+    tmp_path: Path, life: str
+) -> None:
+    moments = Moments()
+    try:
+        for moment in count(1):
+            before, after = tmp_path / f"{moment}", tmp_path / f"{moment}-killed"
+            before.mkdir()
+            moments.born(before, after)
+            state = State(before, now_ns=1)
+            moments.kill_after(moment)
+            with contextlib.suppress(Killed):
+                LIVES[life](state)
+            struck = moments.dead
+            moments.kill_after(None)
+            moments.dead = False
+            state.close()
+            if not struck:
+                break
+            check_whole(after)
+            shutil.rmtree(before)
+            shutil.rmtree(after)
+    finally:
+        moments.close()
+    assert moment > 15
+
+
+def check_whole(directory: Path) -> None:
+    """The letters are those that the cursor counts; no file is there without need; and it goes on from there."""
+    for _life in range(2):
+        state = State(directory, now_ns=2)
+        cursor = state.cursor(SINK) or Cursor()
+        found = list(state.dead_letters(SINK))
+        assert len(found) == cursor.parked
+        assert len(set(found)) == len(found)
+        assert cursor.unaccounted == 0
+        assert state.letters_set_aside == []
+        used = {key for key in records(directory) if key.startswith(b"letter_file/")}
+        assert len(files_of(directory)) == len(used)
+        park(state, letters(5, first=1_000))
+        assert list(state.dead_letters(SINK)) == [*found, *letters(5, first=1_000)]
+        state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)][-5:], written=True)
+        state.close()
+
+
+# -- damage, and files that the state does not know --------------------------------------------------------
+
+
+def damage(directory: Path, how: str) -> None:
+    path = files_of(directory)[0]
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        os.truncate(path, 100)
+    else:
+        content = bytearray(path.read_bytes())
+        content[90] ^= 0xFF
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "a byte changed"])
+@pytest.mark.usefixtures("small")
+def test_a_damaged_block_is_reported_and_counted_and_the_others_can_be_removed(
+    tmp_path: Path, how: str
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    stored = list(state.dead_letters(SINK))
+    state.close()
+    damage(tmp_path, how)
+    state = State(tmp_path, now_ns=1)
+    assert sum(group.points for group in state.letter_groups()) == 30
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        list(state.dead_letters(SINK))
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        list(read_dead_letters(state.path, SINK))
+    with pytest.raises(WalDamaged, match=r"0001\.letters"):
+        state.remove_letters(SINK, [id_of(stored[0])], written=False)
+    assert state.remove_letters(SINK, [id_of(each) for each in stored[-6:]], written=False) == 6
+    park(state, letters(4, first=31))
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_files_that_the_state_does_not_know_are_set_aside_and_never_removed(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(30))
+    state.close()
+    content = {path.name: path.read_bytes() for path in files_of(tmp_path)}
+    (tmp_path / "state.lmdb").unlink()
+    state = State(tmp_path, now_ns=2)
+    assert {path.name: path.read_bytes() for path in state.letters_set_aside} == content
+    assert {path.parent for path in state.letters_set_aside} == {tmp_path / "wal" / "damaged"}
+    assert state.letter_bytes == 0
+    park(state, letters(30))
+    assert list(state.dead_letters(SINK)) == letters(30)
+    assert not {path.name for path in files_of(tmp_path)} & content.keys() or state.letter_bytes
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_letters_that_are_removed_while_they_are_read_are_left_out_and_no_damage(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(60))
+    inside, outside = state.dead_letters(SINK), read_dead_letters(state.path, SINK)
+    first = [next(inside), next(outside)]
+    assert first == [letter(1, "reason b")] * 2
+    state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)][:40], written=False)
+    park(state, letters(5, first=61))
+    for reading in (inside, outside):
+        found = list(reading)
+        assert [each.seq for each in found][-25:] == list(range(41, 66))
+        assert len(set(found)) == len(found)
+    state.close()
+
+
+# -- a disk that is full -----------------------------------------------------------------------------------
+
+
+def no_space(*_args: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+CALLS = {"reserve": "hold_space", "write": "os.pwrite", "sync": "os.fsync", "open": "os.open"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("small")
+def test_a_disk_without_room_for_a_file_is_no_failure_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("wal_ingest.wal.state._RESERVE_BYTES", 4096)
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(2))
+    before = state.cursor(SINK)
+    huge = [dataclasses.replace(each, line=each.line * 40_000) for each in letters(4, first=3)]
+    real = Reserve.hold
+
+    def hold(reserve: Reserve, length: int, *, step: int) -> None:
+        if length > 4 << 20:
+            raise DiskFull("the disk is full: state.lmdb cannot grow")
+        real(reserve, length, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"wal_ingest.wal.letter_files.{CALLS[call]}", no_space)
+        patch.setattr(Reserve, "hold", hold)
+        for _try in range(3):
+            with pytest.raises(NoRoomForLetters):
+                park(state, huge)
+        assert state.cursor(SINK) == before
+        assert list(state.dead_letters(SINK)) == letters(2)
+    park(state, huge)
+    assert list(state.dead_letters(SINK)) == [*letters(2), *huge]
+    state.close()
+    state = State(tmp_path, now_ns=1)
+    assert list(state.dead_letters(SINK)) == [*letters(2), *huge]
+    assert len(files_of(tmp_path)) == sum(key.startswith(b"letter_file/") for key in records(tmp_path))
+    state.close()
+
+
+@pytest.mark.parametrize("call", ["write", "sync"])
+@pytest.mark.usefixtures("small")
+def test_any_other_failure_of_a_file_is_final(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(2))
+
+    def broken(*_args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"wal_ingest.wal.letter_files.{CALLS[call]}", broken)
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            park(state, letters(30, first=3))
+    assert list(state.dead_letters(SINK)) == letters(2)
+    state.close()
+
+
+@pytest.mark.usefixtures("small")
+def test_letters_that_find_no_room_for_a_file_stay_records_in_the_room_that_the_state_holds(
+    tmp_path: Path,
+) -> None:
+    free = [1 << 40]
+    state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 20, 1_000), free_bytes=lambda _path: free[0])
+    free[0] = 500
+    park(state, letters(30))
+    assert files_of(tmp_path) == []
+    assert list(state.dead_letters(SINK)) == letters(30)
+    free[0] = 1 << 40
+    for number in range(31, 40):
+        park(state, letters(1, first=number))
+    assert list(state.dead_letters(SINK)) == letters(39)
+    assert files_of(tmp_path) != []
+    state.close()
+
+
+def test_the_limit_counts_what_blocks_take_and_dropping_makes_room_again(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 20))
+    parked = 0
+
+    def fill() -> None:
+        nonlocal parked
+        for start in count(1, 1_200):
+            park(state, [noisy(each) for each in letters(1_200, first=start)])
+            parked += 1_200
+
+    with pytest.raises(NoRoomForLetters, match="bytes are used"):
+        fill()
+    assert 0.9 < state.letter_bytes / (1 << 20) <= 1.01  # whole pages
+    assert sum(1 for _ in state.dead_letters(SINK)) == parked
+    state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)], written=False)
+    park(state, letters(20, first=parked + 1))
+    assert list(state.dead_letters(SINK)) == letters(20, first=parked + 1)
+    state.close()
