@@ -71,6 +71,16 @@ def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) 
     The JSON encoder writes a whole column of numbers at once, and every float in a form that is line protocol's
     too. Raises PointError with the index of the first point that a line cannot carry.
     """
+    try:
+        return _columns(points, precision, now_ns)
+    except PointError as exc:
+        if exc.index:
+            # A column is checked after the other: an earlier point may be wrong in a later one.
+            fleet_lines(points[: exc.index], precision=precision, now_ns=now_ns)
+        raise
+
+
+def _columns(points: list[FleetPoint], precision: Precision, now_ns: int) -> bytes:
     ids = _server_ids(points)
     times = [now_ns if p.timestamp is None else p.timestamp * precision.value for p in points]
     if min(times) < TIME_NS_MIN or max(times) > TIME_NS_MAX:
