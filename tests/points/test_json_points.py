@@ -379,3 +379,10 @@ def test_every_float_comes_through_bit_by_bit(value: float) -> None:
     for data in (accept(fleet(cpu=value)).data, accept(general(fields={"cpu": value})).data):
         text = data.split(b"cpu=")[1].split(b",")[0].split(b" ")[0]
         assert struct.pack(">d", float(text)) == struct.pack(">d", value)
+
+
+def test_the_first_bad_point_is_named_whatever_column_it_is_wrong_in() -> None:
+    late = {"serverId": "a", "cpu": 0, "ram": 0, "timestamp": 9_223_372_036_855}
+    with pytest.raises(PointError, match="out of range") as caught:
+        accept([late, {"serverId": "", "cpu": 0, "ram": 0}])
+    assert caught.value.index == 0
