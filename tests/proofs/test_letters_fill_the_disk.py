@@ -87,7 +87,6 @@ def refused_on_a_small_disk(tmp_path: Path, *, disk_bytes: int, points: int) -> 
             post(service, points)
             fake.answer = refuse
             wait_until(lambda: holds(service, floor), "delivery holds for want of room", s_max=120)
-            assert free_disk_bytes(service.data_dir) > 0.45 * floor, "letters went through their floor"
             sink = sink_of(service)
             assert sink["last_error"].startswith("no room for dead letters of influxdb: the disk has")
             assert sink["waiting_points"] > 0
