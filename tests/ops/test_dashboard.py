@@ -77,7 +77,15 @@ def test_no_metric_is_left_out_of_the_dashboard() -> None:
     asked = " ".join(query for _, query in queries())
     left_out = {metric.name for metric in TABLE if metric.exposed_name not in asked}
     # What the alerts are for, and what others tell better.
-    assert left_out == {"build_info", "sink_state_since_seconds", "wal_refusing", "wal_segments"}
+    assert left_out == {
+        "build_info",
+        "dead_letters_bytes",
+        "dead_letters_bytes_max",
+        "sink_letters_without_room",
+        "sink_state_since_seconds",
+        "wal_refusing",
+        "wal_segments",
+    }
 
 
 def test_grafana_is_given_the_source_and_the_dashboard_where_compose_puts_them() -> None:

@@ -43,6 +43,7 @@ class _Request(TypedDict):
     arguments: list[str]
     env: dict[str, str]
     cwd: str
+    umask: int
 
 
 class ForkedChild:
@@ -117,8 +118,14 @@ def start(
     global _parent
     if _parent is None:
         _parent = _Parent()
-    request = _Request(arguments=list(arguments), env=dict(env), cwd=str(cwd))
+    request = _Request(arguments=list(arguments), env=dict(env), cwd=str(cwd), umask=_umask())
     return ForkedChild(_parent.fork(request, fds))
+
+
+def _umask() -> int:
+    # There is no way to ask for it alone.
+    os.umask(umask := os.umask(0o077))
+    return umask
 
 
 def run(
@@ -202,6 +209,7 @@ def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
+        os.umask(request["umask"])
         # Streams over the new files, as at the start of an interpreter.
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))

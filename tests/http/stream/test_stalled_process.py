@@ -69,7 +69,7 @@ def stop_short(service: Service, sources: Sequence[str], stay_s: float) -> None:
         peer.close()
 
 
-@pytest.mark.parametrize("kind", [StreamNeighbour, Neighbour])
+@pytest.mark.parametrize("kind", [StreamNeighbour, pytest.param(Neighbour, marks=pytest.mark.slow)])
 def test_eight_large_frames_of_one_source_that_stop_short_hold_up_no_neighbour(
     service: Service, kind: type[Neighbour]
 ) -> None:
