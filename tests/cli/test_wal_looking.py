@@ -269,10 +269,12 @@ def following(data: Path, out: Path, *arguments: str) -> Iterator[subprocess.Pop
             stderr=subprocess.PIPE,
             env=environment({}),
         )
-        yield child
-        if child.poll() is None:
-            child.kill()
-        child.communicate(timeout=10)
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.communicate(timeout=10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
