@@ -131,12 +131,12 @@ class LetterStore:
         self._groups: list[LetterGroup] | None = None
         self._files = LetterFiles(data_dir)
         self._sinks = {name: _Sink() for name in sinks}
-        for key, value in self._records(BLOCK):
+        for key, value in self._file.records(BLOCK):
             block = decode_record(key, value)
             self._sinks.setdefault(block.sink, _Sink()).blocks.append(block)
         for name in self._sinks:
             self._count(name)
-        known = {letter_number(key) for key, _ in self._records(FILE)}
+        known = {letter_number(key) for key, _ in self._file.records(FILE)}
         there = self._files.numbers()
         self._next_file = max([*known, *there], default=0) + 1
         self._set_aside([number for number in there if number not in known], damaged_dir)
@@ -158,7 +158,7 @@ class LetterStore:
         sink = self._sinks[name]
         sink.loose = sink.loose_bytes = 0
         sink.last = max((block.record.last_number for block in sink.blocks), default=0)
-        for key, value in self._records(letters_prefix(name)):
+        for key, value in self._file.records(letters_prefix(name)):
             sink.loose += 1
             sink.loose_bytes += _record_bytes(key, value)
             sink.last = max(sink.last, letter_number(key))
@@ -196,15 +196,6 @@ class LetterStore:
                 add_to_groups(groups, name, sink.blocks, items, sink.loose)
             self._groups = groups.listed()
         return self._groups
-
-    def _records(self, prefix: bytes) -> Iterator[Item]:
-        key = prefix
-        while items := self._file.read_from(key, bytes_max=_READ_BYTES):
-            for item in items:
-                if not item[0].startswith(prefix):
-                    return
-                yield item
-            key = items[-1][0] + b"\0"
 
     def _records_from(self, name: str, number: int, count: int) -> list[Item]:
         prefix, found = letters_prefix(name), list[Item]()
@@ -428,7 +419,7 @@ class LetterStore:
         if not numbers:
             return
         keys = [FILE + b"%020d" % number for number in numbers]
-        left = any(key not in keys for key, _ in self._records(FILE))
+        left = any(key not in keys for key, _ in self._file.records(FILE))
         self._file.write([] if left else [(_KEY_FORMAT, FORMAT_RECORDS)], keys)
 
     def close(self) -> None:

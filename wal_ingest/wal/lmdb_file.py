@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import lmdb
@@ -36,6 +36,8 @@ _CHUNK_BYTES = 1 << 20
 
 # A disk with less than this cannot take another commit.
 _FULL_BYTES = 64 << 10
+# What one transaction of `LmdbFile.records` reads.
+_READ_BYTES = 1 << 20
 
 # MDB_PANIC is none of these: it says that a write failed before, and nothing of what is on disk.
 _DAMAGE = (
@@ -116,6 +118,19 @@ class LmdbFile:
             raise MapFull(self.path, "the map is full") from exc
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
+
+    def records(self, prefix: bytes) -> Iterator[Item]:
+        """The records whose keys begin with a prefix, in order. Raises `StorageFailed`.
+
+        Reads in short transactions, so it may run for long; what is written meanwhile may be among them or not.
+        """
+        key = prefix
+        while items := self.read_from(key, bytes_max=_READ_BYTES):
+            for item in items:
+                if not item[0].startswith(prefix):
+                    return
+                yield item
+            key = items[-1][0] + b"\0"
 
     def copy(self, path: Path) -> None:
         """Writes a copy without the free pages, synced; the caller syncs the directory. Raises `StorageFailed`."""

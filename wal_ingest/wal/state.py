@@ -74,7 +74,6 @@ STATE_NAME = "state.lmdb"
 _VERSION = FORMAT_RECORDS
 _VERSIONS = (FORMAT_RECORDS, FORMAT_BLOCKS)
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
-_READ_BYTES = 1 << 20
 # A file with more than this, three quarters of it free pages, is written anew at a start: as after letters that were
 # records became blocks. LMDB itself never gives space back.
 _COMPACT_BYTES = 16 << 20
@@ -491,13 +490,7 @@ class State:
 
     def records(self, prefix: bytes) -> Iterator[Item]:
         """The records whose keys begin with a prefix, in order. Reads in short transactions, so it may run for long."""
-        key = prefix
-        while items := self._file.read_from(key, bytes_max=_READ_BYTES):
-            for item in items:
-                if not item[0].startswith(prefix):
-                    return
-                yield item
-            key = items[-1][0] + b"\0"
+        return self._file.records(prefix)
 
     def write_if_room(self, puts: Sequence[Item], deletes: Sequence[bytes]) -> bool:
         """Puts and deletes small records in one transaction, where the disk has room beyond what cursors need.
