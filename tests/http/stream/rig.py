@@ -162,10 +162,16 @@ def frame(number: int, body: bytes = LINE, **header: object) -> bytes:
     return ws(BINARY, message(number, body, **header), mask=NO_MASK)
 
 
+FLOOD_BODY = LINE * 25
+
+
 @cache
 def flood() -> bytes:
-    """Frames 2, 3, …: several times what is read of a connection while its application is busy."""
-    return b"".join(frame(number) for number in range(2, 30_000))
+    """Frames 2, 3, …: several times what is read of a connection while its application is busy.
+
+    Each is 1 KiB long: what was read is still stored, and thousands of small frames with a rest between them take long.
+    """
+    return b"".join(frame(number, FLOOD_BODY) for number in range(2, 3_000))
 
 
 def upgrade(target: str = "/stream", *headers: str, subprotocol: str = SUBPROTOCOL) -> bytes:

@@ -13,7 +13,18 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.http.rig import LINE, NOW_NS, Receipt, inline, until
-from tests.http.stream.rig import BINARY, CONTINUATION, NO_MASK, TEXT, Client, flood, message, node, ws
+from tests.http.stream.rig import (
+    BINARY,
+    CONTINUATION,
+    FLOOD_BODY,
+    NO_MASK,
+    TEXT,
+    Client,
+    flood,
+    message,
+    node,
+    ws,
+)
 from wal_ingest.errors import AppendQueueFull, ComeBackLater
 from wal_ingest.http.appending import Appended, Appender
 from wal_ingest.http.body import BodyBudget
@@ -420,7 +431,7 @@ async def test_beyond_the_window_nothing_more_is_read() -> None:
         await client.send(1)
         await whole.wal.waiting.wait()
         await reads_no_further(client, checked, 4)
-        assert whole.budget.held_bytes == len(message(1)) + 3 * len(message(2))
+        assert whole.budget.held_bytes == len(message(1)) + 3 * len(message(2, FLOOD_BODY))
         gate.set()
         assert await client.next() == ack(1)
         assert (await client.next())["number"] == 4
