@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from ops.bench import attackers, generator, stream_generator
@@ -74,8 +75,9 @@ class Row:
 class Bench:
     """A node, its good clients and its attackers."""
 
-    def __init__(self, node: Node, pools: Sequence[ProcessPoolExecutor]) -> None:
+    def __init__(self, node: Node, pools: Sequence[ProcessPoolExecutor], attack_is_over: Event) -> None:
         self._node = node
+        self._attack_is_over = attack_is_over
         self._posting, self._streaming, self._attacking = pools
         self._requests = make_requests(_POINTS, packed=False, token=_TOKEN)
         bodies = [
@@ -93,7 +95,9 @@ class Bench:
         struck = None
         if attacks:
             target = Target(node.port, _TOKEN)
-            striking = self._attacking.submit(attackers.run, target, tuple(attacks), seconds)
+            self._attack_is_over.clear()
+            seconds_max = seconds + 3 * _WAIT_S_MAX
+            striking = self._attacking.submit(attackers.run, target, tuple(attacks), seconds_max)
             self._wait(lambda: node.descriptors() >= self._descriptors + attackers.ahead_of(attacks))
         cpu_s = node.cpu_s()
         posts = self._posting.submit(
@@ -105,12 +109,15 @@ class Bench:
             per_second=_PER_S["posts"],
         )
         frames = self._streaming.submit(stream_generator.run, node.port, self._shape, seconds=seconds)
-        if attacks:
-            struck = striking.result()
         posted, framed = posts.result(), frames.result()
         rss_mib, rss_mib_max = node.memory_mib("VmRSS", "VmHWM")
         spent_s = max(posted.seconds, framed.seconds)
-        row = Row(name, posted, framed, spent_s, node.cpu_s() - cpu_s, rss_mib, rss_mib_max, struck)
+        cpu_s = node.cpu_s() - cpu_s
+        # Not before: what good clients are to be measured beside is there to the end.
+        self._attack_is_over.set()
+        if attacks:
+            struck = striking.result()
+        row = Row(name, posted, framed, spent_s, cpu_s, rss_mib, rss_mib_max, struck)
         # What the attackers left behind is closed and freed.
         self._wait(lambda: node.descriptors() <= self._descriptors)
         time.sleep(_REST_S)
@@ -127,14 +134,17 @@ class Bench:
 def bench(*, below: Path | None = None) -> Iterator[Bench]:
     """A node on its default settings (but for a token) with the archive, and processes to send from."""
     spawn = multiprocessing.get_context("spawn")
+    attack_is_over = spawn.Event()
     settings = {"log.level": "error", "server.write_token": _TOKEN}
     with (
         ProcessPoolExecutor(1, mp_context=spawn) as posting,
         ProcessPoolExecutor(1, mp_context=spawn) as streaming,
-        ProcessPoolExecutor(1, mp_context=spawn) as attacking,
+        ProcessPoolExecutor(
+            1, mp_context=spawn, initializer=attackers.end_with, initargs=(attack_is_over,)
+        ) as attacking,
         running_node(settings, below=below) as node,
     ):
-        yield Bench(node, (posting, streaming, attacking))
+        yield Bench(node, (posting, streaming, attacking), attack_is_over)
 
 
 def ratio(rows: Sequence[Row], percent: float) -> float:

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.synchronize import Event
 
 import trio
 
@@ -295,12 +296,21 @@ def ahead_of(names: Sequence[str]) -> int:
     return sum(ATTACKS[name].ahead for name in names)
 
 
-def run(target: Target, names: Sequence[str], seconds: float) -> Struck:
-    """Strikes for so many seconds with the attacks of these names; what is under way then is dropped."""
+_over: Event | None = None
+
+
+def end_with(over: Event) -> None:
+    """Tells this process, before its first run, by what event its runs end."""
+    global _over
+    _over = over
+
+
+def run(target: Target, names: Sequence[str], seconds_max: float) -> Struck:
+    """Strikes with the attacks of these names until the event is set; what is under way then is dropped."""
     for prepare in (_bombs, _member_bodies, _malformed_bodies):
         prepare()
     struck = Struck({name: Counter() for name in names}, time.process_time())
-    trio.run(_all, target, [ATTACKS[name] for name in names], seconds, struck)
+    trio.run(_all, target, [ATTACKS[name] for name in names], seconds_max, struck)
     struck.cpu_s = time.process_time() - struck.cpu_s
     return struck
 
@@ -310,11 +320,14 @@ def prepare() -> None:
     run(Target(0, ""), (), 0.0)
 
 
-async def _all(target: Target, attacks: Sequence[Attack], seconds: float, struck: Struck) -> None:
-    with trio.move_on_after(seconds + max((attack.ahead for attack in attacks), default=0) / _AHEAD_PER_S):
+async def _all(target: Target, attacks: Sequence[Attack], seconds_max: float, struck: Struck) -> None:
+    with trio.move_on_after(seconds_max):
         async with trio.open_nursery() as nursery:
             for attack in attacks:
                 nursery.start_soon(_repeat, attack, target, struck.answers[attack.name])
+            if _over is not None:
+                await trio.to_thread.run_sync(_over.wait, abandon_on_cancel=True)
+                nursery.cancel_scope.cancel()
 
 
 async def _repeat(attack: Attack, target: Target, answers: Counter[str]) -> None:

@@ -36,6 +36,9 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
   refusal has: a reason, an id, a line in the log and a count. *Blank lines before a request were an error*;
   `_H11Connection` skips them.
 
+* *One connection was accepted in each turn of the scheduler*: a good client's waited for seconds behind a crowd's. See
+  `accepting`.
+* *Thousands of connections that ended at once were one turn of the scheduler*, of seconds. See `turns`.
 * *WebSockets* have mends of their own: see `websocket`.
 
 The seam is private: hypercorn promises nothing about these names, so `check_seam` looks for them at start
@@ -57,6 +60,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Sockets
 
 from wal_ingest.errors import ConfigError
+from wal_ingest.http.hypercorn_mends.accepting import TrioForHypercorn
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.crowd import ACCEPT_FILTER, Crowd, connections_max
@@ -110,7 +114,7 @@ def check_seam() -> None:
         if not hasattr(hypercorn_h11.H11Protocol, name)
     ]
     creating = hypercorn_h11.H11Protocol._create_stream.__code__
-    seams = "TCPServer" in code.co_names and "WSStream" in creating.co_names
+    seams = {"TCPServer", "serve_listeners"} <= {*code.co_names} and "WSStream" in creating.co_names
     if not version.startswith("0.18.") or not seams or missing:
         raise ConfigError(
             f"hypercorn {version} is installed, but only 0.18 can be kept from ending on a bad connection",
@@ -133,10 +137,12 @@ async def run_hypercorn(
     check_seam()
     logging.getLogger("trio.serve_listeners").addFilter(ACCEPT_FILTER)
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
+    hypercorn_run.trio = TrioForHypercorn()  # type: ignore[attr-defined,assignment]
     # And the other one: who speaks WebSocket.
     setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports
     async with trio.open_nursery() as nursery:
         nursery.start_soon(config.pings.run)
+        nursery.start_soon(config.ends.run)
         await hypercorn_run.worker_serve(
             ASGIWrapper(app),  # type: ignore[arg-type]  # the same protocol, spelled with plain dictionaries
             config,

@@ -14,10 +14,14 @@ from hypercorn.logging import Logger
 from wal_ingest.http.hypercorn_mends.crowd import Crowd
 from wal_ingest.http.hypercorn_mends.pings import Pings
 from wal_ingest.http.hypercorn_mends.shields import Shields
+from wal_ingest.http.hypercorn_mends.turns import Turns
 from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed
 
 # A connection is worth more than a thousand requests: reconnecting costs the fleet more than it gives.
 _REQUESTS_PER_CONNECTION_MAX = 2**62
+
+# So many connections are taken down in one turn of the scheduler.
+_ENDS_IN_A_TURN = 8
 
 _log = structlog.get_logger("wal_ingest.http")
 
@@ -53,6 +57,7 @@ class ServerConfig(Config):
         self.crowd = crowd
         self.websocket_ping_interval = None  # hypercorn's own would be a task for each
         self.pings = Pings(ping_s)
+        self.ends = Turns(_ENDS_IN_A_TURN)
         self._headers_second = 0
         self._headers: list[tuple[bytes, bytes]] = []
 

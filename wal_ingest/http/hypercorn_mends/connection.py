@@ -113,6 +113,8 @@ class Connection(TCPServer):
             data = await self.stream.receive_some(RECEIVE_BYTES_MAX)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             return False
+        if not data:
+            await self.config.ends.wait()
         if not self._closing:
             await self.protocol.handle(RawData(data))  # type: ignore[arg-type]
         else:

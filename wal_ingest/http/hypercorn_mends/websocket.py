@@ -182,6 +182,7 @@ class WebSocket(WSStream):
             self._handing_on = True
             if not data:
                 self._peer_ended = True
+                await self.config.ends.wait()
                 return None
             pieces = await self._pieces(data)
             if pieces:

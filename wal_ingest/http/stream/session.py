@@ -47,7 +47,7 @@ from wal_ingest.errors import (
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
-from wal_ingest.http.body import BodyPace, Hold, stalled
+from wal_ingest.http.body import BodyPace, Hold, stalled, unhurried
 from wal_ingest.http.hypercorn_mends import More, Pieces
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
@@ -294,6 +294,7 @@ class Session:
         pieces = None
         if not hold.was_dropped:
             with trio.CancelScope(deadline=self._due_s) as hold.reading:
+                await unhurried(len(self._message))
                 pieces = await more()
         if hold.was_dropped:
             raise stalled("the frame")

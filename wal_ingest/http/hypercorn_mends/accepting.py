@@ -1,0 +1,106 @@
+"""Accepting connections: several in one turn of the scheduler.
+
+trio's own loop accepts one in each turn. Where turns are long because the node is busy, connections then queue up in
+the kernel faster than they are accepted, and a good client's waits behind all of a crowd's: for seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NoReturn
+
+import trio
+
+# So many of one listener in one turn: each costs half a millisecond before its first request is looked at.
+_AT_ONCE = 8
+
+# accept(2): too few descriptors or too little memory, which passes.
+_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_CAPACITY_REST_S = 0.1
+# accept(2), "Error handling": what became of a connection before it was accepted is no trouble of the listener.
+_OF_THE_CONNECTION = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ENOSYS,
+        errno.ESOCKTNOSUPPORT,
+        errno.EPFNOSUPPORT,
+        errno.EAFNOSUPPORT,
+    }
+)
+
+Handler = Callable[[trio.SocketStream], Awaitable[object]]
+
+_log = logging.getLogger("trio.serve_listeners")
+
+
+class TrioForHypercorn:
+    """`trio` as hypercorn's `worker_serve` sees it: all of it, but with our `serve_listeners`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return serve_listeners if name == "serve_listeners" else getattr(trio, name)
+
+
+async def serve_listeners(
+    handler: Handler, listeners: Sequence[trio.SocketListener], *, handler_nursery: trio.Nursery
+) -> NoReturn:
+    """Runs `handler` for each connection, in `handler_nursery`, until cancelled; then closes the listeners.
+
+    Takes the place of `trio.serve_listeners`.
+    """
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_serve, listener, handler, handler_nursery)
+    raise AssertionError("the loops end by an exception only")
+
+
+async def _serve(listener: trio.SocketListener, handler: Handler, handler_nursery: trio.Nursery) -> None:
+    # The same descriptor once more, for calls that do not go through the scheduler; the listener is its owner.
+    sock = socket.socket(fileno=listener.socket.fileno())
+    sock.setblocking(False)
+    async with listener:
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                await _accept_some(sock, handler, handler_nursery)
+        finally:
+            sock.detach()
+
+
+async def _accept_some(sock: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> None:
+    try:
+        for _ in range(_AT_ONCE):
+            _accept(sock, handler, handler_nursery)
+    except BlockingIOError:
+        pass  # that were all
+    except OSError as exc:
+        if exc.errno in _OF_THE_CONNECTION:
+            return
+        if exc.errno not in _CAPACITY:
+            raise
+        _log.error("accept: %s; trying again in %g s", exc.strerror, _CAPACITY_REST_S)
+        await trio.sleep(_CAPACITY_REST_S)
+
+
+def _accept(sock: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> None:
+    accepted, _ = sock.accept()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+    handler_nursery.start_soon(_handle, stream, handler)
+
+
+async def _handle(stream: trio.SocketStream, handler: Handler) -> None:
+    try:
+        await handler(stream)
+    finally:
+        await trio.aclose_forcefully(stream)
