@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "signals",
         "acts",
         "config",
+        "heap",
     },
 }
 SHARED = {"errors", "settings", "addresses", "listeners", "confirmation", "stream_numbers"}

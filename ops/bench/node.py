@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import re
@@ -31,10 +32,24 @@ class Node:
         self.port = port
         self.data_dir = data_dir
 
+    def _pids(self) -> list[int]:
+        """The server and its worker process, if that runs."""
+        pid = self._process.pid
+        # Each process counts for the thread that started it.
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return [pid, *(int(child) for children in tasks for child in children.read_text().split())]
+
     def cpu_s(self) -> float:
-        """User and system time in seconds so far, all threads."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """User and system time in seconds so far, of all threads and of the worker process."""
+        own = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        # Those of ended children are in the two fields after our own.
+        ticks = sum(map(int, own[11:15]))
+        for pid in self._pids()[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                ticks += sum(
+                    map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+                )
+        return ticks / _TICKS
 
     def descriptors(self) -> int:
         """How many files and sockets it has open."""
@@ -42,15 +57,20 @@ class Node:
 
     def forget_peak(self) -> None:
         """Makes VmHWM that of the time from now on."""
-        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+        for pid in self._pids():
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def memory_mib(self, *names: str) -> list[float]:
-        """Figures of /proc/PID/status in MiB, such as VmRSS, RssAnon, RssFile, VmHWM."""
-        rows = (
-            line.split(":") for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        )
-        found = {name: value for name, value in rows if name in names}
-        return [int(found[name].split()[0]) / 1024 for name in names]
+        """Figures of /proc/PID/status in MiB, such as VmRSS, RssAnon, RssFile, VmHWM: of both processes together."""
+        totals = dict.fromkeys(names, 0)
+        for pid in self._pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    name, _, value = line.partition(":")
+                    if name in totals:
+                        totals[name] += int(value.split()[0])
+        return [kib / 1024 for kib in totals.values()]
 
 
 @contextmanager

@@ -41,7 +41,8 @@ async def test_a_large_body_below_the_least_rate_is_refused(
     began_s = trio.current_time()
     with pytest.raises(BodyTooSlow, match="body_bytes_per_s_min"):
         await read(pieces, Hold(BodyBudget(64 * MIB)))
-    assert trio.current_time() - began_s == pytest.approx(ends_at_s)
+    # A large body is read a little later than it comes.
+    assert trio.current_time() - began_s == pytest.approx(ends_at_s, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from wal_ingest.errors import BodyTooSlow, ComeBackLater, PointError, RequestError
-from wal_ingest.http.checking import Checked
+from wal_ingest.http.check import Checked
 from wal_ingest.http.observer import Reason
 from wal_ingest.http.requests import Dialect
 from wal_ingest.points.times import TimeOutsideWindow

@@ -1,54 +1,35 @@
-"""From a body as it was sent to canonical lines: on the spot what is small or goes in bulk, the rest in a thread.
+"""From a body as it was sent to canonical lines: on the spot what is small or goes in bulk, the rest elsewhere.
 
 The way into a thread and back costs more than checking a usual body does, so most bodies are checked where their
-request runs; what would hold up everybody else's goes to a thread.
+request runs; what would hold up everybody else's goes to a thread, or to a process of its own.
 
 A thread does not help by itself, for it takes the interpreter's lock. So what runs there works on a slice of 64 KiB at
-a time, rests between slices while other bodies are being checked, and sources take turns (see `lanes`). Of bodies that
-are large once decoded only one is in memory at a time: it has its lane until its points are durable or refused.
+a time, rests between slices while other bodies are being checked, and sources take turns (see `lanes`). Bodies that are
+large once decoded, or of very many members, go to the worker process (see `worker`), one at a time: each has its lane
+until its points are durable or refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from time import monotonic, sleep, thread_time
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
-from wal_ingest.errors import BodyTooLarge, PointError
+from wal_ingest.errors import BodyTooLarge
 from wal_ingest.http.body import Hold
+from wal_ingest.http.check import Check, Checked, Reading
 from wal_ingest.http.lanes import Lane
-from wal_ingest.http.observer import Oddity
 from wal_ingest.http.requests import Format, sniff
-from wal_ingest.points import BetweenSlices, Lines, Precision, go_on, split_lines, split_points
+from wal_ingest.points import Lines, split_lines
 from wal_ingest.points.encoding import TooManyMembers, decode_body, frames_at_most
-from wal_ingest.points.json_points import accept_json, accept_ndjson
-from wal_ingest.points.line_protocol import (
-    accept_good_lines,
-    accept_line_protocol,
-    accept_line_protocol_fast,
-)
-from wal_ingest.points.text import as_utf8, without_mark
-from wal_ingest.points.times import (
-    OddTimes,
-    TimeGuess,
-    TimeOutsideWindow,
-    TimeWindow,
-    implausible_points,
-    looks_like,
-    outside,
-    unit_name,
-    window_reason,
-    with_guessed_times,
-)
-from wal_ingest.points.utf8 import first_invalid_byte
+from wal_ingest.points.text import without_mark
 from wal_ingest.settings import ServerSettings
 
 T = TypeVar("T")
-P = TypeVar("P", Precision, None)
 
 # A body of up to this many bytes, after decompression, is checked without going to a thread.
 INLINE_BYTES_MAX = 256 * 1024
@@ -82,60 +63,14 @@ _RECENT_S = 0.05
 # Compressed bodies of more members or frames than this are decoded in a thread: each costs as much as a small body.
 INLINE_MEMBERS_MAX = 16
 
-# How many refused lines of a request are described, and how much of each is quoted.
-REFUSALS_MAX = 100
-REFUSED_TEXT_MAX = 200
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How a body is to be read: `written` and `precision` are None where the sender did not name them.
-
-    `partial` says that good lines of line protocol are taken although others are bad.
-    """
-
-    written: Format | None
-    precision: Precision | TimeGuess | None = None
-    partial: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedLine:
-    """A line that was left out: its text (cut off when long) and why."""
-
-    text: str
-    error: PointError
-
-
-class Odd(NamedTuple):
-    """So many points are odd in that way. `looks_like` is the unit that the first of their times would be plausible in,
-    such as "seconds"; empty for none."""
-
-    oddity: Oddity
-    points: int
-    looks_like: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The canonical lines of a body, and what is to be reported of it.
-
-    `dropped` lines were left out, the first of them are in `refusals`. `odd` is what is odd about the points.
-    """
-
-    lines: Lines
-    dropped: int = 0
-    refusals: tuple[RefusedLine, ...] = ()
-    odd: tuple[Odd, ...] = ()
-
-
-class ThreadDoor(Protocol):
-    """Runs a function in a thread and awaits it; tests use a twin that runs it on the spot."""
+class Door(Protocol):
+    """Runs a function elsewhere and awaits it; tests use a twin that runs it on the spot."""
 
     async def __call__(self, work: Callable[[], T], /) -> T: ...
 
 
-def thread_door(threads_max: int = USUAL_AT_ONCE + LARGE_AT_ONCE) -> ThreadDoor:
+def thread_door(threads_max: int = USUAL_AT_ONCE + LARGE_AT_ONCE) -> Door:
     """The real way into a thread, for `threads_max` at one time.
 
     Cancellation: the thread finishes by itself and its result is dropped; the work must be pure.
@@ -149,12 +84,16 @@ def thread_door(threads_max: int = USUAL_AT_ONCE + LARGE_AT_ONCE) -> ThreadDoor:
 
 
 class Checker:
-    """Decodes and validates bodies under the limits of the settings; both doors share one."""
+    """Decodes and validates bodies under the limits of the settings; both doors share one.
+
+    `in_worker` is the way into the worker process; without it large bodies go to a thread as well.
+    """
 
     def __init__(
         self,
         settings: ServerSettings,
-        in_thread: ThreadDoor | None = None,
+        in_thread: Door | None = None,
+        in_worker: Door | None = None,
         *,
         monotonic_s: Callable[[], float] = monotonic,
         rest: Callable[[float], None] = sleep,
@@ -163,6 +102,7 @@ class Checker:
         self._monotonic_s = monotonic_s
         self._rest = rest
         self._in_thread = in_thread if in_thread is not None else thread_door()
+        self._in_worker = in_worker if in_worker is not None else self._in_thread
         self._usual = Lane(USUAL_AT_ONCE, waiting_max=_WAITING_MAX)
         self._large = Lane(LARGE_AT_ONCE, waiting_max=_LARGE_WAITING_MAX)
         # When a body was last checked on the spot.
@@ -177,7 +117,8 @@ class Checker:
         if not encoding:
             return decode_body(body, encoding, bytes_max=bytes_max)
         decoded = None
-        if len(body) <= INLINE_BYTES_MAX and frames_at_most(body, encoding) <= INLINE_MEMBERS_MAX:
+        has_many_members = frames_at_most(body, encoding) > INLINE_MEMBERS_MAX
+        if len(body) <= INLINE_BYTES_MAX and not has_many_members:
             try:
                 decoded = decode_body(
                     body,
@@ -186,29 +127,29 @@ class Checker:
                     members_max=INLINE_MEMBERS_MAX,
                 )
             except TooManyMembers:
-                pass
+                has_many_members = True
             except BodyTooLarge:
                 if bytes_max <= INLINE_BYTES_MAX:
                     raise
         if decoded is None:
-            decoded = await self._decode_in_thread(body, encoding, hold)
+            decoded = await self._decode_elsewhere(body, encoding, hold, has_many_members=has_many_members)
         hold.take(len(decoded))
         return decoded
 
-    async def _decode_in_thread(self, body: bytes, encoding: str, hold: Hold) -> bytes:
+    async def _decode_elsewhere(
+        self, body: bytes, encoding: str, hold: Hold, *, has_many_members: bool
+    ) -> bytes:
         """How large it becomes is known afterwards only: what becomes large is begun once more when it has its turn."""
         bytes_max = self._settings.body_bytes_max
-        if len(body) <= LARGE_BYTES:
+        if len(body) <= LARGE_BYTES and not has_many_members:
+            usual = partial(decode_body, body, encoding, bytes_max=min(LARGE_BYTES, bytes_max))
             try:
-                return await self._run(
-                    lambda: decode_body(body, encoding, bytes_max=min(LARGE_BYTES, bytes_max)), 0, hold
-                )
+                return await self._run(usual, usual, 0, hold)
             except BodyTooLarge:
                 if bytes_max <= LARGE_BYTES:
                     raise
-        return await self._run(
-            lambda: decode_body(body, encoding, bytes_max=bytes_max), LARGE_BYTES + 1, hold
-        )
+        large = partial(decode_body, body, encoding, bytes_max=bytes_max)
+        return await self._run(large, large, LARGE_BYTES + 1, hold)
 
     async def check(self, body: bytes, reading: Reading, *, now_ns: int, hold: Hold) -> Checked:
         """The canonical lines of a decoded body.
@@ -218,7 +159,7 @@ class Checker:
         """
         body = without_mark(body)
         written = reading.written if reading.written is not None else sniff(body)
-        check = _Check(body, written, reading, self._settings, now_ns)
+        check = Check(body, written, reading, self._settings, now_ns)
         inline_bytes_max = SLOW_INLINE_BYTES_MAX
         if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
             checked = check.fast()
@@ -230,32 +171,51 @@ class Checker:
         if len(body) <= inline_bytes_max:
             self._inline_s = self._monotonic_s()
             return check.whole()
-        slices = _Slices(
-            max(LINES_BYTES_MAX, 2 * self._settings.body_bytes_max), self._has_others, self._rest
+        lines_bytes_max = max(LINES_BYTES_MAX, 2 * self._settings.body_bytes_max)
+        slices = _Slices(lines_bytes_max, self._has_others, self._rest)
+        return await self._run(
+            partial(slices.run, check), partial(check_whole, check, lines_bytes_max), len(body), hold
         )
-        return await self._run(lambda: slices.run(check), len(body), hold)
 
     async def cut(self, lines: Lines, points_max: int, hold: Hold) -> list[Lines]:
         """The lines in pieces of at most so many points. Cancellation: nothing is left behind but the hold."""
         if len(lines.data) <= INLINE_BYTES_MAX:
             return split_lines(lines, points_max)
-        return await self._run(lambda: split_lines(lines, points_max), 0, hold)
+        split = partial(split_lines, lines, points_max)
+        return await self._run(split, split, 0, hold)
 
-    async def _run(self, work: Callable[[], T], size: int, hold: Hold) -> T:
-        """Runs in a thread what a body needs, when it is its turn; `size` is its size decoded, as far as known."""
+    async def _run(self, here: Callable[[], T], there: Callable[[], T], size: int, hold: Hold) -> T:
+        """Does what a body needs, when it is its turn: `here` in a thread, `there` in the worker process.
+
+        `size` is its size decoded, as far as known. A body that was large once has its lane to its end.
+        """
         if size > LARGE_BYTES and hold.lane is None:
             await self._large.enter(hold.source)
             hold.lane = self._large
         if hold.lane is not None:
-            return await self._in_thread(work)
+            return await self._in_worker(there)
         await self._usual.enter(hold.source)
         try:
-            return await self._in_thread(work)
+            return await self._in_thread(here)
         finally:
             self._usual.leave(hold.source)
 
     def _has_others(self) -> bool:
         return self._monotonic_s() - self._inline_s < _RECENT_S
+
+
+def check_whole(check: Check, lines_bytes_max: int) -> Checked:
+    """All of the check in one go. Raises BodyTooLarge when the lines take more than `lines_bytes_max`."""
+    return check.whole(partial(_limit, lines_bytes_max))
+
+
+def _limit(lines_bytes_max: int, made_bytes: int) -> None:
+    if made_bytes > lines_bytes_max:
+        raise BodyTooLarge(
+            "what the points take as lines with their times",
+            limit_bytes=lines_bytes_max,
+            setting="64 MiB, or twice server.body_bytes_max",
+        )
 
 
 class _Slices:
@@ -269,165 +229,13 @@ class _Slices:
         self._rest = rest
         self._worked_s = 0.0
 
-    def run(self, check: _Check) -> Checked:
-        """All of the check."""
+    def run(self, check: Check) -> Checked:
+        """All of the check, slice by slice."""
         self._worked_s = thread_time()
         return check.whole(self._between)
 
     def _between(self, made_bytes: int) -> None:
-        if made_bytes > self._lines_bytes_max:
-            raise BodyTooLarge(
-                "what the points take as lines with their times",
-                limit_bytes=self._lines_bytes_max,
-                setting="64 MiB, or twice server.body_bytes_max",
-            )
+        _limit(self._lines_bytes_max, made_bytes)
         if self._has_others():
             self._rest((thread_time() - self._worked_s) * _REST)
         self._worked_s = thread_time()
-
-
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """One body on its way to canonical lines: `fast` does what goes in bulk, `whole` everything, however slow."""
-
-    body: bytes
-    written: Format
-    reading: Reading
-    settings: ServerSettings
-    now_ns: int
-
-    def fast(self) -> Checked | None:
-        """The lines of a body of good line protocol; None when it is not that, or is more than bulk work."""
-        try:
-            lines = accept_line_protocol_fast(
-                self.body,
-                precision=self._precision(Precision.NS),
-                now_ns=self.now_ns,
-                line_bytes_max=self.settings.line_bytes_max,
-            )
-        except PointError:
-            return None
-        return None if lines is None else self._finished(lines)
-
-    def whole(self, between: BetweenSlices = go_on) -> Checked:
-        """Line by line where it must be. Raises as `Checker.check`."""
-        if self.written is Format.LINE_PROTOCOL:
-            return self._line_protocol(between)
-        accept = accept_json if self.written is Format.JSON else accept_ndjson
-        lines = accept(
-            self.body,
-            now_ns=self.now_ns,
-            precision=self._precision(None),
-            depth_max=self.settings.json_depth_max,
-            line_bytes_max=self.settings.line_bytes_max,
-            between=between,
-        )
-        return self._finished(lines)
-
-    def _line_protocol(self, between: BetweenSlices) -> Checked:
-        body, repaired = self.body, 0
-        if first_invalid_byte(body) is not None:
-            body, repaired = as_utf8(body)
-        precision, limit = self._precision(Precision.NS), self.settings.line_bytes_max
-        if not self.reading.partial:
-            lines = accept_line_protocol(
-                body, precision=precision, now_ns=self.now_ns, line_bytes_max=limit, between=between
-            )
-            return self._finished(lines, repaired=repaired)
-        good = accept_good_lines(
-            body,
-            precision=precision,
-            now_ns=self.now_ns,
-            line_bytes_max=limit,
-            refusals_max=REFUSALS_MAX,
-            between=between,
-        )
-        refusals = tuple(
-            RefusedLine(_text_at(body, start), error)
-            for error, start in zip(good.refusals, good.starts, strict=True)
-        )
-        return self._finished(good.lines, good.dropped, refusals, repaired)
-
-    def _precision(self, default: P) -> Precision | P:
-        """The unit that the parser takes; where it is guessed, times are taken as they stand and changed afterwards."""
-        precision = self.reading.precision
-        if isinstance(precision, TimeGuess):
-            return Precision.NS
-        return precision or default
-
-    def _finished(
-        self, lines: Lines, dropped: int = 0, refusals: tuple[RefusedLine, ...] = (), repaired: int = 0
-    ) -> Checked:
-        """What is to be done with times, once the lines are canonical. Raises TimeOutsideWindow."""
-        if isinstance(self.reading.precision, TimeGuess):
-            lines = with_guessed_times(lines, self.reading.precision)
-        settings = self.settings
-        window = TimeWindow.around(
-            self.now_ns, past_s=settings.time_window_past_s, future_s=settings.time_window_future_s
-        )
-        if window is not None:
-            late = outside(lines, window)
-            if late:
-                lines, refused = self._without(lines, late, window)
-                dropped, refusals = dropped + len(late), (*refusals, *refused)[:REFUSALS_MAX]
-        found = implausible_points(lines, self.now_ns)
-        if found is None and not repaired:
-            return Checked(lines, dropped, refusals)
-        past, future = found or (OddTimes(0, 0), OddTimes(0, 0))
-        by_time = ((Oddity.TIME_PAST, past), (Oddity.TIME_FUTURE, future))
-        odd = [self._odd(oddity, times) for oddity, times in by_time if times.points]
-        if repaired:
-            odd.append(Odd(Oddity.NOT_UTF8, repaired))
-        return Checked(lines, dropped, refusals, tuple(odd))
-
-    def _odd(self, oddity: Oddity, times: OddTimes) -> Odd:
-        looks = looks_like(times.first_ns, self._unit_ns, self.now_ns)
-        return Odd(oddity, times.points, unit_name(looks))
-
-    @property
-    def _unit_ns(self) -> int:
-        """The unit in which the body's times were read."""
-        precision = self.reading.precision
-        default = Precision.NS if self.written is Format.LINE_PROTOCOL else Precision.MS
-        return (precision if isinstance(precision, Precision) else default).value
-
-    def _without(
-        self, lines: Lines, late: Mapping[int, int], window: TimeWindow
-    ) -> tuple[Lines, list[RefusedLine]]:
-        """The lines without those whose time is outside the window; raises for the first unless `partial`."""
-        unit_ns = self._unit_ns
-        points = split_points(lines.data, lines.points)
-        refused: list[RefusedLine] = []
-        start, passed = 0, 1
-        for index, time in list(late.items())[:REFUSALS_MAX]:
-            reason = window_reason(time, unit_ns, window, self.now_ns)
-            line = self._line_of(points[index], index, unit_ns)
-            start, passed = _skip_lines(self.body, start, line - passed), line
-            if self.written is Format.JSON:
-                error = TimeOutsideWindow(reason, index=index)
-            else:
-                error = TimeOutsideWindow(reason, line=line)
-            if not self.reading.partial:
-                raise error
-            refused.append(RefusedLine(_text_at(self.body, start), error))
-        kept = [point for index, point in enumerate(points) if index not in late]
-        return Lines(b"".join(kept), len(kept)), refused
-
-    def _line_of(self, point: bytes, index: int, unit_ns: int) -> int:
-        """The line of the body that a point came from, as far as the text still shows it."""
-        head, _, time = point.rstrip(b"\n").rpartition(b" ")
-        found = self.body.find(b"%b %d" % (head, int(time) // unit_ns))
-        return index + 1 if found < 0 else self.body.count(b"\n", 0, found) + 1
-
-
-def _skip_lines(body: bytes, start: int, lines: int) -> int:
-    """Where the line begins that is so many after the one that begins at `start`; the same line for fewer than one."""
-    for _ in range(lines):
-        start = body.find(b"\n", start) + 1
-    return start
-
-
-def _text_at(body: bytes, start: int) -> str:
-    """The text of the line that begins there, the first `REFUSED_TEXT_MAX` characters of it."""
-    text = body[start : start + 4 * REFUSED_TEXT_MAX].partition(b"\n")[0].rstrip(b"\r")
-    return text.decode(errors="replace")[:REFUSED_TEXT_MAX]

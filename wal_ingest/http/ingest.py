@@ -41,7 +41,8 @@ from wal_ingest.http.asgi import (
     without_body,
 )
 from wal_ingest.http.body import BodyBudget, ClientGone, Hold, Receive, read_body
-from wal_ingest.http.checking import Checked, Checker, Reading
+from wal_ingest.http.check import Checked, Reading
+from wal_ingest.http.checking import Checker
 from wal_ingest.http.hypercorn_mends import Unparsed
 from wal_ingest.http.observer import Nobody, Observer, Reason
 from wal_ingest.http.origins import OriginRefused, Origins

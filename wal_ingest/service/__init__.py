@@ -36,6 +36,7 @@ from wal_ingest.errors import WalIngestError
 from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.sinks import Sink
 from wal_ingest.flusher.status import Progress, SinkStatus
+from wal_ingest.heap import give_memory_back
 from wal_ingest.http.admin import create_admin_app
 from wal_ingest.http.asgi import AsgiCallable
 from wal_ingest.http.body import BodyBudget
@@ -45,6 +46,7 @@ from wal_ingest.http.origins import is_loopback
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.server import serve
 from wal_ingest.http.stream.streams import Streams
+from wal_ingest.http.worker import Worker
 from wal_ingest.metrics import Metrics
 from wal_ingest.service.caretakers import CARETAKER_S, Caretakers, Moved
 from wal_ingest.service.collector import Collector
@@ -101,6 +103,7 @@ class Service:
         Raises `ConfigError`, `OperatorNeeded` (the WAL failed, among others).
         """
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        give_memory_back()
         allow_many_files()
         data_dir = Path(self._settings.server.data_dir)
         self._warn_of_open_address()
@@ -215,8 +218,9 @@ class Service:
             refusals=refusals,
         )
         server = self._settings.server
-        # What both doors share: the threads that check, and the memory that bodies may hold.
-        checker, budget = Checker(server), BodyBudget(server.bodies_bytes_max)
+        # What both doors share: who checks large bodies, and the memory that bodies may hold.
+        worker = Worker()
+        checker, budget = Checker(server, in_worker=worker), BodyBudget(server.bodies_bytes_max)
         streams = self._streams = Streams(
             appender=writer,
             position=store.wal.positions.of,
@@ -240,6 +244,7 @@ class Service:
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_end)
+            background.start_soon(worker.run)
             await background.start(report_ignored_signals)
             background.start_soon(self._watch_failure, writer)
             async with trio.open_nursery() as sinks:

@@ -10,12 +10,16 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import trio
 
-# So many of one listener in one turn: each costs half a millisecond before its first request is looked at.
-_AT_ONCE = 8
+from wal_ingest.http.hypercorn_mends.crowd import Crowd
+
+# So many of one listener in one turn: each costs half a millisecond before its first request is looked at. Near the
+# limit of connections it is one: for each new one another is closed, which takes a few turns.
+_AT_ONCE_MAX = 8
 
 # accept(2): too few descriptors or too little memory, which passes.
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -53,19 +57,25 @@ class TrioForHypercorn:
 
 
 async def serve_listeners(
-    handler: Handler, listeners: Sequence[trio.SocketListener], *, handler_nursery: trio.Nursery
+    handler: partial[Awaitable[object]],
+    listeners: Sequence[trio.SocketListener],
+    *,
+    handler_nursery: trio.Nursery,
 ) -> NoReturn:
     """Runs `handler` for each connection, in `handler_nursery`, until cancelled; then closes the listeners.
 
-    Takes the place of `trio.serve_listeners`.
+    Takes the place of `trio.serve_listeners`. `handler` is hypercorn's, with its configuration, which is ours.
     """
+    crowd: Crowd = handler.args[1].crowd
     async with trio.open_nursery() as nursery:
         for listener in listeners:
-            nursery.start_soon(_serve, listener, handler, handler_nursery)
+            nursery.start_soon(_serve, listener, handler, handler_nursery, crowd)
     raise AssertionError("the loops end by an exception only")
 
 
-async def _serve(listener: trio.SocketListener, handler: Handler, handler_nursery: trio.Nursery) -> None:
+async def _serve(
+    listener: trio.SocketListener, handler: Handler, handler_nursery: trio.Nursery, crowd: Crowd
+) -> None:
     # The same descriptor once more, for calls that do not go through the scheduler; the listener is its owner.
     sock = socket.socket(fileno=listener.socket.fileno())
     sock.setblocking(False)
@@ -73,14 +83,18 @@ async def _serve(listener: trio.SocketListener, handler: Handler, handler_nurser
         try:
             while True:
                 await trio.lowlevel.wait_readable(sock)
-                await _accept_some(sock, handler, handler_nursery)
+                # Those that were accepted in the last turn may not be counted yet.
+                room = (crowd.limit - crowd.count) // 2
+                await _accept_some(sock, handler, handler_nursery, min(max(room, 1), _AT_ONCE_MAX))
         finally:
             sock.detach()
 
 
-async def _accept_some(sock: socket.socket, handler: Handler, handler_nursery: trio.Nursery) -> None:
+async def _accept_some(
+    sock: socket.socket, handler: Handler, handler_nursery: trio.Nursery, at_once: int
+) -> None:
     try:
-        for _ in range(_AT_ONCE):
+        for _ in range(at_once):
             _accept(sock, handler, handler_nursery)
     except BlockingIOError:
         pass  # that were all

@@ -16,7 +16,8 @@ from wal_ingest.errors import BadRequest, RequestError
 from wal_ingest.http import answers
 from wal_ingest.http.appending import Appender
 from wal_ingest.http.body import BodyBudget, Hold, TooManyBodies
-from wal_ingest.http.checking import Checker, Reading
+from wal_ingest.http.check import Reading
+from wal_ingest.http.checking import Checker
 from wal_ingest.http.observer import Observer
 from wal_ingest.http.refusals import RefusalLog
 from wal_ingest.http.stream import protocol
