@@ -249,6 +249,7 @@ def test_a_node_starts_it_for_the_first_large_body_and_takes_it_along_when_it_en
         assert b"index 0: " in answer_to_bomb(service)
         (first,) = children(service)
         os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not is_running(first), "it has ended")
         assert b"index 0: " in answer_to_bomb(service)
         (second,) = children(service)
         service.process.kill()
