@@ -13,8 +13,8 @@ import trio.testing
 from tests.http.rig import within
 from wal_ingest.errors import BodyTooLarge
 from wal_ingest.http.body import BodyBudget, Hold, TooManyBodies
-from wal_ingest.http.check import Reading
-from wal_ingest.http.checking import LARGE_BYTES, LINES_BYTES_MAX, Checker
+from wal_ingest.http.check import LINES_BYTES_MAX, Reading
+from wal_ingest.http.checking import LARGE_BYTES, Checker
 from wal_ingest.http.lanes import Lane
 from wal_ingest.http.requests import Format
 from wal_ingest.settings import MIB, ServerSettings

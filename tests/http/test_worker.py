@@ -22,8 +22,8 @@ from tests.rigs.processes import wait_until
 from tests.rigs.service import Service
 from wal_ingest.errors import BadRequest, BodyTooLarge, PointError
 from wal_ingest.http.body import BodyBudget, Hold
-from wal_ingest.http.check import Check, Reading
-from wal_ingest.http.checking import INLINE_MEMBERS_MAX, LARGE_BYTES, Checker, check_whole
+from wal_ingest.http.check import Check, Reading, check_whole
+from wal_ingest.http.checking import INLINE_MEMBERS_MAX, LARGE_BYTES, Checker
 from wal_ingest.http.requests import Format
 from wal_ingest.http.worker import Worker, WorkerLost
 from wal_ingest.points.encoding import TooManyMembers, decode_body
@@ -86,10 +86,12 @@ def check_of(body: bytes, *, partial: bool = False, settings: ServerSettings | N
 
 async def test_lines_and_what_was_left_out_of_them_come_back() -> None:
     check = check_of(LINE * 5_000 + b"cpu usage=\n" + b"a,b=c d=1 5\n" + b"\xff v=1\n", partial=True)
-    here = check_whole(check, MIB)
+    here = check_whole(check)
     async with at_work() as worker:
-        there = await worker(functools.partial(check_whole, check, MIB))
+        there = await worker(functools.partial(check_whole, check))
     assert there.lines == here.lines
+    assert there.pieces == here.pieces
+    assert [piece.points for piece in there.pieces] == [1_000] * 5 + [2]
     assert there.odd == here.odd != ()
     assert [(line.text, str(line.error)) for line in there.refusals] == [
         (line.text, str(line.error)) for line in here.refusals
@@ -103,12 +105,12 @@ NARROW = ServerSettings(time_window_past_s=1)
 @pytest.mark.parametrize(
     ("job", "kind"),
     [
-        (functools.partial(check_whole, check_of(LINE + b"cpu usage=\n"), MIB), PointError),
+        (functools.partial(check_whole, check_of(LINE + b"cpu usage=\n")), PointError),
         (
-            functools.partial(check_whole, check_of(b"cpu usage=1 1\n", settings=NARROW), MIB),
+            functools.partial(check_whole, check_of(b"cpu usage=1 1\n", settings=NARROW)),
             TimeOutsideWindow,
         ),
-        (functools.partial(check_whole, check_of(LINE * 20_000), 10_000), BodyTooLarge),
+        (functools.partial(check_whole, check_of(b"m v=1\n" * 2_900_000)), BodyTooLarge),
         (functools.partial(decode_body, gzip.compress(bytes(MIB)), "gzip", bytes_max=1_000), BodyTooLarge),
         (
             functools.partial(decode_body, gzip.compress(b"") * 20, "gzip", bytes_max=1_000, members_max=16),
@@ -210,10 +212,9 @@ class Counted:
         (gzip.compress(LINE * (LARGE_BYTES // 2 // len(LINE))), "gzip", 0),
         (gzip.compress(LINE) * INLINE_MEMBERS_MAX, "gzip", 0),
         (LINE * (LARGE_BYTES // 2 // len(LINE)), "", 0),
-        # Decoding, checking and dividing.
-        (gzip.compress(LINE * (2 * LARGE_BYTES // len(LINE))), "gzip", 3),
-        (LINE * (2 * LARGE_BYTES // len(LINE)), "", 2),
-        # And what comes of many members, however small, on its way.
+        (gzip.compress(LINE * (2 * LARGE_BYTES // len(LINE))), "gzip", 1),
+        (LINE * (2 * LARGE_BYTES // len(LINE)), "", 1),
+        # However small they are once decoded.
         (gzip.compress(LINE) * (INLINE_MEMBERS_MAX + 1), "gzip", 1),
     ],
 )
@@ -223,10 +224,25 @@ async def test_large_bodies_and_many_members_go_there_and_no_others(
     counted = Counted()
     checker = Checker(ServerSettings(), inline, in_worker=counted)
     hold = Hold(BodyBudget(64 * MIB), "a")
-    decoded = await checker.decode(body, encoding, hold)
-    checked = await checker.check(decoded, Reading(None), now_ns=NOW_NS, hold=hold)
-    await checker.cut(checked.lines, 1_000, hold)
+    checked = await checker.take(body, encoding, Reading(None), now_ns=NOW_NS, hold=hold)
+    pieces = await checker.cut(checked, hold)
+    assert b"".join(piece.data for piece in pieces) == decode_body(body, encoding, bytes_max=4 * MIB)
+    assert hold.bytes == (sum(len(piece.data) for piece in pieces) if encoding else 0), (
+        "what came of it is counted"
+    )
     assert counted.jobs == jobs
+
+
+async def test_the_frames_of_a_stream_are_decoded_and_checked_there_in_two_jobs() -> None:
+    counted = Counted()
+    checker = Checker(ServerSettings(), inline, in_worker=counted)
+    hold = Hold(BodyBudget(64 * MIB), "a")
+    lines = LINE * (2 * LARGE_BYTES // len(LINE))
+    decoded = await checker.decode(gzip.compress(lines), "gzip", hold)
+    assert decoded == lines
+    checked = await checker.check(decoded, Reading(None), now_ns=NOW_NS, hold=hold)
+    assert b"".join(piece.data for piece in await checker.cut(checked, hold)) == lines
+    assert counted.jobs == 2
 
 
 BOMB = gzip.compress(b"[" + b"{}," * (8 * MIB) + b"{}]", 9)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
-from wal_ingest.errors import PointError
+from wal_ingest.errors import BodyTooLarge, PointError
 from wal_ingest.http.observer import Oddity
-from wal_ingest.http.requests import Format
-from wal_ingest.points import BetweenSlices, Lines, Precision, go_on, split_points
+from wal_ingest.http.requests import Format, sniff
+from wal_ingest.points import BetweenSlices, Lines, Precision, go_on, split_lines, split_points
+from wal_ingest.points.encoding import decode_body
 from wal_ingest.points.json_points import accept_json, accept_ndjson
 from wal_ingest.points.line_protocol import (
     accept_good_lines,
     accept_line_protocol,
     accept_line_protocol_fast,
 )
-from wal_ingest.points.text import as_utf8
+from wal_ingest.points.text import as_utf8, without_mark
 from wal_ingest.points.times import (
     OddTimes,
     TimeGuess,
@@ -31,8 +33,13 @@ from wal_ingest.points.times import (
 )
 from wal_ingest.points.utf8 import first_invalid_byte
 from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.entry import ENTRY_POINTS_MAX
 
 P = TypeVar("P", Precision, None)
+
+# What the points of a body may take as lines, or twice `body_bytes_max` where that is more: with its time a short line
+# takes four times what it took without.
+LINES_BYTES_MAX = 64 * 1024 * 1024
 
 # How many refused lines of a request are described, and how much of each is quoted.
 REFUSALS_MAX = 100
@@ -72,13 +79,48 @@ class Odd(NamedTuple):
 class Checked:
     """The canonical lines of a body, and what is to be reported of it.
 
-    `dropped` lines were left out, the first of them are in `refusals`. `odd` is what is odd about the points.
+    `dropped` lines were left out, the first of them are in `refusals`. `odd` is what is odd about the points. Where the
+    lines are many they may have been cut into `pieces`, of `ENTRY_POINTS_MAX` points each; `lines` has no data then.
     """
 
     lines: Lines
     dropped: int = 0
     refusals: tuple[RefusedLine, ...] = ()
     odd: tuple[Odd, ...] = ()
+    pieces: tuple[Lines, ...] = ()
+
+
+def decode_and_check(
+    body: bytes, encoding: str, reading: Reading, settings: ServerSettings, now_ns: int
+) -> Checked:
+    """All that a body needs, in one go: for the worker process. Raises as `decode_body` and `check_whole`."""
+    decoded = decode_body(body, encoding, bytes_max=settings.body_bytes_max)
+    return check_whole(check_of(decoded, reading, settings, now_ns))
+
+
+def check_of(body: bytes, reading: Reading, settings: ServerSettings, now_ns: int) -> Check:
+    """The check that a decoded body needs. Raises BadRequest when it cannot be told how it is written."""
+    body = without_mark(body)
+    written = reading.written if reading.written is not None else sniff(body)
+    return Check(body, written, reading, settings, now_ns)
+
+
+def check_whole(check: Check) -> Checked:
+    """All of the check, and its lines cut into pieces. Raises as `Checker.check`."""
+    checked = check.whole(partial(limit_lines, check.settings))
+    pieces = tuple(split_lines(checked.lines, ENTRY_POINTS_MAX))
+    return replace(checked, lines=Lines(b"", checked.lines.points), pieces=pieces)
+
+
+def limit_lines(settings: ServerSettings, made_bytes: int) -> None:
+    """Raises BodyTooLarge for lines that take more than they may."""
+    limit_bytes = max(LINES_BYTES_MAX, 2 * settings.body_bytes_max)
+    if made_bytes > limit_bytes:
+        raise BodyTooLarge(
+            "what the points take as lines with their times",
+            limit_bytes=limit_bytes,
+            setting="64 MiB, or twice server.body_bytes_max",
+        )
 
 
 @dataclass(frozen=True, slots=True)

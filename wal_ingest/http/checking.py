@@ -12,7 +12,7 @@ until its points are durable or refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic, sleep, thread_time
 from typing import Protocol, TypeVar
@@ -21,13 +21,21 @@ import trio
 
 from wal_ingest.errors import BodyTooLarge
 from wal_ingest.http.body import Hold
-from wal_ingest.http.check import Check, Checked, Reading
+from wal_ingest.http.check import (
+    Check,
+    Checked,
+    Reading,
+    check_of,
+    check_whole,
+    decode_and_check,
+    limit_lines,
+)
 from wal_ingest.http.lanes import Lane
-from wal_ingest.http.requests import Format, sniff
+from wal_ingest.http.requests import Format
 from wal_ingest.points import Lines, split_lines
 from wal_ingest.points.encoding import TooManyMembers, decode_body, frames_at_most
-from wal_ingest.points.text import without_mark
 from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.entry import ENTRY_POINTS_MAX
 
 T = TypeVar("T")
 
@@ -48,10 +56,6 @@ LARGE_BYTES = 1024 * 1024
 # So many bodies of one source wait for either.
 _WAITING_MAX = 64
 _LARGE_WAITING_MAX = 8
-
-# What the points of a body may take as lines, or twice `body_bytes_max` where that is more: with its time a short line
-# takes four times what it took without.
-LINES_BYTES_MAX = 64 * 1024 * 1024
 
 # While other bodies are being checked, a thread rests so many seconds for each second of work: each time that the event
 # loop wants the interpreter's lock back from a busy thread it waits for up to 0.2 ms, several times for each request.
@@ -108,48 +112,63 @@ class Checker:
         # When a body was last checked on the spot.
         self._inline_s = -math.inf
 
+    async def take(self, body: bytes, encoding: str, reading: Reading, *, now_ns: int, hold: Hold) -> Checked:
+        """`decode` and `check` in one: what becomes large stays in the worker process until it is lines."""
+        decoded = await self._decode_small(body, encoding, hold)
+        if decoded is not None:
+            return await self.check(decoded, reading, now_ns=now_ns, hold=hold)
+        work = partial(decode_and_check, body, encoding, reading, self._settings, now_ns)
+        checked = await self._run(work, work, LARGE_BYTES + 1, hold)
+        hold.take(sum(len(piece.data) for piece in checked.pieces))
+        return checked
+
     async def decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
         """The body without its encoding, counted in `hold`: decompressed on the spot when what comes out is small.
 
         Raises what `decode_body` raises, and TooManyBodies. Cancellation: nothing is left behind but the hold.
         """
+        decoded = await self._decode_small(body, encoding, hold)
+        if decoded is None:
+            large = partial(decode_body, body, encoding, bytes_max=self._settings.body_bytes_max)
+            decoded = await self._run(large, large, LARGE_BYTES + 1, hold)
+            hold.take(len(decoded))
+        return decoded
+
+    async def _decode_small(self, body: bytes, encoding: str, hold: Hold) -> bytes | None:
+        """The body without its encoding, unless that is large or has many members; counted in `hold`, where it is new.
+
+        How large it becomes is known afterwards only: what becomes larger is begun once more, where it has its turn.
+        """
         bytes_max = self._settings.body_bytes_max
         if not encoding:
             return decode_body(body, encoding, bytes_max=bytes_max)
-        decoded = None
-        has_many_members = frames_at_most(body, encoding) > INLINE_MEMBERS_MAX
-        if len(body) <= INLINE_BYTES_MAX and not has_many_members:
+        if frames_at_most(body, encoding) > INLINE_MEMBERS_MAX:
+            return None
+        if len(body) <= INLINE_BYTES_MAX:
+            inline_bytes_max = min(INLINE_BYTES_MAX, bytes_max)
             try:
                 decoded = decode_body(
-                    body,
-                    encoding,
-                    bytes_max=min(INLINE_BYTES_MAX, bytes_max),
-                    members_max=INLINE_MEMBERS_MAX,
+                    body, encoding, bytes_max=inline_bytes_max, members_max=INLINE_MEMBERS_MAX
                 )
             except TooManyMembers:
-                has_many_members = True
+                return None
             except BodyTooLarge:
                 if bytes_max <= INLINE_BYTES_MAX:
                     raise
-        if decoded is None:
-            decoded = await self._decode_elsewhere(body, encoding, hold, has_many_members=has_many_members)
-        hold.take(len(decoded))
-        return decoded
-
-    async def _decode_elsewhere(
-        self, body: bytes, encoding: str, hold: Hold, *, has_many_members: bool
-    ) -> bytes:
-        """How large it becomes is known afterwards only: what becomes large is begun once more when it has its turn."""
-        bytes_max = self._settings.body_bytes_max
-        if len(body) <= LARGE_BYTES and not has_many_members:
+            else:
+                hold.take(len(decoded))
+                return decoded
+        if len(body) <= LARGE_BYTES:
             usual = partial(decode_body, body, encoding, bytes_max=min(LARGE_BYTES, bytes_max))
             try:
-                return await self._run(usual, usual, 0, hold)
+                decoded = await self._run(usual, usual, 0, hold)
             except BodyTooLarge:
                 if bytes_max <= LARGE_BYTES:
                     raise
-        large = partial(decode_body, body, encoding, bytes_max=bytes_max)
-        return await self._run(large, large, LARGE_BYTES + 1, hold)
+            else:
+                hold.take(len(decoded))
+                return decoded
+        return None
 
     async def check(self, body: bytes, reading: Reading, *, now_ns: int, hold: Hold) -> Checked:
         """The canonical lines of a decoded body.
@@ -157,9 +176,8 @@ class Checker:
         Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`; BodyTooLarge when they take
         more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: nothing is left behind but the hold.
         """
-        body = without_mark(body)
-        written = reading.written if reading.written is not None else sniff(body)
-        check = Check(body, written, reading, self._settings, now_ns)
+        check = check_of(body, reading, self._settings, now_ns)
+        body, written = check.body, check.written
         inline_bytes_max = SLOW_INLINE_BYTES_MAX
         if written is Format.LINE_PROTOCOL and len(body) <= INLINE_BYTES_MAX:
             checked = check.fast()
@@ -171,17 +189,17 @@ class Checker:
         if len(body) <= inline_bytes_max:
             self._inline_s = self._monotonic_s()
             return check.whole()
-        lines_bytes_max = max(LINES_BYTES_MAX, 2 * self._settings.body_bytes_max)
-        slices = _Slices(lines_bytes_max, self._has_others, self._rest)
-        return await self._run(
-            partial(slices.run, check), partial(check_whole, check, lines_bytes_max), len(body), hold
-        )
+        slices = _Slices(self._settings, self._has_others, self._rest)
+        return await self._run(partial(slices.run, check), partial(check_whole, check), len(body), hold)
 
-    async def cut(self, lines: Lines, points_max: int, hold: Hold) -> list[Lines]:
-        """The lines in pieces of at most so many points. Cancellation: nothing is left behind but the hold."""
+    async def cut(self, checked: Checked, hold: Hold) -> Sequence[Lines]:
+        """The lines in pieces for entries. Cancellation: nothing is left behind but the hold."""
+        lines = checked.lines
+        if checked.pieces:
+            return checked.pieces
         if len(lines.data) <= INLINE_BYTES_MAX:
-            return split_lines(lines, points_max)
-        split = partial(split_lines, lines, points_max)
+            return split_lines(lines, ENTRY_POINTS_MAX)
+        split = partial(split_lines, lines, ENTRY_POINTS_MAX)
         return await self._run(split, split, 0, hold)
 
     async def _run(self, here: Callable[[], T], there: Callable[[], T], size: int, hold: Hold) -> T:
@@ -204,27 +222,13 @@ class Checker:
         return self._monotonic_s() - self._inline_s < _RECENT_S
 
 
-def check_whole(check: Check, lines_bytes_max: int) -> Checked:
-    """All of the check in one go. Raises BodyTooLarge when the lines take more than `lines_bytes_max`."""
-    return check.whole(partial(_limit, lines_bytes_max))
-
-
-def _limit(lines_bytes_max: int, made_bytes: int) -> None:
-    if made_bytes > lines_bytes_max:
-        raise BodyTooLarge(
-            "what the points take as lines with their times",
-            limit_bytes=lines_bytes_max,
-            setting="64 MiB, or twice server.body_bytes_max",
-        )
-
-
 class _Slices:
     """What happens between the slices of a body that is checked in a thread."""
 
     def __init__(
-        self, lines_bytes_max: int, has_others: Callable[[], bool], rest: Callable[[float], None]
+        self, settings: ServerSettings, has_others: Callable[[], bool], rest: Callable[[float], None]
     ) -> None:
-        self._lines_bytes_max = lines_bytes_max
+        self._settings = settings
         self._has_others = has_others
         self._rest = rest
         self._worked_s = 0.0
@@ -235,7 +239,7 @@ class _Slices:
         return check.whole(self._between)
 
     def _between(self, made_bytes: int) -> None:
-        _limit(self._lines_bytes_max, made_bytes)
+        limit_lines(self._settings, made_bytes)
         if self._has_others():
             self._rest((thread_time() - self._worked_s) * _REST)
         self._worked_s = thread_time()

@@ -59,7 +59,7 @@ from wal_ingest.http.requests import (
 )
 from wal_ingest.points import Lines
 from wal_ingest.settings import ServerSettings
-from wal_ingest.wal.entry import ENTRY_POINTS_MAX, NewEntry
+from wal_ingest.wal.entry import NewEntry
 
 ROUTES = {
     "/metrics": Dialect.NATIVE,
@@ -300,9 +300,9 @@ class Ingest:
         self, dialect: Dialect, asked: _Asked, body: bytes, hold: Hold
     ) -> tuple[Answer, Checked]:
         """Decode, validate, cut into entries, append; then, and only then, the answer that says so."""
-        body = await self._checker.decode(body, asked.encoding, hold)
-        checked = await self._checker.check(body, asked.reading, now_ns=asked.now_ns, hold=hold)
-        del body
+        checked = await self._checker.take(
+            body, asked.encoding, asked.reading, now_ns=asked.now_ns, hold=hold
+        )
         lines = checked.lines
         if not lines.points:
             if dialect is Dialect.NATIVE:
@@ -310,11 +310,11 @@ class Ingest:
             return answers.NO_CONTENT, checked
         entries = [
             NewEntry(piece.data, piece.points, asked.now_ns, asked.source, asked.query.destination)
-            for piece in await self._checker.cut(lines, ENTRY_POINTS_MAX, hold)
+            for piece in await self._checker.cut(checked, hold)
         ]
         if len(entries) > 1:
             # The entries have its lines by now, and a large body should not have them twice while it waits.
-            checked = replace(checked, lines=Lines(b"", lines.points))
+            checked = replace(checked, lines=Lines(b"", lines.points), pieces=())
             lines = checked.lines
         began_s = self._monotonic_s()
         appended = await self._appender.append(entries)

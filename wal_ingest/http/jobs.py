@@ -24,7 +24,7 @@ from typing import Any
 from wal_ingest.errors import WalIngestError
 
 # From this size on `bytes` go after the pickle.
-_APART_BYTES_MIN = 64 * 1024
+_APART_BYTES_MIN = 16 * 1024
 
 # The bytes of the pickle and the number of parts after it; then the bytes of each part.
 _HEAD = struct.Struct("!QI")

@@ -26,7 +26,7 @@ from wal_ingest.http.stream.protocol import BadHeader, Frame, NumberUsed
 from wal_ingest.points import Precision
 from wal_ingest.points.times import TimeGuess
 from wal_ingest.settings import ServerSettings
-from wal_ingest.wal.entry import ENTRY_POINTS_MAX, Destination, Mark, NewEntry
+from wal_ingest.wal.entry import Destination, Mark, NewEntry
 from wal_ingest.wal.gzip_codec import crc32
 from wal_ingest.wal.streams import Position
 
@@ -140,10 +140,11 @@ class Intake:
             mark = Mark(asked.client_id, frame.number, crc32(body))
         entries = [
             NewEntry(piece.data, piece.points, now_ns, asked.source, asked.destination, mark)
-            for piece in await door.checker.cut(lines, ENTRY_POINTS_MAX, hold)
+            for piece in await door.checker.cut(checked, hold)
         ]
         self._highest = frame.number
-        return Item(frame.number, hold, lines.points, len(frame.body), len(lines.data), entries)
+        lines_bytes = sum(len(entry.lines) for entry in entries)
+        return Item(frame.number, hold, lines.points, len(frame.body), lines_bytes, entries)
 
     def _again(self, frame: Frame, body: bytes, hold: Hold) -> Item:
         """A frame that was sent before: fine when the WAL has it. Raises NumberUsed."""
