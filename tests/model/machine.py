@@ -148,6 +148,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self._open()
             act()
         except BaseException:
+            # Not `Killed` alone: it may be in a group, or another error of a process that is dead already.
             if not self.moments.dead:
                 raise
             self._next_life()
