@@ -38,6 +38,12 @@ def file_name(number: int) -> str:
     return f"{number:0{_DIGITS}d}{SUFFIX}"
 
 
+def file_numbers(directory: Path) -> list[int]:
+    """The files of blocks that are in a directory, by number; none where there is no directory."""
+    paths = directory.glob("[0-9]" * _DIGITS + SUFFIX)
+    return sorted(int(path.name.removesuffix(SUFFIX)) for path in paths)
+
+
 def read_block_bytes(directory: Path, record: BlockRecord) -> bytes:
     """A block's bytes, fewer where the file ends. Raises `WalDamaged` when there is no file, `StorageFailed`."""
     path = directory / file_name(record.file)
@@ -69,8 +75,7 @@ class LetterFiles:
 
     def numbers(self) -> list[int]:
         """The files that are there, by number."""
-        paths = self.directory.glob("[0-9]" * _DIGITS + SUFFIX)
-        return sorted(int(path.name.removesuffix(SUFFIX)) for path in paths)
+        return file_numbers(self.directory)
 
     @property
     def used_bytes(self) -> int:
