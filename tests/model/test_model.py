@@ -83,6 +83,19 @@ def test_a_stream_that_had_to_go_and_came_back_is_known_from_there_on() -> None:
     machine.teardown()
 
 
+def test_frames_in_a_segment_that_was_set_aside_need_not_be_known() -> None:
+    """A story that the model did not know: all of the segment can be read, and its frames are confirmed no more."""
+    machine = StoreMachine()
+    machine.begin(first=False, second=False)
+    machine.append(groups=[("web-1", [(1, 0, 0)])])
+    machine.check()
+    machine.damage(at=0, what="byte changed", which=0)
+    machine.check()
+    assert machine.alive.wal.positions.of("web-1") is None
+    assert [entry.seq for entry in machine.alive.wal.read(0, bytes_max=1 << 20)] == [1]
+    machine.teardown()
+
+
 # -- the harness can fail ----------------------------------------------------------------------------------
 
 _commit, _truncate, _open = Wal.commit, Wal.truncate, Wal.open
