@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import uuid
@@ -269,3 +270,22 @@ def test_the_command_says_what_is_wrong_and_ends_with_3(data: Path) -> None:
     ran = run_command("wal", "verify", "--json", "--data-dir", data)
     assert ran.returncode == 3
     assert json.loads(ran.stdout)["whole"] is False
+
+
+def test_a_file_that_was_set_aside_is_read_with_its_own_state_file_in_another_directory(
+    data: Path, tmp_path: Path
+) -> None:
+    """What RUNBOOK.md says to do with it."""
+    old = tmp_path / "old"
+    (old / "wal").mkdir(parents=True)
+    (old / "dead_letters").mkdir()
+    names = [path.name for path in files_of(data)]
+    (data / STATE_NAME).rename(old / STATE_NAME)
+    open_store(data).close()
+    for name in names:
+        shutil.copy(data / "wal/damaged" / name, old / "dead_letters" / name)
+    ran = run_command("dead-letters", "export", tmp_path / "letters.lp.gz", "--data-dir", old)
+    assert ran.returncode == 0, ran.stderr
+    expected = [*letters(LETTERS), *letters(RECORDS, first=LETTERS + 1)]
+    exported = gzip.decompress((tmp_path / "letters.lp.gz").read_bytes())
+    assert exported == b"".join(each.line for each in expected)
