@@ -72,10 +72,9 @@ def verify_letters(state_path: Path, *, done: Callable[[int], None]) -> LettersR
         path = directory / file_name(number)
         size = _size_of(path)
         report = _file(state_path, view, path, blocks, size)
-        # A server removes a file before its record.
-        if number in unknown and path.exists():
+        if number in unknown:
             report = msgspec.structs.replace(report, trouble=_joined(report.trouble, NOT_RECORDED))
-        if blocks or path.exists():
+        if blocks or path.exists():  # a server may have removed it meanwhile, and then its record
             files.append(report)
         done(size)
     records, bad = _read_records(state_path)
