@@ -298,7 +298,7 @@ _over: Event | None = None
 
 
 def end_with(over: Event) -> None:
-    """Tells this process, before its first run, by what event its runs end."""
+    """Sets, before the first run in this process, the event that ends its runs."""
     global _over
     _over = over
 

@@ -95,6 +95,6 @@ def _kind(exc: ComeBackLater) -> str:
     if isinstance(exc, StreamClosed):
         return f"closed {exc.code}"
     if isinstance(exc, Unreachable):
-        # Of a wrong peer the words count: an expired certificate is another trouble than an untrusted one.
+        # For a wrong peer the text decides: an expired certificate is not the same trouble as an untrusted one.
         return f"Unreachable {exc.status} {exc if exc.wrong_peer else ''}"
     return type(exc).__name__

@@ -191,7 +191,7 @@ class Spool:
             await self._writer.wait_appended(after_seq)
 
     async def wait_appended(self, seq: int) -> None:
-        """Returns as soon as there is an entry behind a seq."""
+        """Returns as soon as there is an entry after a seq."""
         await self._writer.wait_appended(seq)
 
     async def settle(self, entries: Sequence[Entry], *, refused: Collection[int] = ()) -> None:

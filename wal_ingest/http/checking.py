@@ -64,18 +64,18 @@ USUAL_AT_ONCE = 2
 LARGE_AT_ONCE = 1
 LARGE_BYTES = 1024 * 1024
 
-# So many bodies of one source wait for either.
+# At most so many bodies of one source wait for each of the two lanes.
 _WAITING_MAX = 64
 _LARGE_WAITING_MAX = 8
 
-# What the points of a body may take as lines, or twice `body_bytes_max` where that is more: with its time a short line
-# takes four times what it took without.
+# The lines of a body may take so many bytes, or twice `body_bytes_max` if that is more: a time makes a short line
+# four times as long.
 LINES_BYTES_MAX = 64 * 1024 * 1024
 
-# While other bodies are being checked, a thread rests so many seconds for each second of work: each time that the event
-# loop wants the interpreter's lock back from a busy thread it waits for up to 0.2 ms, several times for each request.
+# While there are other requests, a thread rests so many seconds for each second of work: the event loop waits up to
+# 0.2 ms each time it needs the interpreter's lock back from a busy thread, several times for each request.
 _REST = 3.0
-# A body that was checked on the spot within this time says that there are others.
+# There are other requests if a body was checked without a thread within this time.
 _RECENT_S = 0.05
 
 
@@ -171,7 +171,7 @@ class Checker:
     async def decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
         """The body without its encoding, counted in `hold`: decompressed on the spot when what comes out is small.
 
-        Raises what `decode_body` raises, and TooManyBodies. Cancellation: nothing is left behind but the hold.
+        Raises what `decode_body` raises, and TooManyBodies. Cancellation: only the hold remains.
         """
         bytes_max = self._settings.body_bytes_max
         if not encoding:
@@ -196,7 +196,7 @@ class Checker:
         return decoded
 
     async def _decode_in_thread(self, body: bytes, encoding: str, hold: Hold) -> bytes:
-        """How large it becomes is known afterwards only: what becomes large is begun once more when it has its turn."""
+        """Its size is known only afterwards: a body that turns out large is decompressed again when it has its turn."""
         bytes_max = self._settings.body_bytes_max
         if len(body) <= LARGE_BYTES:
             try:
@@ -214,7 +214,7 @@ class Checker:
         """The canonical lines of a decoded body.
 
         Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`; BodyTooLarge when they take
-        more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: nothing is left behind but the hold.
+        more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: only the hold remains, which the caller releases.
         """
         body = without_mark(body)
         written = reading.written if reading.written is not None else sniff(body)
@@ -236,7 +236,7 @@ class Checker:
         return await self._run(lambda: slices.run(check), len(body), hold)
 
     async def cut(self, lines: Lines, points_max: int, hold: Hold) -> list[Lines]:
-        """The lines in pieces of at most so many points. Cancellation: nothing is left behind but the hold."""
+        """The lines in pieces of at most so many points. Cancellation: only the hold remains."""
         if len(lines.data) <= INLINE_BYTES_MAX:
             return split_lines(lines, points_max)
         return await self._run(lambda: split_lines(lines, points_max), 0, hold)

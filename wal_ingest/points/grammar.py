@@ -22,7 +22,7 @@ A single backslash before a quote in a field key, or before `=` or a quote in a 
 InfluxDB; the line stays as it is.
 
 When InfluxDB cuts a body into records it takes an even run for escaped backslashes and a space, after which quotes
-count. `records` tells whether that would harm the lines that follow.
+count. `records` finds out whether that would harm the lines that follow.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Grammar:
         return self._compile(shape, precision).fullmatch(body) is not None
 
     def end_of_good_lines(self, body: bytes, start: int, until: int, precision: Precision) -> int:
-        """The offset behind the last of the lines from `start` to `until` that are all fine, with or without a time.
+        """The offset after the last of the lines from `start` to `until` that are all fine, with or without a time.
 
         Blank lines, comments and carriage returns at the ends of lines are among them.
         """

@@ -25,7 +25,7 @@ from wal_ingest.wal.letters import OTHER_REASONS, reason_group
 MAGIC = b"wdeadlet"
 VERSION = 1
 
-# Letters and bytes in one block, at the most: what reading one letter costs. A single letter may be larger.
+# At most so many letters and bytes in one block: what reading one letter costs. A single letter may be larger.
 BLOCK_LETTERS = 2_000
 BLOCK_BYTES = 512 << 10
 # Letters that are grouped together: blocks of other groups lie within so many numbers, and reading in the order of

@@ -1,9 +1,9 @@
-"""The files of dead letters, `dead_letters/<number, 20 digits>.letters`: blocks behind each other, nothing else.
+"""The files of dead letters, `dead_letters/<number, 20 digits>.letters`: blocks, one after the other, and nothing else.
 
 Invariants:
 
 * A block is written and synced, and so is its file's name, before the state file records it. Bytes that no record names
-  are those of a write that was not finished, or of letters that are gone: nobody was told that they are kept.
+  are those of a write that was not finished, or of letters that were removed: no caller was promised them.
 * A file is written to by the life of the process that began it, and by no other. Where a write or a sync fails, the
   file is written to no more, so a sync is never tried again.
 * Space is given back only after the transaction that removed the records of the blocks in it: a hole for blocks that

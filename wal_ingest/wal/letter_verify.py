@@ -1,6 +1,6 @@
 """Are the dead letters whole? Each record and block that the state file names, read from outside, also beside a server.
 
-Nothing is written. A server moves and removes letters meanwhile. So what looks damaged is looked up once more: where
+Nothing is written. A server moves and removes letters meanwhile. So what looks damaged is looked up again: where
 the state file no longer names it, or the file is gone, there was nothing wrong with it.
 """
 

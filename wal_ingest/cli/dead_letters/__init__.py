@@ -211,7 +211,7 @@ def drop(
 class _Found(NamedTuple):
     """Letters that are meant: how many, for which reasons, and the number of the newest.
 
-    Those that are parked from now on are not among them: nobody has seen them.
+    Those that are parked from now on are not among them: the operator has not seen them.
     """
 
     points: int

@@ -51,7 +51,7 @@ _LONG_STRING = b'"(a long string)"'
 
 
 class Unreadable(Exception):
-    """A point that no line makes VictoriaMetrics read; the message says why."""
+    """A point that cannot be written so that VictoriaMetrics reads it; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

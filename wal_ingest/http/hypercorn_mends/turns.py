@@ -1,4 +1,4 @@
-"""Lets a few tasks through in each turn of the scheduler: what thousands do at the same moment must not be one turn.
+"""Lets a few tasks through in each turn of the scheduler, so that thousands at once do not make one long turn.
 
 When a switch reboots, thousands of connections end at once. The end of each takes half a millisecond, and trio runs
 every task that is ready before it looks at sockets again: all others waited for seconds.
