@@ -496,7 +496,7 @@ async def test_a_reset_while_the_body_is_coming_stores_nothing() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "of-the-fleet"])
-async def test_peers_that_close_in_the_middle_of_a_body_leave_no_connection_behind(token: str) -> None:
+async def test_connections_whose_peers_close_in_the_middle_of_a_body_are_closed(token: str) -> None:
     # With a token they are answered 401 before their bodies, and what is left of these is only discarded.
     settings = ServerSettings(write_token=token)
     whole = front(settings)

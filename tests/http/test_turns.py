@@ -115,7 +115,7 @@ async def test_callers_within_the_room_of_a_turn_do_not_wait() -> None:
             assert len(callers.turns) == before + 3
 
 
-async def test_a_cancelled_caller_takes_nobodys_place() -> None:
+async def test_a_cancelled_caller_takes_no_place() -> None:
     async with turns_of(2) as callers:
         scopes = callers.begin(8)
         await next_turn()
@@ -126,7 +126,7 @@ async def test_a_cancelled_caller_takes_nobodys_place() -> None:
         assert callers.by_turn == [2, 2]
 
 
-async def test_no_turns_are_begun_while_nobody_calls() -> None:
+async def test_no_turns_are_begun_without_callers() -> None:
     async with turns_of(2) as callers:
         for _ in range(2):
             callers.begin(5)

@@ -114,7 +114,7 @@ class StreamNeighbour(Neighbour):
 
 
 def open_stream(port: int, *, source: str = "127.0.0.1") -> socket.socket:
-    """A stream behind its welcome, from an address of this machine."""
+    """A stream after its welcome, from an address of this machine."""
     peer = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=(source, 0))
     peer.sendall(upgrade())
     heard = b""

@@ -160,7 +160,7 @@ def test_a_record_that_cannot_be_read_is_lost(data: Path) -> None:
     ]
 
 
-def test_a_cursor_that_counts_other_letters_than_there_are_is_told(data: Path) -> None:
+def test_a_cursor_that_counts_other_letters_than_there_are_is_named(data: Path) -> None:
     edit(data, lambda file: file.write([], [letter_key(SINK, LETTERS + 1)]))
     report = verified(data)
     assert not report.whole
