@@ -35,7 +35,7 @@ class Courier:
         # What is in the way, None while nothing is known to be.
         self._trouble: str | None = None
         self._told = False
-        # Why nothing is delivered, with what to do about it; empty while the node answers well.
+        # Why nothing is delivered, with what to do about it; empty while the node confirms.
         self.reason = ""
 
     async def run(self, way: Way) -> None:

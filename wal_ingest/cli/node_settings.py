@@ -145,7 +145,7 @@ def _words(config: Config, file: Path | None, *, running: bool) -> str:
 
 
 def _other_directory(file: Path, config: Config) -> str:
-    """A note where the file that was found is that of a node with another directory, as far as it says."""
+    """A note when the settings file that was found names another data directory."""
     if config.origins[_DATA_DIR.name] == str(file):
         return ""
     named = load(file, environ={}).settings.server.data_dir

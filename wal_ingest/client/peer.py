@@ -141,7 +141,7 @@ def reason_of(causes: list[BaseException]) -> str:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The innermost first: libraries wrap what the system says. Of several attempts the first counts."""
+    """The innermost first: libraries wrap the system's error. Of several attempts the first counts."""
     inner = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc.__context__
     if inner is not None:
         yield from _causes(inner)

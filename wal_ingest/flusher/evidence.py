@@ -55,7 +55,7 @@ class Evidence:
         return group
 
     def note(self, batch: Batch, outcome: Outcome, *, control: bool) -> None:
-        """Notes what became of any write; `control` says that it was one of what had passed before."""
+        """Notes how a write ended; `control` is true for points that had passed before."""
         group = self.group(batch)
         neighbours = group.neighbours
         if isinstance(outcome, Confirmed):

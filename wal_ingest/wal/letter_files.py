@@ -117,7 +117,7 @@ class LetterFiles:
 
     def _write(self, data: bytes) -> None:
         assert self._fd is not None
-        # Met here, a full disk has cost nothing; and the writes then cannot fail for want of space.
+        # A full disk is met here, before anything was written; after that the writes cannot fail for lack of space.
         number = hold_space(self._fd, self._end + len(data))
         if number:
             raise OSError(number, os.strerror(number))

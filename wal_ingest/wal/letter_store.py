@@ -143,7 +143,7 @@ class LetterStore:
         self._remove_files(known - {block.record.file for block in self._blocks()})
 
     def _set_aside(self, numbers: Sequence[int], directory: Path) -> None:
-        """Files that are newer than the state file: what is in them, it cannot say."""
+        """Files that are newer than the state file, which does not record what is in them."""
         if not numbers:
             return
         make_directory(directory)
@@ -301,7 +301,7 @@ class LetterStore:
         if limited:
             self._check_bytes(name, more_bytes - old_bytes)
         self.limits.check_disk(more_bytes=more_bytes, free_bytes=self._free_bytes(self._data_dir))
-        # Each record that goes has its page written anew before that is free.
+        # The page of each removed record is written again before it is free.
         self._hold(old_bytes + 512 * len(made))
         places = self._files.append([each.data for each in made], begin=self._begin_file)
         blocks = [each.at(name, *place) for each, place in zip(made, places, strict=True)]

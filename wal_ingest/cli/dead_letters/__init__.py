@@ -222,7 +222,7 @@ def drop(
 
 
 class _Found(NamedTuple):
-    """Letters that are meant: how many, for which reasons, and the number of the newest.
+    """The letters that a command is about: how many, for which reasons, and the number of the newest.
 
     Those that are parked from now on are not among them: the operator has not seen them.
     """
@@ -305,7 +305,7 @@ class _Letters:
         self._is_damaged = False
 
     def letters(self) -> Iterator[DeadLetter]:
-        """All of them; what cannot be read of a file is said on standard error."""
+        """All of them; what cannot be read of a file is named on standard error."""
         if self._settings is not None:
             for name in _sinks(self._settings, self._sink):
                 yield from _letters(self._settings, name, self._reason)
