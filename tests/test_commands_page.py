@@ -11,13 +11,16 @@ import pytest
 
 from tests.rigs.influxdb import InfluxDB
 from tests.rigs.pages import Reader, commands, masked
-from tests.rigs.prepared import prepare
+from tests.rigs.prepared import POINTS, prepare
 from tests.rigs.processes import wait_until
 from tests.rigs.service import run_command
 from tests.wal.test_damage import flip, zero_tree
 from wal_ingest.agent.probes import host_probes, psutil_figures
+from wal_ingest.wal.cursor import Cursor
+from wal_ingest.wal.letter_files import LETTERS_DIR, file_name
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.salvage import Note, write_note
+from wal_ingest.wal.state import State
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/COMMANDS.md").read_text()
@@ -78,7 +81,13 @@ def test_the_page_has_every_key_of_what_the_commands_print_as_json(tmp_path: Pat
     assert keys_told("wal cat") == printed("cat", "--limit", "1", cwd=tmp_path)
     out = tmp_path / "out.lp.gz"
     assert keys_told("wal export") == printed("export", out, "--seq", "5..6", cwd=tmp_path)
-    # A segment that was set aside and leaves a gap, and one with a lost entry.
+    # A segment that was set aside and leaves a gap, one with a lost entry, and dead letters in trouble.
+    state = State(data, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(2, 2 * POINTS, confirmed=2 * POINTS - 1, parked=1))
+    state.close()
+    (data / LETTERS_DIR).mkdir()
+    (data / LETTERS_DIR / file_name(1)).write_bytes(b"too many")
+    in_letters = {key for key in printed("verify", cwd=tmp_path) if key.startswith("dead_letters.")}
     zero_tree(second)
     assert keys_told("wal import") == printed("import", out, cwd=tmp_path)
     flip(third, 20000)
@@ -90,7 +99,7 @@ def test_the_page_has_every_key_of_what_the_commands_print_as_json(tmp_path: Pat
     gone = Lost(second.name, 3, 3, 1000, "gone", None)
     note = Note(salvaged_ns=1, entries=1, points=1000, to="there", lost=[gone])
     write_note(data / "wal/damaged" / second.name, note)
-    assert verified | printed("verify", cwd=tmp_path) == keys_told("wal verify")
+    assert verified | in_letters | printed("verify", cwd=tmp_path) == keys_told("wal verify")
 
 
 def test_the_agent_does_what_the_page_shows(tmp_path: Path) -> None:

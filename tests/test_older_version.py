@@ -1,4 +1,4 @@
-"""A data directory that version d14ec14 left behind, opened by today's: every point is there and is delivered.
+"""A data directory that version d14ec14 wrote, opened by today's: every point is there and is delivered.
 
 `tests/fixtures/make_data_dir.py` made it, and says what is in it. A later version gets another file beside it.
 """

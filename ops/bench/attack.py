@@ -50,7 +50,7 @@ _HEAD = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one row measured; `struck` is None where nobody attacked."""
+    """What one row measured; `struck` is None without an attack."""
 
     name: str
     posts: Result
@@ -118,7 +118,7 @@ class Bench:
         if attacks:
             struck = striking.result()
         row = Row(name, posted, framed, spent_s, cpu_s, rss_mib, rss_mib_max, struck)
-        # What the attackers left behind is closed and freed.
+        # What the attackers left open is closed and freed.
         self._wait(lambda: node.descriptors() <= self._descriptors)
         time.sleep(_REST_S)
         return row

@@ -72,14 +72,12 @@ class Struck:
 
 
 async def _connected(target: Target) -> trio.SocketStream:
-    sock = trio.socket.socket()
-    try:
+    with contextlib.ExitStack() as on_error:
+        sock = on_error.enter_context(trio.socket.socket())
         await sock.bind((ADDRESS, 0))
         await sock.connect(("127.0.0.1", target.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except BaseException:
-        sock.close()
-        raise
+        on_error.pop_all()
     return trio.SocketStream(sock)
 
 
@@ -300,7 +298,7 @@ _over: Event | None = None
 
 
 def end_with(over: Event) -> None:
-    """Tells this process, before its first run, by what event its runs end."""
+    """Sets, before the first run in this process, the event that ends its runs."""
     global _over
     _over = over
 

@@ -12,10 +12,11 @@ import pytest
 
 from tests.agent.rig import fill, open_spool, rounds, text_of
 from wal_ingest.agent.spool import SINK, SPOOL_BYTES_MIN, Spool
-from wal_ingest.errors import DataDirLocked, WalFull
+from wal_ingest.errors import DataDirLocked, StorageFailed, WalFull
 from wal_ingest.points.line_protocol import accept_line_protocol
 from wal_ingest.points.lines import Precision
 from wal_ingest.wal.state import read_state
+from wal_ingest.wal.store import Store
 
 
 async def test_rounds_are_entries_in_order_and_there_after_a_restart(tmp_path: Path) -> None:
@@ -28,6 +29,23 @@ async def test_rounds_are_entries_in_order_and_there_after_a_restart(tmp_path: P
         lines = [line for entry in entries for line in entry.lines().splitlines()]
         assert lines == text_of(rounds(3))
         assert (spool.stream_id, spool.waiting_points) == (stream_id, 6)
+
+
+async def test_a_spool_that_could_not_be_opened_is_not_left_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_arguments: object) -> None:
+        raise StorageFailed(tmp_path / "state.lmdb", "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "commit_cursor", failing)
+        # Kept: its traceback holds on to the store, which must have been closed all the same.
+        with pytest.raises(StorageFailed) as failed:
+            async with open_spool(tmp_path):
+                pass
+    async with open_spool(tmp_path) as spool:
+        assert spool.last_seq == 0
+    assert failed.value.reason == "Input/output error"
 
 
 async def test_a_round_of_more_points_than_an_entry_holds_is_several(tmp_path: Path) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request, fake_influxdb
+from tests.cli.node_dir import START_NS, make_node_dir
+from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request
 from tests.rigs.service import Service, run_command, to_influxdb
 from tests.wal.factories import Clock, open_store
 from wal_ingest.points import split_points
 from wal_ingest.wal.entry import Destination, NewEntry
 from wal_ingest.wal.gzip_codec import compress
 
-S = 10**9
-# 2026-11-22T21:00:00Z
-START_NS = 1_795_381_200 * S
 POINTS = 40
 
 
@@ -33,22 +30,9 @@ BAD = note(17, "bad\nnote3 text=\n# worse")
 
 
 @pytest.fixture
-def database() -> Iterator[FakeInfluxDB]:
-    with fake_influxdb() as fake:
-        yield fake
-
-
-@pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A node's directory with 8 entries of five points."""
-    clock = Clock(START_NS)
-    store = open_store(tmp_path / "node", clock, keep_confirmed_s=0)
-    for seq in range(1, 9):
-        clock.now_ns = START_NS + seq * S
-        lines = b"".join(NOTES[(seq - 1) * 5 : seq * 5])
-        store.wal.commit([[NewEntry(lines, 5, clock.now_ns, "", Destination())]])
-    store.close()
-    return tmp_path / "node"
+    return make_node_dir(tmp_path / "node", (b"".join(NOTES[at : at + 5]) for at in range(0, POINTS, 5)))
 
 
 def written(database: FakeInfluxDB) -> list[bytes]:

@@ -171,7 +171,7 @@ def test_a_node_that_does_not_tell_its_settings_is_an_error_and_the_defaults_are
             raise WalIngestError("this node does not know the command")
 
         monkeypatch.setattr("wal_ingest.control.ask", older)
-        with pytest.raises(WalIngestError, match="does not tell its settings") as told:
+        with pytest.raises(WalIngestError, match="does not report its settings") as told:
             settings_of_node(None, data_dir=str(alone))
         assert "older version" in told.value.hint
     finally:

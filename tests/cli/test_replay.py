@@ -9,44 +9,25 @@ import pty
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.node_dir import START_NS, make_node_dir
 from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request, fake_influxdb
 from tests.flusher.twins import lines_of
 from tests.rigs.processes import Process, wait_until
 from tests.rigs.service import COMMAND, environment, run_command
-from tests.wal.factories import Clock, open_store
-from wal_ingest.wal.entry import Destination, NewEntry
 from wal_ingest.wal.gzip_codec import compress
 
-S = 10**9
-# 2026-11-22T21:00:00Z
-START_NS = 1_795_381_200 * S
 SECRET = "hush-hush"
-
-
-@pytest.fixture
-def database() -> Iterator[FakeInfluxDB]:
-    with fake_influxdb() as fake:
-        yield fake
 
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A node's directory with 30 entries of five points, one a second from 21:00:01 on; `cpu` and `mem` in turn."""
-    clock = Clock(START_NS)
-    store = open_store(tmp_path / "node", clock, keep_confirmed_s=0)
-    for seq in range(1, 31):
-        clock.now_ns = START_NS + seq * S
-        store.wal.commit([[NewEntry(lines(seq), 5, clock.now_ns, "", Destination())]])
-        if seq in (10, 20):
-            store.wal.seal()
-    store.close()
-    return tmp_path / "node"
+    return make_node_dir(tmp_path / "node", map(lines, range(1, 31)), sealed_after=(10, 20))
 
 
 def lines(first: int, last: int | None = None) -> bytes:

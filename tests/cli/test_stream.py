@@ -136,7 +136,7 @@ def test_what_is_forgotten_stays_forgotten_and_no_point_goes(node: Node, running
     assert node.service.status()["points_accepted"] == 6
 
 
-def test_a_stream_that_is_not_known_is_told_with_what_to_do(node: Node) -> None:
+def test_a_stream_that_is_not_known_is_reported_with_what_to_do(node: Node) -> None:
     told = node.run("stream", "forget", "web-9", "--yes", code=2)
     assert "no stream is called 'web-9'" in told
     assert "try: wal-ingest stream list" in told

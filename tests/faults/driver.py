@@ -139,6 +139,7 @@ def in_a_process(act: Callable[[], Any]) -> tuple[str, Any]:
             with os.fdopen(writing, "wb") as pipe:
                 pickle.dump(act(), pipe)
         except BaseException:
+            # Whatever it was, also SystemExit: nothing may leave this block, for below it is the parent's own program.
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -159,6 +160,7 @@ def lead(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int) -> 
     try:
         (LIVES | MUTANTS)[life](data_dir, journal, faults.unnoticed)
     except BaseException as exc:
+        # All of them: what a struck operation comes out as, in a group or not, is what is judged here.
         ours = first_of_ours(exc)
         ended = type(ours).__name__ if ours else type(exc).__name__
         untyped = "" if ours else "".join(traceback.format_exception(exc))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 import trio.testing
 
 from tests.flusher.fake_sink import FakeSink
 from tests.flusher.rig import SETTINGS, DeliveryRig
+from wal_ingest.flusher.delivery import Delivery
 from wal_ingest.flusher.outcome import Outcome, Rejected
 from wal_ingest.flusher.status import SinkState
 from wal_ingest.wal.cursor import Cursor
@@ -35,12 +39,20 @@ def rig_with_bad(*, good: int, letters_max: int, bad: int = 1) -> DeliveryRig:
     return rig
 
 
+@asynccontextmanager
+async def holding(*, good: int, for_s: float = 60) -> AsyncIterator[tuple[DeliveryRig, Delivery]]:
+    """A delivery that has held for so long because its letters have no room."""
+    rig = rig_with_bad(good=good, letters_max=0)
+    async with rig.running() as delivery:
+        await trio.sleep(for_s)
+        assert delivery.status().no_room
+        yield rig, delivery
+
+
 async def test_delivery_holds_and_says_so_while_letters_have_no_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    rig = rig_with_bad(good=3, letters_max=0)
-    async with rig.running() as delivery:
-        await trio.sleep(60)
+    async with holding(good=3) as (rig, delivery):
         status = delivery.status()
         assert status.state is SinkState.HOLDING
         assert status.no_room
@@ -55,9 +67,7 @@ async def test_delivery_holds_and_says_so_while_letters_have_no_room(
 async def test_the_cursor_goes_up_to_the_first_letter_that_has_no_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    rig = rig_with_bad(good=3, letters_max=0)
-    async with rig.running():
-        await trio.sleep(60)
+    async with holding(good=3) as (rig, _delivery):
         assert rig.state.cursor("fake").seq == 3
         assert rig.state.cursor("fake").confirmed == 30
         assert rig.told[-1] == 3
@@ -66,9 +76,7 @@ async def test_the_cursor_goes_up_to_the_first_letter_that_has_no_room(
 async def test_the_points_that_wait_for_room_stay_bounded_however_long_it_takes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    rig = rig_with_bad(good=1, letters_max=0)
-    async with rig.running():
-        await trio.sleep(30)
+    async with holding(good=1, for_s=30) as (rig, _delivery):
         for _ in range(500):
             rig.log.append(10)
         writes = len(rig.sink.writes)
@@ -77,9 +85,7 @@ async def test_the_points_that_wait_for_room_stay_bounded_however_long_it_takes(
 
 
 async def test_delivery_goes_on_by_itself_once_there_is_room(autojump_clock: trio.testing.MockClock) -> None:
-    rig = rig_with_bad(good=3, letters_max=0)
-    async with rig.running() as delivery:
-        await trio.sleep(60)
+    async with holding(good=3) as (rig, delivery):
         rig.state.letters_max = None
         with trio.fail_after(SETTINGS.hold_retry_s + 5):
             await rig.state.reached(rig.log.last_seq)
@@ -97,9 +103,8 @@ async def test_delivery_goes_on_by_itself_once_there_is_room(autojump_clock: tri
 async def test_a_stop_while_it_holds_ends_in_order_and_the_next_delivery_parks_what_waited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    rig = rig_with_bad(good=3, letters_max=0)
-    async with rig.running():
-        await trio.sleep(60)
+    async with holding(good=3) as (rig, _delivery):
+        pass
     assert rig.sink.closed == 1
     assert rig.state.letters == []
     rig.state.letters_max = None

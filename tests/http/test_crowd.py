@@ -101,7 +101,7 @@ async def test_a_connection_that_is_closed_for_another_has_no_descriptor_any_mor
             assert theirs <= 10 + 2
 
 
-async def test_above_the_limit_a_request_is_answered_and_a_stream_is_told_to_come_back() -> None:
+async def test_above_the_limit_a_request_is_answered_and_a_stream_is_refused_with_a_retry() -> None:
     settings = ServerSettings(connections_max=4, stop_s_max=2.0)
     async with node(settings) as whole:
         with structlog.testing.capture_logs():

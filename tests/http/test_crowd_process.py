@@ -1,4 +1,4 @@
-"""A server with few file descriptors, and more connections than it has: whoever asks how it is gets an answer."""
+"""A server with few file descriptors, and more connections than it has: health checks are still answered."""
 
 from __future__ import annotations
 

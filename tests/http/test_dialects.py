@@ -214,7 +214,7 @@ async def test_implausible_times_are_counted_by_source() -> None:
         ("/write", 10**13, ""),
     ],
 )
-async def test_the_unit_that_implausible_times_look_like_is_told(
+async def test_the_unit_that_implausible_times_look_like_is_reported(
     target: str, unit_ns: int, looks: str
 ) -> None:
     noted = Noted()

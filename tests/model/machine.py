@@ -148,6 +148,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self._open()
             act()
         except BaseException:
+            # Not `Killed` alone: it may be in a group, or another error of a process that is dead already.
             if not self.moments.dead:
                 raise
             self._next_life()
@@ -404,11 +405,14 @@ class StoreMachine(RuleBasedStateMachine):
             assert {frame for frame in known if frame.seq in kept} <= frames
             # Three streams are remembered; which ones the table's own test says. One that had to go and came back is
             # known from there on, and one that had to go is not remembered again when those that drove it out are
-            # set aside with their segment.
+            # set aside with their segment. Frames in a segment that was set aside need not be known, though they can
+            # be read from there: their sender may send them again, which stores them twice and loses none.
             is_crowded = len(self.senders) > STREAMS_MAX
             is_known_in_part = is_crowded or len(known) == STORED_MAX
             lowest = min((frame.number for frame in known), default=0) if is_known_in_part else 0
-            remembered = {frame for frame in frames if frame.number >= lowest}
+            remembered = {
+                frame for frame in frames if frame.number >= lowest and frame.seq not in self.model.given_up
+            }
             may_be_out = len(wal.positions) == STREAMS_MAX or (is_crowded and bool(self.model.given_up))
             assert remembered <= known or (position is None and may_be_out)
             for frame in known - frames:

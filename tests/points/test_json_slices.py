@@ -77,7 +77,7 @@ def test_what_counts_names_agrees_with_a_parser(names: list[str], value: str) ->
 
 
 @pytest.mark.parametrize("blanks", [0, 1, SLICE_BYTES - 1, SLICE_BYTES, SLICE_BYTES + 1, 3 * SLICE_BYTES])
-def test_the_first_character_is_found_behind_any_blanks(blanks: int) -> None:
+def test_the_first_character_is_found_after_any_blanks(blanks: int) -> None:
     space = (b" \t\r\n" * blanks)[:blanks]
     assert first_character_at(space + b"[1]") == blanks
     assert first_character_at(space) == blanks

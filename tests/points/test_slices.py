@@ -58,7 +58,7 @@ def test_a_bad_line_in_a_later_slice_is_named_by_its_line(engine: Engine) -> Non
     assert (caught.value.line, caught.value.column) == (3_001, 5)
 
 
-def test_what_is_between_slices_is_told_how_much_was_made_and_may_end_it() -> None:
+def test_between_slices_the_caller_is_notified_how_much_was_made_and_may_end_it() -> None:
     told: list[int] = []
 
     def between(made_bytes: int) -> None:

@@ -16,6 +16,7 @@ from tests.flusher.sinks.http_fake import Answer, Request, fake_influxdb
 from tests.rigs.loop_image import mounted_image
 from tests.rigs.processes import wait_until
 from tests.rigs.service import Service, run_command, to_influxdb
+from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.space import free_disk_bytes
 from wal_ingest.wal.state import read_state
 
@@ -71,7 +72,8 @@ def holds(service: Service, floor: int) -> bool:
     return bool(sink["state"] == "holding" and sink["no_room_for_letters"])
 
 
-def refused_on_a_small_disk(tmp_path: Path, *, disk_bytes: int, points: int) -> None:
+def refused_on_a_small_disk(tmp_path: Path, *, disk_bytes: int, points: int) -> Cursor:
+    """All points are refused on a full disk, then have room, then are given up. Returns the cursor at the end."""
     floor = disk_bytes // 8
     with fake_influxdb() as fake, mounted_image(tmp_path, bytes_max=disk_bytes) as disk:
         fake.answer = lambda _request: Answer(503)
@@ -122,17 +124,19 @@ def refused_on_a_small_disk(tmp_path: Path, *, disk_bytes: int, points: int) -> 
             )
             assert service.ready() == 200
             assert service.stop() == 0
-        assert read_state(service.data_dir / "state.lmdb").cursors["influxdb"].expired == points
+        return read_state(service.data_dir / "state.lmdb").cursors["influxdb"]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.needs("loop")
 def test_a_node_whose_letters_fill_a_small_disk_holds_and_gives_the_space_back(tmp_path: Path) -> None:
-    refused_on_a_small_disk(tmp_path, disk_bytes=64 * MIB, points=100_000)
+    cursor = refused_on_a_small_disk(tmp_path, disk_bytes=64 * MIB, points=100_000)
+    assert (cursor.confirmed, cursor.parked, cursor.expired) == (0, 0, 100_000)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.needs("loop")
 def test_700_000_refused_points_on_a_disk_of_145_mb_cost_neither_a_point_nor_the_node(tmp_path: Path) -> None:
-    refused_on_a_small_disk(tmp_path, disk_bytes=145 * 1000 * 1000 // 4096 * 4096, points=700_000)
+    cursor = refused_on_a_small_disk(tmp_path, disk_bytes=145 * 1000 * 1000 // 4096 * 4096, points=700_000)
+    assert (cursor.confirmed, cursor.parked, cursor.expired) == (0, 0, 700_000)

@@ -222,6 +222,8 @@ def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
 
         main()
     except BaseException:
+        # Everything is caught, as at the end of an interpreter: above this frame is the server of forks, whose own
+        # loop must not go on in a child. A traceback that cannot be written (stderr is gone) changes nothing.
         with contextlib.suppress(BaseException):
             sys.excepthook(*sys.exc_info())
             sys.stderr.flush()

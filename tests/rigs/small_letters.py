@@ -13,7 +13,7 @@ from wal_ingest.wal import letter_blocks, letter_files, letter_store
 def small_letters(
     *, loose: int = 3, block: int = 4, run: int = 12, file_bytes: int = 1_000
 ) -> Iterator[None]:
-    """So many records, letters of a block and of a run, and bytes of a file at the most."""
+    """At most so many records, letters of a block and of a run, and bytes of a file."""
     with ExitStack() as stack:
         for module, name, value in (
             (letter_store, "LOOSE_LETTERS", loose),

@@ -17,7 +17,7 @@ from pathlib import Path
 NAMES = "DNS:localhost,IP:127.0.0.1"
 
 Talk = Callable[[socket.socket], None]
-"""What a server does with a connection; it is closed behind it."""
+"""What a server does with a connection; it is closed afterwards."""
 
 
 class Authority:

@@ -31,6 +31,6 @@ def test_a_node_says_who_sends_seconds(tmp_path: Path) -> None:
         told = json.loads(run_command("wal", "status", "--json", "--data-dir", service.data_dir).stdout)
         assert told["odd_times"] == [odd]
         service.stop()
-    # Nobody knows then: it is memory.
+    # A stopped node keeps none of it: it is only in memory.
     told = json.loads(run_command("wal", "status", "--json", "--data-dir", service.data_dir).stdout)
     assert told["odd_times"] == []

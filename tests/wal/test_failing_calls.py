@@ -135,7 +135,7 @@ def test_what_lmdb_says_is_said_in_our_words(
         use(file)
 
 
-def test_a_write_that_a_full_disk_cut_short_is_told_so(
+def test_a_write_that_a_full_disk_cut_short_is_reported_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = LmdbFile(tmp_path / "x.lmdb", map_bytes=MIB)

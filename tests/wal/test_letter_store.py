@@ -415,7 +415,7 @@ CALLS = {"reserve": "hold_space", "write": "os.pwrite", "sync": "os.fsync", "ope
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.usefixtures("small")
-def test_a_disk_without_room_for_a_file_is_no_failure_and_leaves_nothing_behind(
+def test_a_disk_without_room_for_a_file_is_no_failure_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr("wal_ingest.wal.state._RESERVE_BYTES", 4096)

@@ -1,4 +1,4 @@
-"""Files of a data directory: never written through a symbolic link, and readable by their group at the most."""
+"""Files of a data directory: never written through a symbolic link, and readable by at most their group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_lock_that_is_a_link_is_refused_with_what_to_do(tmp_path: Path, elsewh
     with pytest.raises(ConfigError, match="LOCK cannot be opened: it is a symbolic link") as told:
         DirectoryLock(tmp_path)
     assert "then remove it" in told.value.hint
-    # Nobody holds it, so a command does not go looking for a node.
+    # No process holds it, so a command does not look for a node.
     assert holder_of(tmp_path) is None
 
 

@@ -139,7 +139,7 @@ class Agent:
         return 0
 
     async def _give_up(self, after_s: float) -> None:
-        """Has it end when the node settles nothing for so long, though something waits for it."""
+        """Ends the agent when points wait for the node and it settles none for so long."""
         spool = self._spool
         while True:
             settled_seq = spool.settled_seq

@@ -35,7 +35,7 @@ class Courier:
         # What is in the way, None while nothing is known to be.
         self._trouble: str | None = None
         self._told = False
-        # Why nothing is delivered, with what to do about it; empty while the node answers well.
+        # Why nothing is delivered, with what to do about it; empty while the node confirms.
         self.reason = ""
 
     async def run(self, way: Way) -> None:
@@ -95,6 +95,6 @@ def _kind(exc: ComeBackLater) -> str:
     if isinstance(exc, StreamClosed):
         return f"closed {exc.code}"
     if isinstance(exc, Unreachable):
-        # Of a wrong peer the words count: an expired certificate is another trouble than an untrusted one.
+        # For a wrong peer the text decides: an expired certificate is not the same trouble as an untrusted one.
         return f"Unreachable {exc.status} {exc if exc.wrong_peer else ''}"
     return type(exc).__name__

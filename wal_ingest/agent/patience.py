@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-# Of what is answered instead of a stream, or to a POST: to be tried again soon. All else is somebody's mistake.
+# Statuses, in place of a stream or for a POST, after which it is tried again soon. Any other needs a person.
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 RETRY_S_MIN = 0.5
@@ -17,7 +17,7 @@ RETRY_S_MAX = 60.0
 HOLD_S = 30.0
 """While the node says that the token or the address is wrong: only a person mends that."""
 
-# A Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
+# A Retry-After beyond this is not obeyed: maintenance pages often say an hour and are gone in minutes.
 _ASKED_S_MAX = 300.0
 
 

@@ -15,6 +15,7 @@ All of it is to be seen with the commands for a node: `wal-ingest wal status --d
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +81,8 @@ class Spool:
         except DataDirLocked as exc:
             exc.hint = "stop that agent first, or give this one a spool of its own with --spool-dir"
             raise
-        try:
+        with ExitStack() as on_error:
+            on_error.callback(self._store.close)
             self.directory = directory
             self._now_ns = now_ns
             self._bytes_max = bytes_max
@@ -95,9 +97,7 @@ class Spool:
             self._moving = trio.Lock()
             self._cursor = self._store.cursor(SINK)
             self._store.commit_cursor(SINK, self._cursor)
-        except BaseException:
-            self._store.close()
-            raise
+            on_error.pop_all()
 
     @property
     def trouble(self) -> list[str]:
@@ -191,7 +191,7 @@ class Spool:
             await self._writer.wait_appended(after_seq)
 
     async def wait_appended(self, seq: int) -> None:
-        """Returns as soon as there is an entry behind a seq."""
+        """Returns as soon as there is an entry after a seq."""
         await self._writer.wait_appended(seq)
 
     async def settle(self, entries: Sequence[Entry], *, refused: Collection[int] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Whose settings a command on a data directory works with, so that it never checks or writes to another database.
+"""Finds the settings of the node that a command is about, so that it never checks or writes to another database.
 
 `settings_of_node` is for commands that write to a sink, or look at one:
 
@@ -8,7 +8,7 @@
    is there, else the defaults.
 
 The environment's variables go over each of these, and `--data-dir` over them. Which it was is said on standard error;
-standard output is for the result. A node that runs and does not tell its settings is an error: the defaults would
+standard output is for the result. A node that runs and does not report its settings is an error: the defaults would
 look right and be another node's.
 
 `settings_on_disk` is for all other commands, which need the directory, and while no node runs its limits: 1 and 3.
@@ -41,9 +41,9 @@ _DATA_DIR = FIELDS["server.data_dir"]
 
 
 def settings_of_node(file: Path | None, *, data_dir: str | None) -> Settings:
-    """The settings of the node that a data directory belongs to, and on standard error whose they are.
+    """The settings of the node that a data directory belongs to. Prints to standard error where they come from.
 
-    Raises `ConfigError`; `WalIngestError` when a node runs and does not tell its settings.
+    Raises `ConfigError`; `WalIngestError` when a node runs and does not report its settings.
     """
     if file is None:
         # Where the directory is known, no file needs to be read (nor to be right) to ask the node in it.
@@ -59,7 +59,7 @@ def settings_of_node(file: Path | None, *, data_dir: str | None) -> Settings:
 
 
 def settings_on_disk(file: Path | None, *, data_dir: str | None) -> Settings:
-    """The settings for a command that needs no sink. A file that was searched for is said on standard error.
+    """The settings for a command that needs no sink. Names a file that was searched for on standard error.
 
     Raises `ConfigError`.
     """
@@ -116,7 +116,7 @@ def _ask(directory: Path) -> dict[str, Any]:
         exc.hint += "; or name the node's settings with --config FILE"
         raise
     except WalIngestError as exc:
-        error = WalIngestError(f"the node that has {directory} open does not tell its settings: {exc}")
+        error = WalIngestError(f"the node that has {directory} open does not report its settings: {exc}")
         error.hint = "it is of an older version: restart it, or name its settings with --config FILE"
         raise error from exc
     return told
@@ -145,7 +145,7 @@ def _words(config: Config, file: Path | None, *, running: bool) -> str:
 
 
 def _other_directory(file: Path, config: Config) -> str:
-    """A note where the file that was found is that of a node with another directory, as far as it says."""
+    """A note when the settings file that was found names another data directory."""
     if config.origins[_DATA_DIR.name] == str(file):
         return ""
     named = load(file, environ={}).settings.server.data_dir

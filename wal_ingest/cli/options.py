@@ -50,43 +50,26 @@ DataDirOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _token(help_text: str) -> Any:
+    return typer.Option("--token", metavar="TOKEN", envvar=ENV_TOKEN, show_default=False, help=help_text)
+
+
+def _token_file(help_text: str) -> Any:
+    return typer.Option("--token-file", metavar="FILE", show_default=False, help=help_text)
+
+
+# For commands that have `--url` too, and for those that always send to a node.
 TokenOption = Annotated[
-    str,
-    typer.Option(
-        "--token",
-        metavar="TOKEN",
-        envvar=ENV_TOKEN,
-        show_default=False,
-        help="With --url: the server's write token. Better in a file or the environment.",
-    ),
+    str, _token("With --url: the server's write token. Better in a file or the environment.")
 ]
-TokenFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        metavar="FILE",
-        show_default=False,
-        help="With --url: a file with the server's write token.",
-    ),
-]
-
-
+TokenFileOption = Annotated[Path | None, _token_file("With --url: a file with the server's write token.")]
 SendersTokenOption = Annotated[
     str,
-    typer.Option(
-        "--token",
-        metavar="TOKEN",
-        envvar=ENV_TOKEN,
-        show_default=False,
-        help="The node's write token. Better in a file or the environment, where other users do not see it.",
-    ),
+    _token("The node's write token. Better in a file or the environment, where other users do not see it."),
 ]
-SendersTokenFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file", metavar="FILE", show_default=False, help="A file with the node's write token."
-    ),
-]
+SendersTokenFileOption = Annotated[Path | None, _token_file("A file with the node's write token.")]
 GiveUpOption = Annotated[
     str | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""`wal-ingest stream`: the streams that a node remembers, and an operator's decision to have one forgotten."""
+"""`wal-ingest stream`: the streams that a node remembers, and a command that makes it forget one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wal_ingest.wal.streams import Position
 
 app = typer.Typer(
-    help="List the streams that the node remembers, or have one forgotten.",
+    help="List the streams that the node remembers, or make it forget one.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,7 +28,7 @@ _LISTED = 100
 
 @app.callback()
 def _group() -> None:
-    """List the streams that the node remembers, or have one forgotten."""
+    """List the streams that the node remembers, or make it forget one."""
 
 
 @app.command(
@@ -45,7 +45,7 @@ def list_(
     """How far each stream has come: its last frame, and when that was taken; those heard last first.
 
     A stream is known by the client_id that its client connects with. Points are those of its last frames, which are
-    remembered, 64 at the most.
+    remembered, at most 64.
     """
     settings = load_config(config, data_dir=data_dir).settings
     found = _known(settings)
@@ -67,7 +67,7 @@ def forget(
     config: ConfigOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Have the node forget how far a stream has come, so that its client begins anew. Asks first.
+    """Make the node forget how far a stream has come, so that its client begins again at 1. Asks first.
 
     No point is lost by that, and none is removed. A connection of the stream is closed when what it sent is stored; its
     client comes back by itself. Frames that it sends once more are stored once more.
@@ -82,7 +82,7 @@ def forget(
     age_s = max(0.0, (time.time_ns() - position.last_ns) / 1e9)
     typer.echo(
         f"{client_id}: its last frame is {position.durable}, in seq {position.last_seq:,}, {age_text(age_s)} ago.\n"
-        "The node will know none of its frames: what its client sends once more is stored once more."
+        "The node will forget all of its frames: a frame that its client sends again is stored again."
     )
     confirm("Forget it?", yes=yes)
     told = operate(settings, "stream.forget", client_id=client_id)

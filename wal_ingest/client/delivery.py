@@ -6,7 +6,7 @@ Invariants:
 2. Nothing but `Replaced` ends it: every other failure waits (see `patience`) and tries again, for ever.
 3. A node that does not answer is given up after `ack_s_max`, whichever way it is stuck.
 4. Where a stream has no numbers to go on with, what is not settled goes under another client_id, `<client_id>.<8 hex
-   digits>`. The welcome of the stream that is left has told which frames are stored, so none is lost or stored twice.
+   digits>`. The welcome of the old stream has named the frames that are stored, so none is lost or stored twice.
 
 A connection is a stream's or one of POSTs; both look the same from here.
 
@@ -150,7 +150,7 @@ class Delivery:
         self._outbox.begin_another_stream()
         log.warning("the stream %s is left for %s: %s", before, self._stream_id, why)
         self._failures += 1
-        # A node that says so of every stream is not asked without a pause.
+        # In case a node answers so for every stream: a pause before the next try.
         await trio.sleep(self._wait_s(why))
 
     def _after(self, failure: StreamClosed | Unreachable) -> float:

@@ -40,8 +40,8 @@ async def open_client(
     It connects in the background and keeps trying. `client_id` names this sender, so that what an earlier process of
     the same name sent is not mixed up with ours; by default it is a fresh one. Where the node's stream of that name has
     no numbers left, the client goes on as `<client_id>.<8 hex digits>`, and logs that. `org` and `bucket` are the
-    points' destination, where the node asks for one. `on_refused` hears of refused points that no `write` waits for.
-    `now_ns`, `rng` and `connect` are there for tests.
+    points' destination, where the node asks for one. `on_refused` is called with refused points that no `write`
+    waits for. `now_ns`, `rng` and `connect` are there for tests.
 
     Leaving the block waits up to `limits.close_s_max` until everything is durable, then raises NotDelivered. When the
     block ends with an error, that comes out instead, and what was not delivered is logged.

@@ -192,7 +192,7 @@ class Outbox:
         return leaves_room(welcome.durable) and self._number < highest_after(welcome.durable)
 
     def begin_another_stream(self) -> None:
-        """The next welcome is that of a new stream: what is not settled gets numbers anew, from 1 on."""
+        """The next welcome is that of a new stream: frames that are not settled get new numbers, from 1 on."""
         self.lost()
         self._number = 0
         for frame in self._waiting:

@@ -7,7 +7,7 @@ from random import Random
 from wal_ingest.client.errors import POLICY_VIOLATION, StreamClosed, Unreachable
 from wal_ingest.errors import ComeBackLater
 
-# A Retry-After beyond this is not obeyed: a maintenance page asks for an hour whatever the maintenance takes.
+# A Retry-After beyond this is not obeyed: maintenance pages often say an hour and are gone in minutes.
 _RETRY_AFTER_S_MAX = 300.0
 
 # Statuses of a client's mistake that pass by themselves.

@@ -2,7 +2,7 @@
 
 | what happens | what it is | waiting helps |
 |---|---|---|
-| the certificate is not trusted, has expired, or is for another name | a certificate or an address to put right | no |
+| the certificate is not trusted, has expired, or is for another name | a certificate or an address to correct | no |
 | TLS was spoken, and the answer is no TLS | a plain port: ws:// or http:// | no |
 | no TLS was spoken, and the answer is TLS, or says that TLS is expected | a TLS port: wss:// or https:// | no |
 | the answer is no HTTP | another program's port | no |
@@ -56,7 +56,7 @@ _NO_TLS = frozenset(
     }
 )
 _HTTP = b"HTTP/"
-# How a TLS alert begins: what a server of TLS sends to somebody who does not speak it.
+# How a TLS alert begins: what a TLS server sends to a client that does not speak TLS.
 _ALERT = b"\x15\x03"
 # How servers say in HTTP that TLS is expected: nginx, Go's, Apache's.
 _EXPECTS_TLS = (
@@ -112,9 +112,9 @@ def not_http(place: object, beginning: bytes) -> Unreachable:
 
 
 def no_http_by_words(place: object, words: str) -> Unreachable | None:
-    """The error for an answer that h11 calls illegal; None for other words. It keeps the bytes to itself."""
+    """The error for an answer that h11 calls illegal; None for other words. Its message does not show the bytes."""
     if words == "illegal request line":
-        # So it calls a first byte that is a control character, in answers too: TLS begins with one.
+        # h11's error for a first byte that is a control character, in answers too: TLS begins with one.
         return Unreachable(f"{place}: the answer is TLS, or no HTTP", wrong_peer=True, hint=USE_TLS)
     if words.startswith("illegal "):
         what = f"{place}: this is not a wal-ingest node: its answer is no HTTP ({words})"
@@ -141,7 +141,7 @@ def reason_of(causes: list[BaseException]) -> str:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The innermost first: libraries wrap what the system says. Of several attempts the first counts."""
+    """The innermost first: libraries wrap the system's error. Of several attempts the first counts."""
     inner = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc.__context__
     if inner is not None:
         yield from _causes(inner)

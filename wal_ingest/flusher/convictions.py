@@ -1,12 +1,12 @@
 """What was proven against some points, and holds for others like them. Pure.
 
-A sink that fails without a word of why (500, a connection closed, 403) is believed of one point only after minutes.
-Another point needs less when it fails in the same words and
+When a sink fails without a reason (500, a connection closed, 403), a single point is parked only after minutes of
+failures. Another point needs fewer when it fails with the same message and
 
-* is of a shape of which a point was parked so (kept with the cursor, see `learnt`); or
-* points of several shapes were parked so already, whatever its own is.
+* a point of its shape was parked in this way (kept with the cursor, see `learnt`); or
+* points of several shapes were, whatever its own is.
 
-Neither holds while controls fail: then the sink has another trouble, which may say the same words.
+Neither counts while controls fail: then the sink has another trouble, perhaps with the same message.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from wal_ingest.flusher.outcome import plain, words_of
 from wal_ingest.flusher.shapes import Shape, Shaped
 from wal_ingest.flusher.suspicion import Neighbours
 
-# Points that were parked in the same words, after which any other one needs less.
+# After so many points were parked with the same message, any other one needs fewer failures.
 PARKED_MIN = 3
 # How long after a control failed every point needs all evidence again.
 CALM_S = 60.0
-# Different words that are remembered, the oldest forgotten first.
+# Different messages that are remembered, the oldest forgotten first.
 _WORDS_MAX = 64
 
 Words = tuple[int, str]

@@ -346,7 +346,7 @@ class Delivery:
         self._confirmed(self._sink.name)
 
     def _hold(self, exc: NoRoomForLetters) -> None:
-        """Letters have no room: says so wherever a person looks, until a later try finds some."""
+        """Letters have no room: the status and the log show it until a later try finds some."""
         if not self._no_room:
             log.error("%s: nothing more is delivered: %s; try: %s", self._sink.name, exc, exc.hint)
         self._no_room = True

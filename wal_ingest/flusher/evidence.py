@@ -55,7 +55,7 @@ class Evidence:
         return group
 
     def note(self, batch: Batch, outcome: Outcome, *, control: bool) -> None:
-        """Notes what became of any write; `control` says that it was one of what had passed before."""
+        """Notes how a write ended; `control` is true for points that had passed before."""
         group = self.group(batch)
         neighbours = group.neighbours
         if isinstance(outcome, Confirmed):
@@ -88,7 +88,7 @@ class Evidence:
         return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
 
     async def control_for(self, piece: Piece, control: Batch) -> Batch:
-        """A control for one point is one point: as quick to write, and as likely to pass through what counts bytes.
+        """A control for one point is one point: as quick to write, and as likely to pass a limit of bytes.
 
         It is the last one: an earlier one may have been replaced by a point after it.
         """
@@ -105,7 +105,7 @@ class Evidence:
         return piece.shape
 
     async def _suspect(self, piece: Piece, outcome: Unavailable | Misconfigured) -> None:
-        """Has points of the shape set apart from now on, if none of it passes: only that the others need not wait."""
+        """Sets points of the shape apart from now on, if none of it passes, so that the others need not wait."""
         control = self.group(piece.batch).control
         if piece.shape is None or not piece.suspicion.left or control is None or piece.shape in piece.passed:
             return

@@ -362,7 +362,7 @@ class Finder:
             self._convict(piece, refusal)
 
     def _convict(self, piece: Piece, refusal: Refusal) -> None:
-        """Remembers what holds for other points like this one: there are no words to go by."""
+        """Remembers the shape of this point for others like it, as the sink gave no reason."""
         shape = shape_of(piece.batch.lines())
         self._writer.evidence.convictions.parked(
             piece.batch.group,

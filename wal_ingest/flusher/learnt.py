@@ -76,7 +76,7 @@ class Learnt:
     ) -> None:
         """Remembers that the sink refused a point like this, in these words."""
         if isinstance(pattern.hint, Shaped) and self._dismissed.get(pattern, now_s) > now_s:
-            return  # such points pass as well as they fail: to set them apart would only hold the good ones up
+            return  # such points also pass: setting them apart would only delay the good ones
         if isinstance(pattern.hint, BeyondRetention):
             self._forget_retention(pattern.group)  # there is one bound, and it moves
         before = self._known.get(pattern)

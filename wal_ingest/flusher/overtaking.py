@@ -37,7 +37,7 @@ from wal_ingest.flusher.writing import SinkWriter
 INVESTIGATED_MAX = 256
 # … as long as the sink confirmed nothing at all, and may be no database, …
 INVESTIGATED_UNCONFIRMED_MAX = 16
-# … and those of them that no other write speaks against yet.
+# … and those of them after which no other write has passed yet.
 UNPROVEN_MAX = 8
 # How long points like refused ones are collected.
 COLLECT_S = 2.0
@@ -167,7 +167,7 @@ class Overtaking:
     def _may_leave(self, piece: Piece, *, version: int | None = None) -> bool:
         """Whether the batches that follow should go before a piece that failed.
 
-        Or something was learnt since a `version`: without points like refused ones the rest of it may pass at once.
+        Also when something was learnt since a `version`: without points like refused ones the rest may pass at once.
         """
         if version is not None and version != self._writer.learnt.version:
             return True
@@ -272,7 +272,7 @@ class Overtaking:
         if isinstance(verdict, Rejected) and self._all_refused(verdict, batch, found):
             for pattern, part in found.pieces:
                 self._park(pattern, part, verdict if len(found.pieces) == 1 else None, holder)
-                await trio.lowlevel.checkpoint()  # a thousand letters at once would hold everybody up
+                await trio.lowlevel.checkpoint()  # a thousand letters at once would hold up all other tasks
             return
         patterns = {
             (part.seq, part.first + line): pattern

@@ -39,7 +39,7 @@ _WHOLE_VALUES = {
     "unsigned": rb"\d+u",
     "float": rb"[-+.\deE]+",
 }
-# … and those of which that is enough to tell them from all others.
+# … and those for which that is enough to distinguish them from all others.
 _EXACT_VALUES = {
     "string": rb'"',
     "boolean": rb"[tTfF]",
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
 
 
 class Shaped(NamedTuple):
-    """Means the points of a shape: for those that were refused without a word of why."""
+    """Means the points of a shape: for points that were refused without a reason."""
 
     shape: Shape
 
@@ -177,7 +177,7 @@ def _exact_pattern(measurement: bytes, field: bytes, value: bytes) -> re.Pattern
 
 
 def _exact(measurement: bytes, needle: bytes, hint: Named) -> Callable[[bytes], object] | None:
-    """A match that says the same as `_is_named`, where names need no escaping and a value's start tells its type."""
+    """A match equal to `_is_named`, for names that need no escaping and values whose start shows their type."""
     value = _EXACT_VALUES.get(hint.given)
     if value is None or not hint.field or (set(measurement) | set(needle)) & _ESCAPES:
         return None

@@ -74,7 +74,7 @@ class Progress:
         self.last_error_ns = now_ns
 
     def no_room(self, reason: str, now_ns: int) -> None:
-        """Remembers why dead letters have no room; an empty reason says that they have."""
+        """Remembers why dead letters have no room; the reason is empty when they have room."""
         self._no_room = (reason, now_ns)
 
     def status(self, name: str, *, required: bool, cursor: Cursor) -> SinkStatus:

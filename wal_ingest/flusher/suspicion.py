@@ -24,7 +24,7 @@ from dataclasses import dataclass
 BISECT_AFTER = 3
 # … a piece of a batch that was bisected already is bisected further, …
 BISECT_AGAIN_AFTER = 2
-# … and a single line is parked. Its back-off has grown to the longest by then: minutes, not moments.
+# … and a single line is parked. Its back-off has reached its maximum by then, so that takes minutes.
 PARK_AFTER = 15
 PARK_AGAIN_AFTER = 10
 # … one like points that were parked already, sooner.
@@ -38,7 +38,7 @@ LEAVE_AFTER = 3
 
 @dataclass(slots=True)
 class Neighbours:
-    """The writes of one group so far: those confirmed, those that failed in their turn, and what became of controls.
+    """The writes of one group so far: those confirmed, those that failed in their turn, and how controls ended.
 
     `control_failed_s` is when a control failed last.
     """
@@ -105,7 +105,7 @@ class Suspicion:
         return self.counted >= LEAVE_AFTER_COUNTED
 
     def may_scout(self, neighbours: Neighbours) -> bool:
-        """Whether nothing at all was confirmed since its first failure, and that for long enough."""
+        """Whether nothing at all was confirmed since its first failure, for `SCOUT_AFTER` failures."""
         return self.left and self.failures >= SCOUT_AFTER and neighbours.passed == self.passed_before
 
     def proven(self, *, points: int, alike: bool = False) -> bool:

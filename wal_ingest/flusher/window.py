@@ -207,10 +207,10 @@ class Window:
             self._held_bytes -= sum(map(_letter_bytes, letters))
 
     def not_committed(self) -> Cursor | None:
-        """What `pending` offered could not be stored for want of room for its letters; it will offer it again.
+        """What `pending` offered could not be stored, as its letters have no room; it will offer it again.
 
         Returns the cursor up to the first of the letters, which can be committed without any; None where that is no
-        further than the durable one, or is not to be had because the durable one describes points ahead of it.
+        further than the durable one, or is unavailable because the durable one describes points ahead of it.
         """
         self._changed = True
         if self.durable.ahead or self._prior_ahead:

@@ -22,11 +22,11 @@ _WOKEN_AT_ONCE = 16
 # must not keep the streams of others waiting.
 _SHARES = 3
 
-# A body without new bytes for so long gives way when others find no room.
+# A body without new bytes for so long may be dropped when others find no room.
 _STALLED_S = 1.0
 
-# From this size on a body is read in pieces as large as they come: a read of a few packets costs as much as one of
-# 128 KiB, so after each the reader waits for more to arrive. So a connection brings up to 64 MiB a second.
+# A read of a few packets costs as much as one of 128 KiB. So from this size of the body on, the reader waits after each
+# read for more to arrive. That limits a connection to 64 MiB a second.
 _UNHURRIED_FROM_BYTES = 256 * 1024
 _UNHURRIED_S = 0.002
 

@@ -53,14 +53,14 @@ USUAL_AT_ONCE = 2
 LARGE_AT_ONCE = 1
 LARGE_BYTES = 1024 * 1024
 
-# So many bodies of one source wait for either.
+# At most so many bodies of one source wait for each of the two lanes.
 _WAITING_MAX = 64
 _LARGE_WAITING_MAX = 8
 
-# While other bodies are being checked, a thread rests so many seconds for each second of work: each time that the event
-# loop wants the interpreter's lock back from a busy thread it waits for up to 0.2 ms, several times for each request.
+# While there are other requests, a thread rests so many seconds for each second of work: the event loop waits up to
+# 0.2 ms each time it needs the interpreter's lock back from a busy thread, several times for each request.
 _REST = 3.0
-# A body that was checked on the spot within this time says that there are others.
+# There are other requests if a body was checked without a thread within this time.
 _RECENT_S = 0.05
 
 
@@ -125,7 +125,7 @@ class Checker:
     async def decode(self, body: bytes, encoding: str, hold: Hold) -> bytes:
         """The body without its encoding, counted in `hold`: decompressed on the spot when what comes out is small.
 
-        Raises what `decode_body` raises, and TooManyBodies. Cancellation: nothing is left behind but the hold.
+        Raises what `decode_body` raises, and TooManyBodies. Cancellation: only the hold remains.
         """
         decoded = await self._decode_small(body, encoding, hold)
         if decoded is None:
@@ -174,7 +174,7 @@ class Checker:
         """The canonical lines of a decoded body.
 
         Raises PointError, BadRequest; for lines that are bad only unless `reading.partial`; BodyTooLarge when they take
-        more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: nothing is left behind but the hold.
+        more than `LINES_BYTES_MAX`, and TooManyBodies. Cancellation: only the hold remains, which the caller releases.
         """
         check = check_of(body, reading, self._settings, now_ns)
         body, written = check.body, check.written
@@ -193,7 +193,7 @@ class Checker:
         return await self._run(partial(slices.run, check), partial(check_whole, check), len(body), hold)
 
     async def cut(self, checked: Checked, hold: Hold) -> Sequence[Lines]:
-        """The lines in pieces for entries. Cancellation: nothing is left behind but the hold."""
+        """The lines in pieces for entries. Cancellation: only the hold remains."""
         lines = checked.lines
         if checked.pieces:
             return checked.pieces

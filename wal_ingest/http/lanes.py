@@ -1,11 +1,10 @@
-"""Whose turn it is to have a body checked in a thread.
+"""Which body is checked in a thread next: sources take turns.
 
 Invariants:
 
-1. At most `at_once` bodies are in a lane, and of one source one at a time: a source that sends many takes no other's
-   turn.
-2. Sources take turns, so a source waits for one body of each of the others at the most.
-3. Of one source at most `waiting_max` bodies wait; more are sent away.
+1. At most `at_once` bodies are in a lane, and at most one of each source.
+2. Sources take turns, so a source waits for at most one body of each of the others.
+3. At most `waiting_max` bodies of one source wait; more are refused.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Lane:
                 turns = self._waiting.pop(next_source)
                 turns.popleft().set()
                 if turns:
-                    self._waiting[next_source] = turns  # behind the others
+                    self._waiting[next_source] = turns  # after the others
                 self._take(next_source)
 
     def _take(self, source: str) -> None:

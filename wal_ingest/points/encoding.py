@@ -78,7 +78,7 @@ def decode_body(body: bytes, encoding: str, *, bytes_max: int, members_max: int 
 def frames_at_most(body: bytes, encoding: str) -> int:
     """No fewer than the frames of a zstd body, without looking into them; 1 for other encodings.
 
-    For whoever wants to know beforehand: the decoder goes over all frames in one call.
+    To be known before decoding: the decoder goes over all frames in one call.
     """
     if encoding.strip().lower() != "zstd":
         return 1

@@ -22,7 +22,7 @@ A single backslash before a quote in a field key, or before `=` or a quote in a 
 InfluxDB; the line stays as it is.
 
 When InfluxDB cuts a body into records it takes an even run for escaped backslashes and a space, after which quotes
-count. `records` tells whether that would harm the lines that follow.
+count. `records` finds out whether that would harm the lines that follow.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Grammar:
         return self._compile(shape, precision).fullmatch(body) is not None
 
     def end_of_good_lines(self, body: bytes, start: int, until: int, precision: Precision) -> int:
-        """The offset behind the last of the lines from `start` to `until` that are all fine, with or without a time.
+        """The offset after the last of the lines from `start` to `until` that are all fine, with or without a time.
 
         Blank lines, comments and carriage returns at the ends of lines are among them.
         """
@@ -137,6 +137,11 @@ def _first_key(p: str) -> str:
     return rf"(?:[^\\ ,=\n{_BLANK}]|{_run(p)})(?:[^\\ ,=\n]+{p}|{_run(p)})*{p}"
 
 
+def quoted_string(p: str) -> str:
+    """A string on one line; `p` is how the engine marks a possessive loop."""
+    return rf'"(?:[^"\\\n]+{p}|\\[^\n])*{p}"'
+
+
 def _field_value(p: str) -> str:
     # At most 18 digits before the point and two in the exponent: every integer is below 2**63, every float
     # below 1e118. The alternatives differ in their first character, so a possessive loop over them loses none.
@@ -144,7 +149,7 @@ def _field_value(p: str) -> str:
     exponent = f"(?:[eE][+-]?{p}[0-9]{{1,2}}{p})?{p}"
     fraction = rf"(?:\.[0-9]*{p})?{p}{exponent}"
     point_first = rf"\.[0-9]+{p}{exponent}"
-    string = rf'"(?:[^"\\\n]+{p}|\\[^\n])*{p}"'
+    string = quoted_string(p)
     truth = f"t(?:rue)?{p}|T(?:rue|RUE)?{p}|f(?:alse)?{p}|F(?:alse|ALSE)?{p}"
     return f"(?:{digits}(?:[iu]|{fraction})|-(?:{digits}(?:i|{fraction})|{point_first})|{point_first}|{truth}|{string})"
 

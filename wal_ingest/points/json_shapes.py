@@ -83,7 +83,7 @@ def fleet_lines(points: list[FleetPoint], *, precision: Precision, now_ns: int) 
         return _columns(points, precision, now_ns)
     except PointError as exc:
         if exc.index:
-            # The columns are looked at one after the other: a point before may have a fault in a later one.
+            # The columns are checked one after the other: an earlier point may have a fault in a later column.
             fleet_lines(points[: exc.index], precision=precision, now_ns=now_ns)
         raise
 

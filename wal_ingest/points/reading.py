@@ -11,13 +11,13 @@ from wal_ingest.points.exact import Misfit, has_open_quote
 from wal_ingest.points.lines import BetweenSlices, Lines, Precision
 
 REFUSED_LINES_MAX = 100_000
-"""A body with more bad lines than this is refused whole, so that what is no line protocol costs little time."""
+"""A body with more bad lines than this is refused whole, so that a body that is not line protocol costs little time."""
 
 # A slice ends with a line, so it is a little shorter than it may be.
 TELL_BYTES = 32 * 1024
 
 _PAUSE_LINES_MAX = 16
-# Lines after a quote that was not closed are read a second time; beyond so many bodies' worth of it no more.
+# Lines after a quote that was not closed are read a second time, but no more bytes in all than so many times the body.
 _READ_AGAIN_TIMES_MAX = 4
 
 

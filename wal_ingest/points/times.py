@@ -47,7 +47,7 @@ class TimeGuess(enum.Enum):
         return Precision.NS.value
 
 
-# So many points at a time are made objects of: all of a large body at once would take twenty times its room.
+# So many points at a time become objects: all of a large body at once would take twenty times its memory.
 _PIECE_POINTS = 1_000
 
 # Times of up to 16 digits: only these can be in another unit than nanoseconds.

@@ -312,7 +312,7 @@ class Numbers:
 
 
 def odd_times_json(found: Sequence[OddTimes]) -> list[dict[str, object]]:
-    """As `/status.json` shows points with implausible times, and the control socket tells them."""
+    """As `/status.json` shows points with implausible times, and as the control socket reports them."""
     return [
         {
             "source": odd.source,

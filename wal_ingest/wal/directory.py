@@ -162,7 +162,7 @@ def holder_of(data_dir: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        # No server holds a link. Else it is somebody else's: who looks from outside may not open it.
+        # No server holds a link. Otherwise the lock belongs to another user: this one may not open it.
         return None if exc.errno == errno.ELOOP else 0
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

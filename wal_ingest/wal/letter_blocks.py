@@ -14,6 +14,7 @@ import itertools
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +26,7 @@ from wal_ingest.wal.letters import OTHER_REASONS, reason_group
 MAGIC = b"wdeadlet"
 VERSION = 1
 
-# Letters and bytes in one block, at the most: what reading one letter costs. A single letter may be larger.
+# At most so many letters and bytes in one block: what reading one letter costs. A single letter may be larger.
 BLOCK_LETTERS = 2_000
 BLOCK_BYTES = 512 << 10
 # Letters that are grouped together: blocks of other groups lie within so many numbers, and reading in the order of
@@ -229,6 +230,37 @@ def encode_block(wal_id: uuid.UUID, sink: str, letters: Sequence[DeadLetter]) ->
     )
     crc = crc32(payload, crc32(name, crc32(header[_CRC_END:], crc32(header[:_CRC_AT]))))
     return header[:_CRC_AT] + crc.to_bytes(4, "big") + header[_CRC_END:] + name + payload
+
+
+class Header(NamedTuple):
+    """What a block says of itself; `bytes` is the length of all of it."""
+
+    sink: str
+    wal_id: uuid.UUID
+    first_number: int
+    last_number: int
+    letters: int
+    bytes: int
+
+    def block(self, offset: int) -> Block:
+        """The block as a state file would name it that knows of no letter gone."""
+        return Block(
+            self.sink,
+            self.first_number,
+            BlockRecord(0, offset, self.bytes, self.letters, self.last_number, "", 0),
+        )
+
+
+def header_at(data: bytes, offset: int) -> Header:
+    """The header of the block that begins there. ValueError when it is not whole; its checksum is not looked at."""
+    if len(data) < offset + _HEADER.size:
+        raise ValueError("the file ends within a block")
+    _magic, _version, name_bytes, _crc, identity, first, last, _low, _high, count, _content, size, _ = (
+        _HEADER.unpack_from(data, offset)
+    )
+    name_at = offset + _HEADER.size
+    sink = data[name_at : name_at + name_bytes].decode()
+    return Header(sink, uuid.UUID(bytes=identity), first, last, count, _HEADER.size + name_bytes + size)
 
 
 def decode_block(data: bytes, wal_id: uuid.UUID, block: Block) -> list[DeadLetter]:

@@ -1,9 +1,9 @@
-"""The files of dead letters, `dead_letters/<number, 20 digits>.letters`: blocks behind each other, nothing else.
+"""The files of dead letters, `dead_letters/<number, 20 digits>.letters`: blocks, one after the other, and nothing else.
 
 Invariants:
 
 * A block is written and synced, and so is its file's name, before the state file records it. Bytes that no record names
-  are those of a write that was not finished, or of letters that are gone: nobody was told that they are kept.
+  are those of a write that was not finished, or of letters that were removed: no caller was promised them.
 * A file is written to by the life of the process that began it, and by no other. Where a write or a sync fails, the
   file is written to no more, so a sync is never tried again.
 * Space is given back only after the transaction that removed the records of the blocks in it: a hole for blocks that
@@ -38,6 +38,12 @@ def file_name(number: int) -> str:
     return f"{number:0{_DIGITS}d}{SUFFIX}"
 
 
+def file_numbers(directory: Path) -> list[int]:
+    """The files of blocks that are in a directory, by number; none where there is no directory."""
+    paths = directory.glob("[0-9]" * _DIGITS + SUFFIX)
+    return sorted(int(path.name.removesuffix(SUFFIX)) for path in paths)
+
+
 def read_block_bytes(directory: Path, record: BlockRecord) -> bytes:
     """A block's bytes, fewer where the file ends. Raises `WalDamaged` when there is no file, `StorageFailed`."""
     path = directory / file_name(record.file)
@@ -69,8 +75,7 @@ class LetterFiles:
 
     def numbers(self) -> list[int]:
         """The files that are there, by number."""
-        paths = self.directory.glob("[0-9]" * _DIGITS + SUFFIX)
-        return sorted(int(path.name.removesuffix(SUFFIX)) for path in paths)
+        return file_numbers(self.directory)
 
     @property
     def used_bytes(self) -> int:
@@ -112,7 +117,7 @@ class LetterFiles:
 
     def _write(self, data: bytes) -> None:
         assert self._fd is not None
-        # Met here, a full disk has cost nothing; and the writes then cannot fail for want of space.
+        # A full disk is met here, before anything was written; after that the writes cannot fail for lack of space.
         number = hold_space(self._fd, self._end + len(data))
         if number:
             raise OSError(number, os.strerror(number))

@@ -9,7 +9,7 @@ Invariants:
   after the state file that is here (an old one was put back, or it was lost): it is set aside, never removed.
 * Numbers of records are higher than all numbers in blocks: records are moved into blocks oldest first.
 
-How it works: letters that come one by one become records, `LOOSE_LETTERS` at the most; then all of them, with those
+How it works: letters that come one by one become records, at most `LOOSE_LETTERS`; then all of them, with those
 that come, go into blocks by their reason. The index of blocks is in memory: some 300 bytes for some 2,000 letters.
 Directories of 0.1 have records only; they are moved into blocks at a start, `RUN_LETTERS` a transaction, and stay as
 they are where the disk has no room for that.
@@ -64,7 +64,7 @@ _KEY_FORMAT = b"format"
 FORMAT_RECORDS = b"1"
 FORMAT_BLOCKS = b"2"
 
-# Letters of a sink that are records, and their bytes, at the most.
+# At most so many letters of a sink are records, and so many bytes.
 LOOSE_LETTERS = 1_000
 LOOSE_BYTES = 1 << 20
 # Records that are read of one state of the file, and that are counted by their reasons.
@@ -143,7 +143,7 @@ class LetterStore:
         self._remove_files(known - {block.record.file for block in self._blocks()})
 
     def _set_aside(self, numbers: Sequence[int], directory: Path) -> None:
-        """Files that are newer than the state file: what is in them, it cannot say."""
+        """Files that are newer than the state file, which does not record what is in them."""
         if not numbers:
             return
         make_directory(directory)
@@ -250,7 +250,7 @@ class LetterStore:
         """The records that there are, and the new letters, into blocks.
 
         Where there are more records than one transaction should take (those of a disk that was full), they go first.
-        Behind one that cannot be read, new letters stay records.
+        After one that cannot be read, new letters stay records.
         """
         sink = self._sinks[name]
         while sink.loose > RUN_LETTERS and self._move_some(name):
@@ -301,7 +301,7 @@ class LetterStore:
         if limited:
             self._check_bytes(name, more_bytes - old_bytes)
         self.limits.check_disk(more_bytes=more_bytes, free_bytes=self._free_bytes(self._data_dir))
-        # Each record that goes has its page written anew before that is free.
+        # The page of each removed record is written again before it is free.
         self._hold(old_bytes + 512 * len(made))
         places = self._files.append([each.data for each in made], begin=self._begin_file)
         blocks = [each.at(name, *place) for each, place in zip(made, places, strict=True)]
@@ -338,7 +338,7 @@ class LetterStore:
     # -- removing --------------------------------------------------------------------------------------
 
     def remove(self, name: str, ids: Iterable[LetterId]) -> Change:
-        """Removes those letters that are there. Raises `WalDamaged` where that cannot be told."""
+        """Removes those letters that are there. Raises `WalDamaged` when a block that may hold one cannot be read."""
         sink = self._sinks.get(name) or _Sink()
         wanted = {each.number: each for each in ids}
         after: dict[int, Block] = {}

@@ -1,7 +1,7 @@
 """Dead letters as records of the state file (see `letter_store`), and in groups by their reason. Pure.
 
 A letter's key is `letter/<sink>/<number, 20 digits>`. Numbers rise; after letters were removed a later life of the
-process may give the highest ones out again, so whoever names a letter says its seq and time as well (`LetterId`).
+process may give the highest ones out again, so a letter is identified by its seq and time as well (`LetterId`).
 """
 
 from __future__ import annotations

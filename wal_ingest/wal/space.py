@@ -60,7 +60,7 @@ def _hold(fd: int, length: int) -> int:
 
 
 def hold_space(fd: int, length: int) -> int:
-    """Sees to it that a file may grow to `length` bytes: an error number, 0 where it may or nobody can tell."""
+    """Reserves space for a file to grow to `length` bytes: an error number, 0 if it worked or cannot be done."""
     number = _hold(fd, length)
     return 0 if number in _NOT_HERE else number
 

@@ -264,7 +264,7 @@ class State:
     ) -> None:
         """Opens the file, or makes it: with the identity `adopt`, or a new one when that is None.
 
-        `limits` are for dead letters; `free_bytes` tells how much of the disk is free, an argument so that tests can
+        `limits` are for dead letters; `free_bytes` returns how much of the disk is free, an argument so that tests can
         fill a disk. The file was checked before (`check_state`). Raises `StorageFailed`, `WalDamaged`.
         """
         self.path = data_dir / STATE_NAME

@@ -1,6 +1,6 @@
 """How far each stream has come, read from outside: also while a server has the data directory open.
 
-What the server has in memory is the checkpoint in the state file, moved on by the marks of the entries behind it; so it
+What the server has in memory is the checkpoint in the state file, moved on by the marks of the entries after it; so it
 is found out here in the same way. Nothing is written, and LMDB's engine is not used (see `lmdb_pages`).
 """
 

@@ -1,7 +1,8 @@
 """Is everything whole? Every page and every entry of a data directory, looked at from outside, also beside a server.
 
 Nothing is written. Each file's pages are walked as LMDB's own verifier does it, so that what the engine would trust is
-known to deserve it; each entry is read, checked by its CRC, decompressed, and its lines counted.
+known to deserve it; each entry is read, checked by its CRC, decompressed, and its lines counted. For dead letters see
+`letter_verify`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ from wal_ingest.wal.extent import (
     missing_ends,
     set_aside_starts,
 )
+from wal_ingest.wal.letter_verify import (
+    SET_ASIDE,
+    LettersReport,
+    letter_bytes,
+    set_aside_files,
+    verify_letters,
+    without_state,
+)
 from wal_ingest.wal.lmdb_file import verify as verify_pages
 from wal_ingest.wal.lmdb_pages import PageReader
 from wal_ingest.wal.lost import Lost
 from wal_ingest.wal.pinned import SegmentReader
 from wal_ingest.wal.reading import WAL_DIR, WalReader
+from wal_ingest.wal.recovery import DAMAGED_DIR
 from wal_ingest.wal.salvage import checked, damaged_files
 from wal_ingest.wal.state import STATE_NAME, StateView, check_state, read_state
 
@@ -58,8 +68,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """A data directory. `gaps` are the seqs that no file holds; `state` says what is wrong with the state file.
 
     `entries` and `points` are those that can be read, `lost_points` those that cannot, None where nobody can tell.
-    `whole` says that nothing is wrong with what is left: no page, no entry, no gap, and nothing set aside that was not
-    salvaged. `gone` is lost for good: what a salvage could not get, by its notes, and what a start found in no file.
+    `whole` says that nothing is wrong with what is left: no page, no entry, no gap, no dead letter, and nothing set
+    aside that was not salvaged. `gone` is lost for good: what a salvage could not get, by its notes, and what a start
+    found in no file.
     """
 
     data_dir: str
@@ -71,6 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gaps: list[Lost]
     gone: list[Lost]
     state: str
+    dead_letters: LettersReport
     damaged: list[DamagedReport]
 
 
@@ -82,7 +94,7 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
     before = _view(data_dir / STATE_NAME)
     with WalReader(data_dir) as reader:
         after = _view(data_dir / STATE_NAME)
-        total(sum(segment.ends.bytes for segment in reader.segments))
+        total(sum(segment.ends.bytes for segment in reader.segments) + letter_bytes(data_dir))
         segments = []
         for segment in reader.segments:
             segments.append(_segment(segment))
@@ -90,14 +102,17 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
         gaps = reader.gaps()
         if before is not None and after is not None:
             gaps += _missing_ends(before, after, reader)
+    letters = _letters(data_dir, done)
     damaged = damaged_files(data_dir / WAL_DIR)
+    old_letters = set_aside_files(data_dir / WAL_DIR / DAMAGED_DIR)
     state = _state(data_dir / STATE_NAME)
     lost = gaps + [lost for segment in segments for lost in segment.lost]
     unsalvaged = [file for file in damaged if file.note is None]
     counts = [each.points for each in lost]
     return Report(
         data_dir=str(data_dir),
-        whole=not (lost or state or unsalvaged or any(segment.pages for segment in segments)),
+        whole=letters.whole
+        and not (lost or state or unsalvaged or old_letters or any(segment.pages for segment in segments)),
         entries=sum(segment.entries for segment in segments),
         points=sum(segment.points for segment in segments),
         lost_points=None if None in counts else sum(count or 0 for count in counts),
@@ -112,6 +127,7 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
             ),
         ],
         state=state,
+        dead_letters=letters,
         damaged=[
             DamagedReport(
                 file=file.path.name,
@@ -120,8 +136,22 @@ def verify(data_dir: Path, *, total: Callable[[int], None], done: Callable[[int]
                 salvaged=file.note is not None,
             )
             for file in damaged
+        ]
+        + [
+            DamagedReport(file=path.name, bytes=path.stat().st_size, reason=SET_ASIDE, salvaged=False)
+            for path in old_letters
         ],
     )
+
+
+def _letters(data_dir: Path, done: Callable[[int], None]) -> LettersReport:
+    path = data_dir / STATE_NAME
+    try:
+        return verify_letters(path, done=done) if path.exists() else without_state(data_dir)
+    except UnknownFormatVersion:
+        raise
+    except WalDamaged:
+        return without_state(data_dir)
 
 
 def _view(path: Path) -> StateView | None:

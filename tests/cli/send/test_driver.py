@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from zlib import crc32
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.cli.send.test_ledger import piece
 from wal_ingest.cli.posting import NotTaken
@@ -368,11 +368,12 @@ async def test_a_node_that_answers_nothing_is_given_up() -> None:
         await Run().send(SilentNode(), some(5), give_up_s=0.2)
 
 
-async def test_a_pipe_that_says_nothing_for_long_is_no_reason_to_give_up() -> None:
+async def test_a_pipe_that_gives_nothing_for_long_is_no_reason_to_give_up(mock_clock: MockClock) -> None:
     def slow() -> Iterator[Piece]:
         for number in range(3):
-            # Longer than the node has: while nothing is there for it, nothing counts.
-            time.sleep(0.4)
+            # Everything before it is confirmed. Then longer than the node has: without points for it, no time counts.
+            trio.from_thread.run(wait_all_tasks_blocked)
+            trio.from_thread.run_sync(mock_clock.jump, 0.4)
             yield piece(number)
 
     node = Node()

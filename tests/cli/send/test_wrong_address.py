@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -93,19 +94,34 @@ def send(
     return run_command("send", points, "--to", to, *more, env=env, s_max=40)
 
 
-@pytest.mark.needs("openssl")
-@pytest.mark.parametrize("scheme", ["wss", "https"])
-@pytest.mark.parametrize("wrong", ["untrusted", "expired", "another name", "no TLS"])
-def test_what_is_wrong_with_a_server_of_tls_is_named_at_once(
-    authority: Authority, points: Path, scheme: str, wrong: str
-) -> None:
+@dataclass(frozen=True)
+class Wrong:
+    """A server that no sender can use: its address, what is said of it, what is to be tried, whom the sender trusts."""
+
+    address: str
+    words: str
+    remedy: str
+    env: dict[str, str]
+
+
+@pytest.fixture(params=["wss", "https"])
+def wrong_tls_server(request: pytest.FixtureRequest, authority: Authority, wrong: str) -> Iterator[Wrong]:
     server, words, remedy = tls_servers(authority)[wrong]
     trust = {} if wrong == "untrusted" else {"SSL_CERT_FILE": str(authority.file)}
     with server as port:
-        ran = send(points, f"{scheme}://127.0.0.1:{port}", env=trust)
+        yield Wrong(f"{request.param}://127.0.0.1:{port}", words, remedy, trust)
+
+
+every_wrong_tls_server = pytest.mark.parametrize("wrong", ["untrusted", "expired", "another name", "no TLS"])
+
+
+@pytest.mark.needs("openssl")
+@every_wrong_tls_server
+def test_what_is_wrong_with_a_server_of_tls_is_named_at_once(points: Path, wrong_tls_server: Wrong) -> None:
+    ran = send(points, wrong_tls_server.address, env=wrong_tls_server.env)
     assert ran.returncode == 2, ran.stderr
-    assert words in ran.stderr
-    assert remedy in ran.stderr.split("try: ")[1]
+    assert wrong_tls_server.words in ran.stderr
+    assert wrong_tls_server.remedy in ran.stderr.split("try: ")[1]
 
 
 @pytest.mark.needs("openssl")
@@ -181,21 +197,23 @@ def agent(
     return ran.returncode, [json.loads(line) for line in ran.stderr.splitlines()]
 
 
-@pytest.mark.needs("openssl")
-@pytest.mark.parametrize("scheme", ["wss", "https"])
-@pytest.mark.parametrize("wrong", ["untrusted", "expired", "another name", "no TLS"])
-def test_an_agent_says_what_is_wrong_with_a_server_of_tls_and_keeps_its_points(
-    authority: Authority, tmp_path: Path, scheme: str, wrong: str
-) -> None:
-    server, words, remedy = tls_servers(authority)[wrong]
-    trust = {} if wrong == "untrusted" else {"SSL_CERT_FILE": str(authority.file)}
-    with server as port:
-        code, log = agent(tmp_path, f"{scheme}://127.0.0.1:{port}", "--give-up-after", "1s", env=trust)
+def misdirected_agent(tmp_path: Path, to: str, env: dict[str, str] | None = None) -> tuple[str, str]:
+    """What an agent that cannot deliver logs, once, before it gives up: the reason and the hint."""
+    code, log = agent(tmp_path, to, "--give-up-after", "1s", env=env)
     assert code == 1
     [said] = [line for line in log if line["event"].startswith("not delivering")]
     assert said["event"] == "not delivering, a person must look; everything is kept"
-    assert words in said["reason"]
-    assert remedy in said["hint"]
+    return said["reason"], said["hint"]
+
+
+@pytest.mark.needs("openssl")
+@every_wrong_tls_server
+def test_an_agent_says_what_is_wrong_with_a_server_of_tls_and_keeps_its_points(
+    tmp_path: Path, wrong_tls_server: Wrong
+) -> None:
+    reason, hint = misdirected_agent(tmp_path, wrong_tls_server.address, wrong_tls_server.env)
+    assert wrong_tls_server.words in reason
+    assert wrong_tls_server.remedy in hint
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])
@@ -203,12 +221,9 @@ def test_an_agent_says_what_is_wrong_with_a_server_of_tls_and_keeps_its_points(
 def test_an_agent_names_what_answers_instead_of_a_node(tmp_path: Path, scheme: str, what: str) -> None:
     answer, words, remedy = FOREIGN[what]
     with listening(says(answer)) as port:
-        code, log = agent(tmp_path, f"{scheme}://127.0.0.1:{port}", "--give-up-after", "1s")
-    assert code == 1
-    [said] = [line for line in log if line["event"].startswith("not delivering")]
-    assert said["event"] == "not delivering, a person must look; everything is kept"
-    assert words in said["reason"]
-    assert remedy in said["hint"]
+        reason, hint = misdirected_agent(tmp_path, f"{scheme}://127.0.0.1:{port}")
+    assert words in reason
+    assert remedy in hint
 
 
 def test_an_agent_that_gives_up_ends_with_1_and_the_next_run_delivers(tmp_path: Path, node: Service) -> None:

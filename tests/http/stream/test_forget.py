@@ -48,7 +48,7 @@ async def test_what_was_sent_is_acked_before_the_close_and_the_client_begins_ane
         assert await other.next() == ack(1, seq=4)
 
 
-async def test_nobody_comes_back_under_the_id_before_it_is_forgotten() -> None:
+async def test_no_client_comes_back_under_the_id_before_it_is_forgotten() -> None:
     async with node() as whole:
         client = await whole.stream("client_id=a")
         await client.send(1)
@@ -86,7 +86,7 @@ async def test_what_cannot_be_answered_in_time_is_let_go_of(monkeypatch: pytest.
             await trio.sleep(0.1)
             await wait_all_tasks_blocked(0.02)
             gate.set()
-        # The append under way landed; what stood in line behind it is the sender's to send again.
+        # The append under way landed; what was queued after it must be sent again.
         assert await client.next() == ack(1)
         assert (await client.closed()).reason == REASON
         assert whole.wal.lines == LINE

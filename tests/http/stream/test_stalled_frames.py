@@ -1,4 +1,4 @@
-"""Frames that stop short take no memory from others, and hold up nobody's acks."""
+"""Frames that stop short take no memory from others, and delay no acks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_one_source_holds_at_most_a_third_with_frames_that_are_not_whole_a
         other.release()
 
 
-async def test_a_frame_that_has_stalled_gives_way_to_others_of_its_source_and_is_told() -> None:
+async def test_a_stalled_frame_is_dropped_for_others_of_its_source_and_its_client_is_notified() -> None:
     now_s = 0.0
     held = budget(lambda: now_s)
     async with node(SETTINGS, budget=held) as whole:
@@ -102,7 +102,7 @@ async def test_a_frame_that_has_stalled_gives_way_to_others_of_its_source_and_is
         await whole.answers_others()
 
 
-async def test_whoever_waits_for_room_is_served_once_the_bodies_that_take_it_have_stalled() -> None:
+async def test_waiting_streams_are_served_once_the_bodies_that_take_the_room_have_stalled() -> None:
     """They are of several sources here, so no share keeps them to a third."""
     now_s = 0.0
     held = budget(lambda: now_s)

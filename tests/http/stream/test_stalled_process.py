@@ -59,6 +59,7 @@ def stop_short(service: Service, sources: Sequence[str], stay_s: float) -> None:
     threads = [threading.Thread(target=send, args=(peer, data)) for peer in peers]
     for thread in threads:
         thread.start()
+    # The stay itself is the disturbance: what is measured beside it is measured for so long.
     time.sleep(stay_s)
     for peer in peers:
         with contextlib.suppress(OSError):

@@ -565,6 +565,8 @@ async def test_a_stop_ends_the_wait_for_room_in_the_append_queue_at_its_deadline
         whole.server.shutdown.set()
         with within(1.5):
             await whole.server.stopped.wait()
+        assert whole.is_empty
+        assert whole.wal.appends == []
 
 
 # -- limits -----------------------------------------------------------------------------------------------
@@ -715,7 +717,7 @@ async def held_up(whole: Node, client: Client) -> trio.Event:
     return gate
 
 
-async def test_a_reset_while_nothing_is_read_is_found_out_behind_the_append() -> None:
+async def test_a_reset_while_nothing_is_read_is_noticed_after_the_append() -> None:
     async with node(ServerSettings(stream_window_frames_max=2, stop_s_max=2.0)) as whole:
         client = await whole.stream("client_id=a")
         gate = await held_up(whole, client)
@@ -723,7 +725,10 @@ async def test_a_reset_while_nothing_is_read_is_found_out_behind_the_append() ->
         gate.set()
         with within(3):
             await until(lambda: whole.is_empty)
+        stored = len(whole.wal.appends)
         await whole.answers_others()
+        assert len(whole.wal.appends) == stored + 2
+        assert whole.is_empty
 
 
 async def test_a_held_up_stream_is_replaced_and_stopped_all_the_same() -> None:

@@ -12,7 +12,7 @@ import typer
 
 from wal_ingest.cli.node_settings import settings_of_node, settings_on_disk
 from wal_ingest.cli.options import DataDirOption, FoundConfigOption, JsonOption, NodeConfigOption, YesOption
-from wal_ingest.cli.output import FAILED, confirm, points_text, print_json
+from wal_ingest.cli.output import FAILED, OPERATOR_NEEDED, confirm, points_text, print_json
 from wal_ingest.cli.times import time_text
 from wal_ingest.errors import ConfigError
 
@@ -37,6 +37,16 @@ ReasonOption = Annotated[
     str | None,
     typer.Option(
         "--reason", metavar="TEXT", help="Only those whose reason contains this.", show_default=False
+    ),
+]
+
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="LETTERS",
+        show_default=False,
+        help="Read a file of dead letters alone, such as one in wal/damaged/: all that it ever held.",
     ),
 ]
 
@@ -99,21 +109,21 @@ def show(
     sink: SinkOption = None,
     reason: ReasonOption = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many.")] = 20,
+    from_file: FromOption = None,
     config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     json: JsonOption = False,
 ) -> None:
     """The points themselves, oldest first, each with when, why and where it should have gone."""
-    settings = settings_on_disk(config, data_dir=data_dir)
-    letters = itertools.islice(
-        (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason)), limit
-    )
+    found = _Letters(from_file, config, data_dir=data_dir, sink=sink, reason=reason)
+    letters = itertools.islice(found.letters(), limit)
     if json:
         print_json([_as_json(letter) for letter in letters])
-        return
-    for letter in letters:
-        typer.echo(f"# {letter.sink}, seq {letter.seq}, {time_text(letter.parked_ns)}: {letter.reason}")
-        sys.stdout.write(letter.line.decode())
+    else:
+        for letter in letters:
+            typer.echo(f"# {letter.sink}, seq {letter.seq}, {time_text(letter.parked_ns)}: {letter.reason}")
+            sys.stdout.write(letter.line.decode())
+    found.end()
 
 
 @app.command(epilog="Example: wal-ingest dead-letters export refused.lp.gz")
@@ -123,6 +133,7 @@ def export(
     ],
     sink: SinkOption = None,
     reason: ReasonOption = None,
+    from_file: FromOption = None,
     config: FoundConfigOption = None,
     data_dir: DataDirOption = None,
     json: Annotated[
@@ -135,9 +146,10 @@ def export(
     from wal_ingest.cli.outfile import OutFile
     from wal_ingest.wal.gzip_codec import compress
 
-    settings = settings_on_disk(config, data_dir=data_dir)
-    letters = (letter for name in _sinks(settings, sink) for letter in _letters(settings, name, reason))
-    rows = (msgspec.json.encode(_as_json(letter)) + b"\n" if json else letter.line for letter in letters)
+    found = _Letters(from_file, config, data_dir=data_dir, sink=sink, reason=reason)
+    rows = (
+        msgspec.json.encode(_as_json(letter)) + b"\n" if json else letter.line for letter in found.letters()
+    )
     count = 0
     with OutFile(file) as out:
         while chunk := list(itertools.islice(rows, _EXPORT_POINTS)):
@@ -145,6 +157,7 @@ def export(
             lines = b"".join(chunk)
             out.write(lines if out.is_stdout else compress(lines))
     typer.echo(f"{points_text(count)} exported", err=True)
+    found.end()
 
 
 @app.command(epilog="Example: wal-ingest dead-letters retry --reason type")
@@ -209,9 +222,9 @@ def drop(
 
 
 class _Found(NamedTuple):
-    """Letters that are meant: how many, for which reasons, and the number of the newest.
+    """The letters that a command is about: how many, for which reasons, and the number of the newest.
 
-    Those that are parked from now on are not among them: nobody has seen them.
+    Those that are parked from now on are not among them: the operator has not seen them.
     """
 
     points: int
@@ -271,6 +284,48 @@ def _letters(
             return
         if reason is None or reason in letter.reason:
             yield letter
+
+
+class _Letters:
+    """The letters that options are about: of a node's directory, or of one file."""
+
+    def __init__(
+        self,
+        file: Path | None,
+        config: Path | None,
+        *,
+        data_dir: str | None,
+        sink: str | None,
+        reason: str | None,
+    ) -> None:
+        self._file = file
+        self._settings = settings_on_disk(config, data_dir=data_dir) if file is None else None
+        self._sink = sink
+        self._reason = reason
+        self._is_damaged = False
+
+    def letters(self) -> Iterator[DeadLetter]:
+        """All of them; what cannot be read of a file is named on standard error."""
+        if self._settings is not None:
+            for name in _sinks(self._settings, self._sink):
+                yield from _letters(self._settings, name, self._reason)
+        elif self._file is not None:
+            yield from self._of_file(self._file)
+
+    def _of_file(self, file: Path) -> Iterator[DeadLetter]:
+        from wal_ingest.wal.letter_salvage import BadBytes, letters_in_file
+
+        for each in letters_in_file(file):
+            if isinstance(each, BadBytes):
+                self._is_damaged = True
+                typer.echo(f"lost: {file} at byte {each.offset}: {each.reason}", err=True)
+            elif self._sink in (None, each.sink) and (self._reason or "") in each.reason:
+                yield each
+
+    def end(self) -> None:
+        """Ends with exit code 3 where something could not be read."""
+        if self._is_damaged:
+            raise typer.Exit(OPERATOR_NEEDED)
 
 
 def _as_json(letter: DeadLetter) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What `wal-ingest dead-letters retry` does: letters to their sink again, with a bar for whoever watches."""
+"""What `wal-ingest dead-letters retry` does: letters to their sink again, with a progress bar."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def write_letters(
     total: int,
     remove: Callable[..., int],
 ) -> Outcome:
-    """Writes dead letters, `total` of them, to their sink, and has those removed that it takes.
+    """Writes dead letters, `total` of them, to their sink, and removes those that it takes.
 
     `remove(settings, sink, ids, written=True)` takes letters out of the state. Raises `ConfigError` when the sink is
     not on, `WalIngestError` when it is away or misconfigured from the start; later it is waited for.

@@ -37,7 +37,7 @@ def status(
 
 
 def _odd_times(directory: Path) -> list[OddTimes]:
-    """What the running node says of implausible times; nothing where it does not answer, or this user may not ask."""
+    """The running node's counts of implausible times; empty if it does not answer, or this user may not ask it."""
     from wal_ingest.control import ask
     from wal_ingest.wal.inspect import OddTimes
 

@@ -1,4 +1,4 @@
-"""`wal-ingest wal verify`: is every page and every entry whole?"""
+"""`wal-ingest wal verify`: is every page, every entry and every dead letter whole?"""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from wal_ingest.cli.progress import bar
 from wal_ingest.cli.ranges import lost_text
 
 if TYPE_CHECKING:
+    from wal_ingest.wal.letter_verify import LettersReport
     from wal_ingest.wal.verify import Report
 
 EXAMPLE = "Example: wal-ingest wal verify || wal-ingest wal salvage --all --dry-run"
@@ -28,7 +29,7 @@ EXAMPLE = "Example: wal-ingest wal verify || wal-ingest wal salvage --all --dry-
 def verify(
     config: FoundConfigOption = None, data_dir: DataDirOption = None, json: JsonOption = False
 ) -> None:
-    """Read every page and every entry, and say exactly what is lost.
+    """Read every page, every entry and every dead letter, and say exactly what is lost.
 
     Exit code 0 when everything is whole, 3 when something is lost or was set aside and not salvaged.
     """
@@ -62,6 +63,7 @@ def _print(report: Report) -> None:
         say(f"lost: {lost_text(gap)}")
     if report.state:
         say(f"damaged: state.lmdb: {report.state}")
+    _print_letters(report.dead_letters)
     for file in report.damaged:
         say(f"set aside{', salvaged' if file.salvaged else ''}: damaged/{file.file}: {file.reason}")
     for lost in report.gone:
@@ -70,3 +72,14 @@ def _print(report: Report) -> None:
         say("everything else is whole" if report.gone else "everything is whole")
     elif report.lost_points:
         say(f"{points_text(report.lost_points)} lost in what is listed above")
+
+
+def _print_letters(letters: LettersReport) -> None:
+    if letters.readable or not letters.whole:
+        typer.echo(f"{count_text(letters.readable, 'dead letter', 'dead letters')} can be read")
+    for file in letters.files:
+        if file.trouble:
+            lost = f" ({count_text(file.lost, 'dead letter', 'dead letters')} lost)" if file.lost else ""
+            typer.echo(f"damaged: dead_letters/{file.file}{lost}: {file.trouble}")
+    for trouble in letters.troubles:
+        typer.echo(f"damaged: {trouble}")

@@ -179,7 +179,7 @@ class InfluxDBSink:
         outcome = self._outcome(answer)
         another = self._is_another_server(server, answer) and isinstance(outcome, Confirmed)
         if another and not alike and not is_read_alike(batch):
-            # What it confirmed may be other points than were meant. Written again by its rules, none is missing.
+            # It may have read other points than the batch has. After a second write by its rules none is missing.
             return Unavailable(f"{self._settings.url} is another server now: {self._server.value}")
         return outcome
 
@@ -210,7 +210,7 @@ class InfluxDBSink:
         return None
 
     def _is_another_server(self, server: Server, answer: _Answer) -> bool:
-        """Notes which server sent an answer, where it shows; says whether that is another one than was thought."""
+        """Notes which server sent an answer, where it shows; true when that is another one than was assumed."""
         if self._settings.server != Server.UNKNOWN.value:
             return False
         found = server_of(answer.headers)

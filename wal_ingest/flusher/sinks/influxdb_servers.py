@@ -2,7 +2,7 @@
 
 InfluxDB reads canonical lines as they are meant, but for a few measurements that it would lose (see `influxdb_names`).
 VictoriaMetrics says that it is InfluxDB 1.8.0 and reads some of them
-otherwise (see `victoria_metrics`). What tells them apart, measured with InfluxDB 1.6.7 and VictoriaMetrics 1.79.5; the
+otherwise (see `victoria_metrics`). How they differ, measured with InfluxDB 1.6.7 and VictoriaMetrics 1.79.5; the
 first header that is there decides:
 
 | header of the answer | server |
@@ -35,7 +35,7 @@ class Server(enum.Enum):
     VICTORIA_METRICS = "victoriametrics"
 
 
-# What VictoriaMetrics says that it is.
+# How VictoriaMetrics names itself.
 _FEIGNED_VERSION = "1.8.0"
 
 
@@ -52,7 +52,7 @@ def server_of(headers: Mapping[str, str]) -> Server:
 def is_read_alike(batch: Batch) -> bool:
     """Whether it surely does not matter which server reads a batch. One decompression.
 
-    A body that is no whole gzip is for the server to judge: it refuses all of it.
+    A body that is not complete gzip is sent as it is: the server refuses all of it.
     """
     try:
         lines = batch.lines()

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 from wal_ingest.points import split_points
 from wal_ingest.points.engine import ENGINES, Engine, Pattern
+from wal_ingest.points.grammar import quoted_string
 from wal_ingest.points.reading import start_of_long_line
 
 _NAME = rb"((?:[^\\,= ]|\\[,= ]?)++)"
@@ -50,7 +51,7 @@ _LONG_STRING = b'"(a long string)"'
 
 
 class Unreadable(Exception):
-    """A point that no line makes VictoriaMetrics read; the message says why."""
+    """A point that cannot be written so that VictoriaMetrics reads it; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,7 @@ def alike(engine: Engine) -> Pattern:
     field_key = rf'(?:[^"\\,= \n]+{p}|{escaped})+{p}'
     exponent = rf"(?:[eE][+-]?{p}[0-9]+{p})?{p}"
     number = rf"-?{p}[0-9]+{p}(?:[iu]|(?:\.[0-9]+{p})?{p}{exponent})"
-    string = rf'"(?:[^"\\\n]+{p}|\\[^\n])*{p}"'
-    field = rf"{field_key}=(?:{number}|[tTfF][a-zA-Z]*{p}|{string})"
+    field = rf"{field_key}=(?:{number}|[tTfF][a-zA-Z]*{p}|{quoted_string(p)})"
     line = rf"{measurement}(?:,{tag_key}={tag_value})*{p} {field}(?:,{field})*{p} [1-9][0-9]*{p}\n"
     return engine.compile(f"(?:{line})*{p}".encode("latin-1"))
 

@@ -27,7 +27,7 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
 * *A refusal was lost when the peer was still sending*: closing a socket with unread data makes the
   kernel send RST, and the peer's own kernel then discards the 413 that it had received. `_close` sends
   FIN first and goes on reading and discarding for a short while (RFC 9112 §9.6).
-* *A peer that closed in the middle of a body that had been refused left its connection behind for ever*: the message
+* *A connection whose peer closed in the middle of a refused body was never closed*: the message
   that tells the application of the end was cancelled together with the reading. Now it is shielded.
 * *The answer was written in three pieces* (head, body, nothing): they leave together now. And *each request
   started and cancelled two timer tasks*; now one task a connection waits, and its deadline moves.
@@ -36,7 +36,7 @@ Why each mend is there (hypercorn 0.18; a test in tests/http shows each symptom 
   refusal has: a reason, an id, a line in the log and a count. *Blank lines before a request were an error*;
   `_H11Connection` skips them.
 
-* *One connection was accepted in each turn of the scheduler*: a good client's waited for seconds behind a crowd's. See
+* *One connection was accepted in each turn of the scheduler*: after a crowd's, a good client's waited for seconds. See
   `accepting`.
 * *Thousands of connections that ended at once were one turn of the scheduler*, of seconds. See `turns`.
 * *WebSockets* have mends of their own: see `websocket`.

@@ -1,7 +1,7 @@
 """Accepting connections: several in one turn of the scheduler.
 
 trio's own loop accepts one in each turn. Where turns are long because the node is busy, connections then queue up in
-the kernel faster than they are accepted, and a good client's waits behind all of a crowd's: for seconds.
+the kernel faster than they are accepted, and a good client's waits for all of a crowd's: for seconds.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import trio
 
 from wal_ingest.http.hypercorn_mends.crowd import Crowd
 
-# So many of one listener in one turn: each costs half a millisecond before its first request is looked at. Near the
-# limit of connections it is one: for each new one another is closed, which takes a few turns.
+# Connections of one listener that are accepted in one turn. Each costs half a millisecond before its first request.
+# Near the limit of connections it is one: for each new one another is closed, which takes a few turns.
 _AT_ONCE_MAX = 8
 
 # accept(2): too few descriptors or too little memory, which passes.
 _CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _CAPACITY_REST_S = 0.1
-# accept(2), "Error handling": what became of a connection before it was accepted is no trouble of the listener.
+# accept(2), "Error handling": a connection that failed before it was accepted; the listener is fine.
 _OF_THE_CONNECTION = frozenset(
     {
         errno.ECONNABORTED,
@@ -97,7 +97,7 @@ async def _accept_some(
         for _ in range(at_once):
             _accept(sock, handler, handler_nursery)
     except BlockingIOError:
-        pass  # that were all
+        pass  # no more are waiting
     except OSError as exc:
         if exc.errno in _OF_THE_CONNECTION:
             return

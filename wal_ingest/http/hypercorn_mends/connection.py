@@ -197,6 +197,6 @@ class Connection(TCPServer):
         """
         with self._idle_scope:
             await self.context.terminated.wait()
-        # Where nothing is read any more the socket is closed at once, which says the same: one call less.
+        # If nothing is read any more, the socket is closed at once: the peer sees the same, for one call less.
         if not self._busy and not self._peer_ended:
             await self._close()

@@ -24,7 +24,7 @@ import structlog
 _OTHER_DESCRIPTORS = 64
 SPARE_CONNECTIONS = 16
 
-# Where few are idle, one that had a request so shortly ago belongs to a client at work, and stays.
+# Where few are idle, one that had a request within this time stays open: its client is at work.
 _IDLE_S_MIN = 1.0
 _FEW = 8
 

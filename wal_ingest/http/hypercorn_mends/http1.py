@@ -131,9 +131,9 @@ class Http1(H11Protocol):
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
-            # Often the reader comes here, whose reading was cancelled just before: by an answer that the peer did not
-            # take, or by our own close. Cancelled in here it would leave the application waiting for the rest of a
-            # body, for ever where that had been answered already, and with it the connection.
+            # The reader often comes here just after its reading was cancelled: by an answer that the peer did not take,
+            # or by our own close. If it were cancelled here too, the application would wait for the rest of a body,
+            # for ever if it had answered already, and the connection would stay open.
             with self.config.shields.shield(self.config.answer_s_max):
                 await super().handle(event)
             return

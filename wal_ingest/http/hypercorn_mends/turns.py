@@ -1,4 +1,4 @@
-"""Lets a few tasks through in each turn of the scheduler: what thousands do at the same moment must not be one turn.
+"""Lets a few tasks through in each turn of the scheduler, so that thousands at once do not make one long turn.
 
 When a switch reboots, thousands of connections end at once. The end of each takes half a millisecond, and trio runs
 every task that is ready before it looks at sockets again: all others waited for seconds.
@@ -10,7 +10,10 @@ import trio
 
 
 class Turns:
-    """At most `at_once` callers of `wait` go on in one turn; the others wait for the next ones."""
+    """Of callers of `wait` that come together `at_once` go on in one turn, the others in the next ones.
+
+    Where they keep coming a turn may have a few more: what is left of one turn is used before `run` begins the next.
+    """
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once

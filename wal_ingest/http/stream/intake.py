@@ -165,7 +165,7 @@ class Intake:
         return self._refusal(number, self.count_refusal(number, exc), hold)
 
     def count_refusal(self, number: int | None, exc: RequestError) -> answers.Problem:
-        """Counts and logs that something was refused; gives what is said of it."""
+        """Counts and logs a refusal; returns its text."""
         problem = answers.problem_of(exc)
         self._door.observer.answered(ROUTE, answers.result_of(problem.status), 0, 0)
         reason = answers.reason_of(exc, problem.status)

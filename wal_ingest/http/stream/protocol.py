@@ -48,7 +48,7 @@ class NumberUsed(RequestError):
 
 
 class NumberTooHigh(RequestError):
-    """The frame's number is so high that it would use the stream's numbers up. Nothing of the frame was stored."""
+    """The frame's number is so high that few would be left for the stream. Nothing of the frame was stored."""
 
     status = 409
 

@@ -35,7 +35,7 @@ from wal_ingest.wal.streams import Position
 _FULL_RETRY_AFTER_S = 10
 _HANGS_RETRY_AFTER_S = 10
 
-# How long what a stream has in line may take to be stored and answered before an operator has it forgotten.
+# How long a stream's queued frames may take to be stored and answered when an operator makes the node forget it.
 _LEAVE_S_MAX = 5.0
 _FORGOTTEN = "retry after 1 s: an operator had this stream forgotten (wal-ingest stream forget)"
 
