@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,7 @@ from tests.rigs.processes import Process, http_status, wait_until
 _READY = re.compile(r"ready on http://127\.0\.0\.1:(\d+)")
 _OURS = ("WAL_INGEST_", "INFLUXDB_", "DATABASE_URL")
 
-# What only a fresh program reads: the dynamic loader, the interpreter.
-_LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP"})
-
-COMMAND = Path(sys.executable).with_name("wal-ingest")
+COMMAND = forked.COMMAND
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -43,7 +39,7 @@ def run_bytes(
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest` with arguments to its end; `env` goes over the environment without settings."""
     whole_env = environment({}) | dict(env or {})
-    if forked.is_enabled() and not _LOADER.intersection(env or {}):
+    if forked.is_enabled() and not forked.LOADER.intersection(env or {}):
         return forked.run(
             [str(argument) for argument in arguments], env=whole_env, cwd=Path.cwd(), stdin=stdin, s_max=s_max
         )
@@ -146,7 +142,7 @@ class Service:
 
     def _may_be_forked(self) -> bool:
         ours = tuple(self._command) == (COMMAND,) and not self._under
-        return ours and not _LOADER.intersection(self._env) and forked.is_enabled()
+        return ours and not forked.LOADER.intersection(self._env) and forked.is_enabled()
 
     def stop(self, *, s_max: float = 15.0) -> int:
         """SIGTERM to the server (not to what it runs under), and its exit code."""
