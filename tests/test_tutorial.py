@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs import forked
 from tests.rigs.on_call import alike
 from tests.rigs.pages import commands
 from tests.rigs.processes import free_port, wait_until

@@ -4,12 +4,12 @@ Why: the tests start some hundreds of nodes, and on two cores their imports took
 and everything that is started under another program (strace, LD_PRELOAD) still starts the command as a user does; so
 does any run with WAL_TESTS_EXEC=1.
 
-What differs from the command: the code that runs before `main`, and nothing else that we know of. The child has the
-arguments, environment, working directory and standard streams that it was given, no other open file, and signals as
-a fresh interpreter sets them. It is forked twice, so it becomes a child of the test process (which adopts orphans),
-and its end can be waited for.
+What differs from the command: the code that runs before `main`, the tree of commands, which is built once, and nothing
+else that we know of. The child has the arguments, environment, working directory and standard streams that it was
+given, no other open file, and signals as a fresh interpreter sets them. It is forked twice, so it becomes a child of
+the test process (which adopts orphans), and its end can be waited for.
 
-Where a shell or `subprocess` starts the command, `command()` is a program that stands in for it (quick_command.py).
+Where a shell or `subprocess` starts the command, `quick_command()` stands in for it (quick_command.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import importlib
 import io
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -32,6 +33,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
+import wal_ingest
+
 _MESSAGE_BYTES_MAX = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36
 _EXEC = "WAL_TESTS_EXEC"
@@ -40,6 +43,17 @@ _STAND_IN = Path(__file__).with_name("quick_command.py")
 # The command as a user has it.
 COMMAND = Path(sys.executable).with_name("wal-ingest")
 
+# Of other people's modules, the large ones that our modules import within functions.
+_IMPORTED_LATE = (
+    "httpx",
+    "influxdb_client",
+    "psutil",
+    "rich.progress",
+    "rich.table",
+    "trio_websocket",
+    "urllib3",
+)
+
 # What only a fresh program reads: the dynamic loader, the interpreter.
 LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP"})
 
@@ -47,6 +61,11 @@ LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP
 def is_enabled() -> bool:
     """Whether nodes may be forked: not where each must start as a user starts it."""
     return os.environ.get(_EXEC) != "1"
+
+
+def can_be_forked(env: Mapping[str, str] | None) -> bool:
+    """Whether `wal-ingest` may be forked in this environment, None for this process's own."""
+    return is_enabled() and (env is None or all(env.get(name) == os.environ.get(name) for name in LOADER))
 
 
 class _Request(TypedDict):
@@ -106,11 +125,11 @@ class _Parent:
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
             )
-        program = _STAND_IN.read_text()
-        for name, value in {"COMMAND": str(COMMAND), "ADDRESS": address, "LOADER": " ".join(LOADER)}.items():
-            program = program.replace(f"@{name}@", value)
+        loader = {name: os.environ.get(name) for name in LOADER}
+        parent = {"command": str(COMMAND), "address": address, "loader": loader}
+        self.command.with_name("parent.json").write_text(json.dumps(parent))
         # Without the site module and the environment it begins in 0.03 s.
-        self.command.write_text(f"#!{sys.executable} -IS\n{program}")
+        self.command.write_text(f"#!{sys.executable} -IS\n{_STAND_IN.read_text()}")
         self.command.chmod(0o755)
 
     def close(self) -> None:
@@ -141,7 +160,7 @@ def start(
     return ForkedChild(_the_parent().fork(request, fds))
 
 
-def command() -> Path:
+def quick_command() -> Path:
     """A program that does what `wal-ingest` does, and starts sooner; in `make proof` that command itself.
 
     Not for a node whose memory or open files are looked at: the process is not the one that runs. Not under a
@@ -151,8 +170,8 @@ def command() -> Path:
 
 
 def search_path() -> str:
-    """A PATH on which `wal-ingest` is `command()`, and the other programs are found as ever."""
-    return os.pathsep.join([str(command().parent), str(COMMAND.parent), os.environ["PATH"]])
+    """A PATH on which `wal-ingest` is `quick_command()`, and the other programs are found as ever."""
+    return os.pathsep.join([str(quick_command().parent), str(COMMAND.parent), os.environ["PATH"]])
 
 
 def _the_parent() -> _Parent:
@@ -208,15 +227,16 @@ def stop() -> None:
 
 
 def _import_all() -> None:
-    # What `serve` imports, the large parts of it; the rest is imported by the child as always.
-    for name in (
-        "trio",
-        "wal_ingest.cli",
-        "wal_ingest.listeners",
-        "wal_ingest.service",
-        "wal_ingest.telemetry",
-    ):
+    """Imports what commands import when they run, and builds the tree of commands, which is most of their start."""
+    for module in pkgutil.walk_packages(wal_ingest.__path__, "wal_ingest."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in _IMPORTED_LATE:
         importlib.import_module(name)
+    app = importlib.import_module("wal_ingest.cli").app
+    typer_main = importlib.import_module("typer.main")
+    build, built = typer_main.get_command, typer_main.get_command(app)
+    vars(typer_main)["get_command"] = lambda asked: built if asked is app else build(asked)
 
 
 def _serve_forks(requests: socket.socket, listener: socket.socket) -> None:
@@ -261,8 +281,8 @@ def _fork_for(connection: socket.socket) -> None:
         os.close(fd)
     connection.send(str(child).encode())
     pidfd = os.pidfd_open(child)
-    ready, _, _ = select.select([pidfd, connection], [], [])
-    if connection in ready:
+    ready, _, _ = select.select([pidfd, connection.fileno()], [], [])
+    if connection.fileno() in ready:
         # It sends nothing more: it was killed.
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

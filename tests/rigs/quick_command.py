@@ -1,10 +1,13 @@
 """Stands in for the command `wal-ingest` in a test: has a process forked that has imported everything, and acts for it.
 
-`tests.rigs.forked` writes this program into a folder of its own, with the three constants below filled in. It gives
-its arguments, environment, working directory and standard streams away, passes signals on, and ends as the command
-ends. Killed, it takes the command along. Whatever a forked process cannot have in the same way, more open files,
-another user, what only a fresh interpreter reads, it leaves to the real command.
+`tests.rigs.forked` copies this program into a folder of its own, beside a file that says where the process is. It
+gives its arguments, environment, working directory and standard streams away, passes signals on, and ends as the
+command ends. Killed, it takes the command along. Whatever a forked process cannot have in the same way, more open
+files, another user, what only a fresh interpreter reads, it leaves to the real command.
 """
+
+# Importing pathlib takes as long as all else here.
+# ruff: noqa: PTH109, PTH116, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ import socket
 import sys
 from types import FrameType
 
-COMMAND = "@COMMAND@"
-ADDRESS = "@ADDRESS@"
-# What only a fresh program reads: the dynamic loader, the interpreter.
-LOADER = frozenset("@LOADER@".split())
+with open(f"{os.path.dirname(__file__)}/parent.json", encoding="utf-8") as file:
+    PARENT = json.load(file)
+COMMAND: str = PARENT["command"]
+ADDRESS: str = PARENT["address"]
+# What only a fresh program reads, the dynamic loader, the interpreter, as the process that forks has it.
+LOADER: dict[str, str | None] = PARENT["loader"]
 
 PASSED_ON = (
     signal.SIGTERM,
@@ -68,7 +73,9 @@ def connect() -> socket.socket | None:
     """The process that forks; None when the real command is needed."""
     open_files = {int(name) for name in os.listdir("/proc/self/fd")}
     # One more, for the listing itself; lists are read before they are closed.
-    if not {0, 1, 2} <= open_files or len(open_files) > 4 or LOADER.intersection(os.environ):
+    if not {0, 1, 2} <= open_files or len(open_files) > 4:
+        return None
+    if any(os.environ.get(name) != value for name, value in LOADER.items()):
         return None
     if os.geteuid() != os.stat(ADDRESS).st_uid:
         return None

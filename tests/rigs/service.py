@@ -39,7 +39,7 @@ def run_bytes(
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest` with arguments to its end; `env` goes over the environment without settings."""
     whole_env = environment({}) | dict(env or {})
-    if forked.is_enabled() and not forked.LOADER.intersection(env or {}):
+    if forked.can_be_forked(whole_env):
         return forked.run(
             [str(argument) for argument in arguments], env=whole_env, cwd=Path.cwd(), stdin=stdin, s_max=s_max
         )
@@ -127,7 +127,6 @@ class Service:
             stdout=out,
             env=environment(self.settings) | self._env,
             cwd=self._logs,
-            forked=self._may_be_forked(),
         )
         wait_until(
             lambda: not self.process.running or out.read_text().endswith("\n"),
@@ -139,10 +138,6 @@ class Service:
         match = _READY.search(self.ready_line)
         assert match is not None, f"no ready line but {self.ready_line!r}\n{self.process.log_tail()}"
         self.port = int(match[1])
-
-    def _may_be_forked(self) -> bool:
-        ours = tuple(self._command) == (COMMAND,) and not self._under
-        return ours and not forked.LOADER.intersection(self._env) and forked.is_enabled()
 
     def stop(self, *, s_max: float = 15.0) -> int:
         """SIGTERM to the server (not to what it runs under), and its exit code."""
