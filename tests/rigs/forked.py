@@ -28,7 +28,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, TypedDict
@@ -106,9 +106,9 @@ class ForkedChild:
 
 
 class _Parent:
-    """The process that forks. It ends with the test process, whose end closes its socket."""
+    """The process that forks, started `under` another program. It ends with the test process, by its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, under: Sequence[str] = ()) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -120,7 +120,14 @@ class _Parent:
             listener.bind(address)
             listener.listen()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.rigs.forked", str(theirs.fileno()), str(listener.fileno())],
+                [
+                    *under,
+                    sys.executable,
+                    "-m",
+                    "tests.rigs.forked",
+                    str(theirs.fileno()),
+                    str(listener.fileno()),
+                ],
                 pass_fds=[theirs.fileno(), listener.fileno()],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
@@ -163,10 +170,26 @@ def start(
 def quick_command() -> Path:
     """A program that does what `wal-ingest` does, and starts sooner; in `make proof` that command itself.
 
-    Not for a node whose memory or open files are looked at: the process is not the one that runs. Not under a
-    program that changes limits or privileges of what it starts: those would change this program's.
+    Not for a node whose memory or open files are looked at: the process is not the one that runs. A program that
+    changes limits or rights of what it starts would change this program's: see `quick_command_under`.
     """
     return _the_parent().command if is_enabled() else COMMAND
+
+
+@contextlib.contextmanager
+def quick_command_under(*program: str) -> Iterator[list[str]]:
+    """The beginning of a command line that starts `wal-ingest` under a program, such as one that takes rights away.
+
+    What the program changes is changed once, in a process of its own that forks for each command.
+    """
+    if not is_enabled():
+        yield [*program, str(COMMAND)]
+        return
+    parent = _Parent(program)
+    try:
+        yield [str(parent.command)]
+    finally:
+        parent.close()
 
 
 def search_path() -> str:
