@@ -183,7 +183,14 @@ def test_what_stands_in_for_the_command_in_a_shell_is_like_the_command(
 
 
 def test_what_stands_in_for_a_node_passes_signals_on_and_takes_it_along_when_killed(tmp_path: Path) -> None:
-    argv = [quick_command(), "serve", "--bind", "127.0.0.1:0", "--data-dir", tmp_path / "data"]
+    argv: list[str | Path] = [
+        quick_command(),
+        "serve",
+        "--bind",
+        "127.0.0.1:0",
+        "--data-dir",
+        tmp_path / "data",
+    ]
     lock = tmp_path / "data/LOCK"
     for ends, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
         with subprocess.Popen(
@@ -209,7 +216,7 @@ def is_free(lock: Path) -> bool:
 
 def test_what_stands_in_ends_by_the_signal_that_the_command_ends_by(tmp_path: Path) -> None:
     assert run_bytes("wal", "import", "-", "--data-dir", tmp_path, stdin=b"m v=1 1\n").returncode == 0
-    argv = [quick_command(), "wal", "cat", "--follow", "--data-dir", tmp_path]
+    argv: list[str | Path] = [quick_command(), "wal", "cat", "--follow", "--data-dir", tmp_path]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment({})) as command:
         assert command.stdout is not None
         assert command.stdout.readline() == b"m v=1 1\n"
