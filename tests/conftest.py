@@ -11,28 +11,34 @@ from tests.rigs.influxdb import InfluxDB
 from tests.rigs.needs import NEEDS, SKIP_PREFIX, in_ci, require
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
-# Half a minute and more each, on a slow machine.
+# A third of a minute and more each, beside other work on two cores.
 LONGEST_FILES = (
-    "tests/test_runbook.py",
-    "tests/proofs/test_power_cut.py",
-    "tests/test_commands_page.py",
-    "tests/cli/test_sink.py",
-    "tests/model/test_model.py",
     "tests/faults/test_faults.py",
-    "tests/proofs/test_kill.py",
-    "tests/cli/send/test_command.py",
-    "tests/chaos/test_chaos.py",
-    "tests/proofs/test_stream_kill.py",
-    "tests/cli/test_agent.py",
-    "tests/client/test_over_the_node.py",
-    "tests/proofs/test_replay.py",
-    "tests/proofs/test_stream_javascript.py",
-    "tests/proofs/test_points_come_back.py",
+    "tests/page/test_page.py",
+    "tests/test_runbook.py",
+    "tests/http/stream/test_hostile_process.py",
+    "tests/cli/send/test_wrong_address.py",
+    "tests/http/test_crowd_process.py",
+    "tests/model/test_model.py",
+    "tests/wal/test_damage.py",
+    "tests/http/test_hostile.py",
+    "tests/http/stream/test_hostile_frames.py",
     "tests/cli/test_wal_taking.py",
-    "tests/proofs/test_limits.py",
-    "tests/proofs/test_outage.py",
-    "tests/cli/test_replay.py",
+    "tests/proofs/test_power_cut.py",
+    "tests/proofs/test_points_come_back.py",
+    "tests/http/test_every_door.py",
+    "tests/proofs/test_stream_javascript.py",
+    "tests/proofs/test_replay.py",
+    "tests/points/test_good_lines.py",
+    "tests/proofs/test_kill.py",
+    "tests/proofs/test_stream_kill.py",
+    "tests/test_commands_page.py",
     "tests/test_tutorial.py",
+    "tests/proofs/test_limits.py",
+    "tests/points/test_fast_and_exact_agree.py",
+    "tests/ops/test_alerts.py",
+    "tests/page/test_live_page.py",
+    "tests/proofs/test_outage.py",
 )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -14,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.rigs.processes import wait_until
-from tests.rigs.service import Service
+from tests.rigs.service import Service, run_command
 
 # Each part of the account, and the metrics that add up to it.
 METRICS = {
@@ -30,8 +28,8 @@ TEXT = {"Content-Type": "text/plain"}
 
 def wal_ingest(data_dir: Path, *arguments: str) -> str:
     """What a command prints on standard output."""
-    command = [sys.executable, "-m", "wal_ingest", *arguments, "--data-dir", str(data_dir)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    ran = run_command(*arguments, "--data-dir", data_dir)
+    assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
@@ -96,17 +94,7 @@ def test_every_surface_of_a_node_shows_the_same_account_and_none_is_green_over_p
 def test_a_command_without_a_node_says_on_standard_error_who_changed_what(tmp_path: Path) -> None:
     with Service(tmp_path / "data", logs=tmp_path):
         pass
-    command = [
-        sys.executable,
-        "-m",
-        "wal_ingest",
-        "sink",
-        "pause",
-        "archive",
-        "--data-dir",
-        str(tmp_path / "data"),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    ran = run_command("sink", "pause", "archive", "--data-dir", tmp_path / "data")
     assert "no node is running; changed on disk: sink pause (sink=archive) by " in ran.stderr
     assert f"(uid {os.getuid()}, pid " in ran.stderr
 

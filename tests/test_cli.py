@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import typer
 
-from tests.rigs.service import COMMAND, environment
+from tests.rigs.forked import quick_command
+from tests.rigs.service import environment
 from tests.wal.factories import new_entry, open_store
 from wal_ingest import __version__
 from wal_ingest.cli import app
@@ -26,18 +27,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str | Path, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m wal_ingest` to its end."""
+    """Runs `wal-ingest` in a folder to its end."""
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("WAL_INGEST_", "INFLUXDB_"))
     }
     return subprocess.run(
-        [sys.executable, "-m", "wal_ingest", *map(str, arguments)],
+        [quick_command(), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         timeout=30,
         cwd=cwd,
-        env={**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environ},
+        env={**kept, "COLUMNS": "200", **environ},
     )
 
 
@@ -50,6 +51,12 @@ def test_help_names_every_command_and_the_exit_codes(tmp_path: Path) -> None:
 
 def test_the_version_is_the_packages(tmp_path: Path) -> None:
     assert run("--version", cwd=tmp_path).stdout == f"wal-ingest {__version__}\n"
+
+
+def test_the_package_is_the_command_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "wal_ingest", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, cwd=tmp_path)
+    assert ran.stdout == f"wal-ingest {__version__}\n"
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
@@ -202,7 +209,7 @@ def test_every_help_has_an_example_that_the_command_line_takes(words: tuple[str,
 def test_a_shell_can_complete_commands(tmp_path: Path) -> None:
     completion = {"_WAL_INGEST_COMPLETE": "complete_bash", "COMP_WORDS": "wal-ingest s", "COMP_CWORD": "1"}
     ran = subprocess.run(
-        [COMMAND],
+        [quick_command()],
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs import forked
 from tests.rigs.on_call import alike
 from tests.rigs.pages import commands
 from tests.rigs.processes import free_port, wait_until
@@ -33,7 +34,7 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self._ports = {port: str(free_port()) for port in ("8400", "8428")}
         env = environment({}) | {"COLUMNS": "120"}
-        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        env["PATH"] = forked.search_path()
         self._bash = subprocess.Popen(
             ["bash"],
             stdin=subprocess.PIPE,

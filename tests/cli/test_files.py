@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_wal_taking import stored_lines
-from tests.rigs.service import COMMAND, Service, environment, run_command
+from tests.rigs.forked import quick_command
+from tests.rigs.service import Service, environment, run_command
 from wal_ingest.cli.outfile import OutFile
 from wal_ingest.errors import ConfigError
 
@@ -74,7 +75,11 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path, export: list[st
 def test_standard_output_by_its_name_goes_to_the_reader(data: Path, export: list[str]) -> None:
     before = Path("/dev/stdout").readlink()
     ran = subprocess.run(
-        [COMMAND, *export, "/dev/stdout"], capture_output=True, check=False, timeout=60, env=environment({})
+        [quick_command(), *export, "/dev/stdout"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=environment({}),
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(gzip.compress(b"")[:2])
@@ -122,7 +127,12 @@ def sent(request: pytest.FixtureRequest) -> bytes:
 def piped(sent: bytes, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     """Runs a command that reads `/dev/stdin`, a pipe under a file's name."""
     return subprocess.run(
-        [COMMAND, *arguments], input=sent, capture_output=True, check=False, timeout=60, env=environment({})
+        [quick_command(), *arguments],
+        input=sent,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env=environment({}),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.rigs.forked import quick_command_under
 from tests.rigs.processes import find_program
-from tests.rigs.service import COMMAND, environment, run_command
+from tests.rigs.service import environment, run_command
 
 # Root without the two privileges that let it pass by every permission.
 _LACKING = "-dac_override,-dac_read_search"
@@ -33,10 +35,17 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_with_fewer_rights(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command of a user who may not look into other users' folders."""
+@pytest.fixture(scope="module")
+def with_fewer_rights() -> Iterator[list[str]]:
+    """The command as a user has it who may not look into other users' folders."""
+    with quick_command_under("setpriv", "--bounding-set", _LACKING, "--inh-caps", _LACKING) as command:
+        yield command
+
+
+def run(command: list[str], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
     return subprocess.run(
-        ["setpriv", "--bounding-set", _LACKING, "--inh-caps", _LACKING, COMMAND, *arguments],
+        [*command, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -63,8 +72,8 @@ def run_with_fewer_rights(*arguments: str | Path) -> subprocess.CompletedProcess
         "serve --bind 127.0.0.1:0",
     ],
 )
-def test_a_command_names_the_user_who_may(private: Path, words: str) -> None:
-    ran = run_with_fewer_rights(*words.split(), "--data-dir", private / "data")
+def test_a_command_names_the_user_who_may(private: Path, with_fewer_rights: list[str], words: str) -> None:
+    ran = run(with_fewer_rights, *words.split(), "--data-dir", private / "data")
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     error, hint = ran.stderr.splitlines()
     assert error.startswith("error: ")
@@ -72,8 +81,11 @@ def test_a_command_names_the_user_who_may(private: Path, words: str) -> None:
     assert hint == "try: sudo -u nobody wal-ingest …"
 
 
-def test_the_agent_names_the_user_who_may_write_its_spool(private: Path) -> None:
-    ran = run_with_fewer_rights("agent", "--to", "ws://127.0.0.1:9", "--spool-dir", private / "spool/deep")
+def test_the_agent_names_the_user_who_may_write_its_spool(
+    private: Path, with_fewer_rights: list[str]
+) -> None:
+    spool = private / "spool/deep"
+    ran = run(with_fewer_rights, "agent", "--to", "ws://127.0.0.1:9", "--spool-dir", spool)
     assert ran.returncode == 2, ran.stderr
     assert "Traceback" not in ran.stderr
     assert "ermission denied" in ran.stderr

@@ -17,6 +17,7 @@ import pytest
 from tests.cli.node_dir import START_NS, make_node_dir
 from tests.flusher.sinks.http_fake import Answer, FakeInfluxDB, Request, fake_influxdb
 from tests.flusher.twins import lines_of
+from tests.rigs.forked import quick_command
 from tests.rigs.processes import Process, wait_until
 from tests.rigs.service import COMMAND, environment, run_command
 from wal_ingest.wal.gzip_codec import compress
@@ -327,7 +328,7 @@ def test_on_a_terminal_a_bar_shows_the_figures_and_the_trouble(
         settings = {"influxdb.url": database.url, "influxdb.bucket": "b", "influxdb.in_flight_max": 1}
         arguments = ("--data-dir", data_dir, "--seq", "1..", "--rate", "100", "--batch-points", "50")
         process = subprocess.Popen(
-            [COMMAND, "replay", *arguments],
+            [quick_command(), "replay", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=theirs,

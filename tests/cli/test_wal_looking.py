@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.rigs.forked import quick_command
 from tests.rigs.prepared import ENTRIES, POINTS, START_NS, lines, prepare
 from tests.rigs.processes import wait_until
-from tests.rigs.service import COMMAND, Service, environment, run_bytes, run_command
+from tests.rigs.service import Service, environment, run_bytes, run_command
 from tests.wal.factories import new_entry, open_store
 from tests.wal.test_damage import flip, zero_tree
 from wal_ingest.cli.wal.ls import listing
@@ -102,7 +103,7 @@ def test_output_that_cannot_be_written_is_an_error(data: Path) -> None:
     for arguments in (["wal", "verify", "--data-dir", data], ["config", "sample"], ["--version"]):
         with Path("/dev/full").open("wb") as full:
             ran = subprocess.run(
-                [COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, env=environment({})
+                [quick_command(), *arguments], stdout=full, stderr=subprocess.PIPE, env=environment({})
             )
         assert (ran.returncode, ran.stderr) == (
             1,
@@ -240,7 +241,7 @@ def test_what_is_lost_is_told_and_the_rest_is_printed(data: Path) -> None:
 def test_a_reader_that_goes_ends_the_command_quietly(data: Path, arguments: list[str]) -> None:
     with (data.parent / "err").open("wb") as err:
         child = subprocess.Popen(
-            [COMMAND, "wal", *arguments, "--data-dir", data],
+            [quick_command(), "wal", *arguments, "--data-dir", data],
             stdout=subprocess.PIPE,
             stderr=err,
             env=environment({}),
@@ -264,7 +265,7 @@ def following(data: Path, out: Path, *arguments: str) -> Iterator[subprocess.Pop
     """`wal cat --follow` into a file."""
     with out.open("wb") as file:
         child = subprocess.Popen(
-            [COMMAND, "wal", "cat", "--follow", *arguments, "--data-dir", data],
+            [quick_command(), "wal", "cat", "--follow", *arguments, "--data-dir", data],
             stdout=file,
             stderr=subprocess.PIPE,
             env=environment({}),

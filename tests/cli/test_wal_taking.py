@@ -14,9 +14,10 @@ from typing import ClassVar
 
 import pytest
 
+from tests.rigs.forked import quick_command
 from tests.rigs.prepared import POINTS, lines, prepare
 from tests.rigs.processes import wait_until
-from tests.rigs.service import COMMAND, Service, environment, run_bytes
+from tests.rigs.service import Service, environment, run_bytes
 from tests.wal.factories import open_store, read_all
 from tests.wal.test_damage import flip, zero, zero_tree
 from wal_ingest.wal.entry import Entry
@@ -280,7 +281,7 @@ def test_two_tokens_and_a_token_file_without_a_token_are_usage_errors(tmp_path: 
 
 def test_nobody_there_is_an_error(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [COMMAND, "wal", "import", "-", "--url", "http://127.0.0.1:9", "--data-dir", tmp_path],
+        [quick_command(), "wal", "import", "-", "--url", "http://127.0.0.1:9", "--data-dir", tmp_path],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment({}),
@@ -292,7 +293,7 @@ def test_nobody_there_is_an_error(tmp_path: Path) -> None:
 
 def test_an_interrupted_import_says_how_many_lines_are_taken(moody: str, tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [COMMAND, "wal", "import", "-", "--url", moody, "--data-dir", tmp_path],
+        [quick_command(), "wal", "import", "-", "--url", moody, "--data-dir", tmp_path],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment({}),

@@ -1,7 +1,8 @@
 """Runs a life again and again, each time with the next file operation failing, until one comes through untouched.
 
 `python -m tests.faults.driver LIBRARY DIRECTORY LIFE MODE STEP FIRST` with the library preloaded (LD_PRELOAD); prints
-one JSON object. STEP 1 and FIRST 1 strike every operation.
+one JSON object. STEP 1 and FIRST 1 strike every operation. With LIBRARY alone it reads lines of JSON, each an array of
+the other arguments, and prints an object for each.
 Each life is led in a process of its own, forked from this one, and looked at by another: whatever the fault does to
 the process, it does not do to the judge.
 """
@@ -213,5 +214,6 @@ def _case(faults: Faults, data_dir: Path, life: str, mode: Mode, number: int, re
 
 
 if __name__ == "__main__":
-    _library, _directory, _life, _mode, _step, _first = sys.argv[1:]
-    print(json.dumps(main(_library, Path(_directory), _life, _mode, int(_step), int(_first))))
+    _library, *_asked = sys.argv[1:]
+    for _directory, _life, _mode, _step, _first in [_asked] if _asked else map(json.loads, sys.stdin):
+        print(json.dumps(main(_library, Path(_directory), _life, _mode, int(_step), int(_first))), flush=True)

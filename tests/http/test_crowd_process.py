@@ -34,6 +34,15 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture
+def peers() -> Iterator[list[socket.socket]]:
+    """Connections, which are closed in the end, also where a test fails: the next ones need descriptors too."""
+    opened: list[socket.socket] = []
+    yield opened
+    for peer in opened:
+        peer.close()
+
+
 def says_nothing(_peer: socket.socket) -> None:
     """A connection, and no more."""
 
@@ -64,7 +73,8 @@ AT_WORK = (half_a_body, no_body)
 
 
 def answers(service: Service, path: str) -> bool:
-    return http_status(f"{service.url}{path}") == 200
+    # How soon is not the question: a loaded machine takes its time with hundreds of connections.
+    return http_status(f"{service.url}{path}", s_max=10) == 200
 
 
 def open_connections(
@@ -96,11 +106,11 @@ def descriptors(service: Service) -> int:
 
 @pytest.mark.parametrize("begin", [says_nothing, half_a_request, half_a_body, no_body, keeps_alive, stream])
 def test_out_of_descriptors_health_and_figures_and_good_clients_are_answered(
-    service: Service, begin: Callable[[socket.socket], None]
+    service: Service, peers: list[socket.socket], begin: Callable[[socket.socket], None]
 ) -> None:
     began_s = time.monotonic()
     with Neighbour(service.port) as good:
-        peers = open_connections(service, CONNECTIONS, begin)
+        peers += open_connections(service, CONNECTIONS, begin)
         for _ in range(5):
             for path in PATHS:
                 if begin in AT_WORK:
@@ -121,22 +131,18 @@ def test_out_of_descriptors_health_and_figures_and_good_clients_are_answered(
     assert "Traceback" not in log
     assert 1 <= log.count("too many connections") <= took_s + 2
     assert "accept" not in log, "no accept failed"
-    for peer in peers:
-        peer.close()
 
 
-def test_the_idlest_are_closed_first(service: Service) -> None:
-    peers = open_connections(service, 60, keeps_alive)
+def test_the_idlest_are_closed_first(service: Service, peers: list[socket.socket]) -> None:
+    peers += open_connections(service, 60, keeps_alive)
     # The first ones are heard again, so others are idle longer.
     for peer in peers[:10]:
         keeps_alive(peer)
-    more = open_connections(service, 70, keeps_alive)
-    closed = [is_closed(peer) for peer in peers]
+    peers += open_connections(service, 70, keeps_alive)
+    closed = [is_closed(peer) for peer in peers[:60]]
     assert sum(closed) >= 20
     assert not any(closed[:10])
     still_open = closed[10:].index(False)
     assert all(closed[10 : 10 + still_open])
     assert not any(closed[10 + still_open :])
-    assert not any(is_closed(peer) for peer in more)
-    for peer in (*peers, *more):
-        peer.close()
+    assert not any(is_closed(peer) for peer in peers[60:])

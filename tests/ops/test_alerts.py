@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ RULE_TESTS = ROOT / "ops/prometheus/alerts_test.yml"
 RUNBOOK = ROOT / "RUNBOOK.md"
 
 GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
+CASES: dict[str, Any] = yaml.safe_load(RULE_TESTS.read_text())
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for group in GROUPS for rule in group["rules"]}
 
 
@@ -54,18 +56,20 @@ def test_the_sample_scrapes_are_well_formed_and_find_the_rules(config: str, tmp_
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize("alert", ALERTS)
 def test_a_rule_that_never_fires_would_be_noticed(alert: str, tmp_path: Path) -> None:
-    rules = yaml.safe_load(RULES.read_text())
-    [rule] = [rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == alert]
-    rule["expr"] = f"({rule['expr']}) and on () vector(0) == 1"
-    (tmp_path / "alerts.yml").write_text(yaml.safe_dump(rules))
-    tests = yaml.safe_load(RULE_TESTS.read_text())
-    tests["tests"] = [test for test in tests["tests"] if test["name"] == alert]
-    (tmp_path / "alerts_test.yml").write_text(yaml.safe_dump(tests))
+    rule = ALERTS[alert]
+    never = {**rule, "expr": f"({rule['expr']}) and on () vector(0) == 1"}
+    groups = [
+        {**group, "rules": [never if each is rule else each for each in group["rules"]]} for group in GROUPS
+    ]
+    tests = {**CASES, "tests": [test for test in CASES["tests"] if test["name"] == alert]}
+    # JSON is YAML, and written ten times as fast.
+    (tmp_path / "alerts.yml").write_text(json.dumps({"groups": groups}))
+    (tmp_path / "alerts_test.yml").write_text(json.dumps(tests))
     assert promtool("test", "rules", tmp_path / "alerts_test.yml").returncode == 1
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_a_moment_before_in_which_it_does_not() -> None:
-    tests = {test["name"]: test for test in yaml.safe_load(RULE_TESTS.read_text())["tests"]}
+    tests = {test["name"]: test for test in CASES["tests"]}
     assert set(tests) == set(ALERTS) | {"healthy"}
     for alert in ALERTS:
         quiet, firing = tests[alert]["alert_rule_test"]
@@ -80,7 +84,7 @@ def test_every_alert_has_a_case_in_which_it_fires_and_a_moment_before_in_which_i
 
 
 def test_the_healthy_node_has_every_series_that_the_alerts_ask_for() -> None:
-    tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
+    tests = CASES["tests"]
     [healthy] = [test for test in tests if test["name"] == "healthy"]
     shown = exposed_in("\n".join(f"{series['series']} 0" for series in healthy["input_series"]))
     for alert, rule in ALERTS.items():

@@ -4,10 +4,12 @@ Why: the tests start some hundreds of nodes, and on two cores their imports took
 and everything that is started under another program (strace, LD_PRELOAD) still starts the command as a user does; so
 does any run with WAL_TESTS_EXEC=1.
 
-What differs from the command: the code that runs before `main`, and nothing else that we know of. The child has the
-arguments, environment, working directory and standard streams that it was given, no other open file, and signals as
-a fresh interpreter sets them. It is forked twice, so it becomes a child of the test process (which adopts orphans),
-and its end can be waited for.
+What differs from the command: the code that runs before `main`, the tree of commands, which is built once, and nothing
+else that we know of. The child has the arguments, environment, working directory and standard streams that it was
+given, no other open file, and signals as a fresh interpreter sets them. It is forked twice, so it becomes a child of
+the test process (which adopts orphans), and its end can be waited for.
+
+Where a shell or `subprocess` starts the command, `quick_command()` stands in for it (quick_command.py).
 """
 
 from __future__ import annotations
@@ -19,24 +21,51 @@ import importlib
 import io
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
+import wal_ingest
+
 _MESSAGE_BYTES_MAX = 1 << 20
 _PR_SET_CHILD_SUBREAPER = 36
 _EXEC = "WAL_TESTS_EXEC"
+_STAND_IN = Path(__file__).with_name("quick_command.py")
+
+# The command as a user has it.
+COMMAND = Path(sys.executable).with_name("wal-ingest")
+
+# Of other people's modules, the large ones that our modules import within functions.
+_IMPORTED_LATE = (
+    "httpx",
+    "influxdb_client",
+    "psutil",
+    "rich.progress",
+    "rich.table",
+    "trio_websocket",
+    "urllib3",
+)
+
+# What only a fresh program reads: the dynamic loader, the interpreter.
+LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP"})
 
 
 def is_enabled() -> bool:
     """Whether nodes may be forked: not where each must start as a user starts it."""
     return os.environ.get(_EXEC) != "1"
+
+
+def can_be_forked(env: Mapping[str, str] | None) -> bool:
+    """Whether `wal-ingest` may be forked in this environment, None for this process's own."""
+    return is_enabled() and (env is None or all(env.get(name) == os.environ.get(name) for name in LOADER))
 
 
 class _Request(TypedDict):
@@ -77,24 +106,43 @@ class ForkedChild:
 
 
 class _Parent:
-    """The process that forks. It ends with the test process, whose end closes its socket."""
+    """The process that forks, started `under` another program. It ends with the test process, by its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, under: Sequence[str] = ()) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        self._folder = tempfile.TemporaryDirectory(prefix="wal-ingest-forked-")
+        address = str(Path(self._folder.name) / "socket")
+        self.command = Path(self._folder.name) / "wal-ingest"
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(address)
+            listener.listen()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.rigs.forked", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [
+                    *under,
+                    sys.executable,
+                    "-m",
+                    "tests.rigs.forked",
+                    str(theirs.fileno()),
+                    str(listener.fileno()),
+                ],
+                pass_fds=[theirs.fileno(), listener.fileno()],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.DEVNULL,
             )
+        loader = {name: os.environ.get(name) for name in LOADER}
+        parent = {"command": str(COMMAND), "address": address, "loader": loader}
+        self.command.with_name("parent.json").write_text(json.dumps(parent))
+        # Without the site module and the environment it begins in 0.03 s.
+        self.command.write_text(f"#!{sys.executable} -IS\n{_STAND_IN.read_text()}")
+        self.command.chmod(0o755)
 
     def close(self) -> None:
         self._socket.close()
         self._process.wait(timeout=10)
+        self._folder.cleanup()
 
     def fork(self, request: _Request, fds: Sequence[int]) -> int:
         socket.send_fds(self._socket, [json.dumps(request).encode()], fds)
@@ -115,11 +163,45 @@ def start(
     fds: tuple[int, int, int],
 ) -> ForkedChild:
     """Starts `wal-ingest` with these arguments; `fds` become its standard input, output and error."""
+    request = _Request(arguments=list(arguments), env=dict(env), cwd=str(cwd), umask=_umask())
+    return ForkedChild(_the_parent().fork(request, fds))
+
+
+def quick_command() -> Path:
+    """A program that does what `wal-ingest` does, and starts sooner; in `make proof` that command itself.
+
+    Not for a node whose memory or open files are looked at: the process is not the one that runs. A program that
+    changes limits or rights of what it starts would change this program's: see `quick_command_under`.
+    """
+    return _the_parent().command if is_enabled() else COMMAND
+
+
+@contextlib.contextmanager
+def quick_command_under(*program: str) -> Iterator[list[str]]:
+    """The beginning of a command line that starts `wal-ingest` under a program, such as one that takes rights away.
+
+    What the program changes is changed once, in a process of its own that forks for each command.
+    """
+    if not is_enabled():
+        yield [*program, str(COMMAND)]
+        return
+    parent = _Parent(program)
+    try:
+        yield [str(parent.command)]
+    finally:
+        parent.close()
+
+
+def search_path() -> str:
+    """A PATH on which `wal-ingest` is `quick_command()`, and the other programs are found as ever."""
+    return os.pathsep.join([str(quick_command().parent), str(COMMAND.parent), os.environ["PATH"]])
+
+
+def _the_parent() -> _Parent:
     global _parent
     if _parent is None:
         _parent = _Parent()
-    request = _Request(arguments=list(arguments), env=dict(env), cwd=str(cwd), umask=_umask())
-    return ForkedChild(_parent.fork(request, fds))
+    return _parent
 
 
 def _umask() -> int:
@@ -168,19 +250,25 @@ def stop() -> None:
 
 
 def _import_all() -> None:
-    # What `serve` imports, the large parts of it; the rest is imported by the child as always.
-    for name in (
-        "trio",
-        "wal_ingest.cli",
-        "wal_ingest.listeners",
-        "wal_ingest.service",
-        "wal_ingest.telemetry",
-    ):
+    """Imports what commands import when they run, and builds the tree of commands, which is most of their start."""
+    for module in pkgutil.walk_packages(wal_ingest.__path__, "wal_ingest."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in _IMPORTED_LATE:
         importlib.import_module(name)
+    app = importlib.import_module("wal_ingest.cli").app
+    typer_main = importlib.import_module("typer.main")
+    build, built = typer_main.get_command, typer_main.get_command(app)
+    vars(typer_main)["get_command"] = lambda asked: built if asked is app else build(asked)
 
 
-def _serve_forks(requests: socket.socket) -> None:
+def _serve_forks(requests: socket.socket, listener: socket.socket) -> None:
     while True:
+        ready, _, _ = select.select([requests, listener], [], [])
+        _reap()
+        if listener in ready:
+            _fork_for(listener.accept()[0])
+            continue
         message, fds, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES_MAX, 3)
         if not message:
             return
@@ -199,6 +287,38 @@ def _serve_forks(requests: socket.socket) -> None:
         os.waitpid(middle, 0)
         requests.send(os.read(pid_read, 64))
         os.close(pid_read)
+
+
+def _fork_for(connection: socket.socket) -> None:
+    """Forks for a program that stands in for the command: a process that waits, and the command as its child."""
+    if os.fork():
+        connection.close()
+        return
+    message, fds, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES_MAX, 3)
+    if not message:
+        os._exit(1)
+    child = os.fork()
+    if not child:
+        _become(json.loads(message), fds)
+    for fd in fds:
+        os.close(fd)
+    connection.send(str(child).encode())
+    pidfd = os.pidfd_open(child)
+    ready, _, _ = select.select([pidfd, connection.fileno()], [], [])
+    if connection.fileno() in ready:
+        # It sends nothing more: it was killed.
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):
+        connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def _reap() -> None:
+    # Those that waited for a command and are done.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
@@ -234,4 +354,4 @@ def _become(request: _Request, fds: Sequence[int]) -> NoReturn:
 if __name__ == "__main__":
     _import_all()
     gc.collect()
-    _serve_forks(socket.socket(fileno=int(sys.argv[1])))
+    _serve_forks(*(socket.socket(fileno=int(fd)) for fd in sys.argv[1:]))

@@ -51,7 +51,7 @@ def alike(output: str) -> str:
     """As `masked`, and also ages, sizes, rates, fractions, large figures, how often was tried, widths of columns."""
     output = masked(output)
     output = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d", "T", output)
-    output = re.sub(r"\b(?:[\d.]+|S) (?:[KMGT]i)?B\b", "S", output)
+    output = re.sub(r"\b(?:[\d.]+|S) (?:[KMGT]i|[kMGT])?B\b", "S", output)
     output = re.sub(r"\b[\d,.]+ points/s", "R points/s", output)
     output = re.sub(r"\b[\d.]+ (s|min|h|d)\b", "A", output)
     output = re.sub(r'("\w*(?:per_\w+|_ms)": ?)[\d.]+', r"\1F", output)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from tests.rigs import forked
 from tests.rigs.processes import Process, free_port, wait_until
 
 # Commands that start a server: run in the background, and known by their first words.
@@ -69,7 +69,7 @@ class Reader:
             for key, value in os.environ.items()
             if not key.startswith(("WAL_INGEST_", "INFLUXDB_"))
         }
-        self.env = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+        self.env = {**kept, "PATH": forked.search_path(), "COLUMNS": "120"}
         self.env.update(env or {})
 
     def type(self, command: str, shown: str) -> None:

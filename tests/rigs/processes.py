@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
-from tests.rigs.forked import ForkedChild, start
+from tests.rigs import forked
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def http_status(url: str, *, s_max: float = 2.0) -> int:
 class Process:
     """One child process. `log` gets its standard error, and its standard output unless `stdout` is given.
 
-    `forked`: `argv` is the command `wal-ingest`, and is started the quick way (see `tests.rigs.forked`).
+    The command `wal-ingest` itself is started the quick way (see `tests.rigs.forked`).
     """
 
     def __init__(
@@ -80,14 +80,13 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdin: IO[bytes] | None = None,
-        forked: bool = False,
     ) -> None:
         self.name = name
         self.log = log
-        self._child: subprocess.Popen[bytes] | ForkedChild
+        self._child: subprocess.Popen[bytes] | forked.ForkedChild
         with log.open("ab") as err, (stdout or log).open("ab") as out, Path(os.devnull).open("rb") as nothing:
-            if forked:
-                self._child = start(
+            if argv[0] == forked.COMMAND and forked.can_be_forked(env):
+                self._child = forked.start(
                     [str(part) for part in argv[1:]],
                     env=env or os.environ,
                     cwd=cwd or Path.cwd(),

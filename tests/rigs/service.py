@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,7 @@ from tests.rigs.processes import Process, http_status, wait_until
 _READY = re.compile(r"ready on http://127\.0\.0\.1:(\d+)")
 _OURS = ("WAL_INGEST_", "INFLUXDB_", "DATABASE_URL")
 
-# What only a fresh program reads: the dynamic loader, the interpreter.
-_LOADER = frozenset({"LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONSTARTUP"})
-
-COMMAND = Path(sys.executable).with_name("wal-ingest")
+COMMAND = forked.COMMAND
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
@@ -43,7 +39,7 @@ def run_bytes(
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `wal-ingest` with arguments to its end; `env` goes over the environment without settings."""
     whole_env = environment({}) | dict(env or {})
-    if forked.is_enabled() and not _LOADER.intersection(env or {}):
+    if forked.can_be_forked(whole_env):
         return forked.run(
             [str(argument) for argument in arguments], env=whole_env, cwd=Path.cwd(), stdin=stdin, s_max=s_max
         )
@@ -131,7 +127,6 @@ class Service:
             stdout=out,
             env=environment(self.settings) | self._env,
             cwd=self._logs,
-            forked=self._may_be_forked(),
         )
         wait_until(
             lambda: not self.process.running or out.read_text().endswith("\n"),
@@ -143,10 +138,6 @@ class Service:
         match = _READY.search(self.ready_line)
         assert match is not None, f"no ready line but {self.ready_line!r}\n{self.process.log_tail()}"
         self.port = int(match[1])
-
-    def _may_be_forked(self) -> bool:
-        ours = tuple(self._command) == (COMMAND,) and not self._under
-        return ours and not _LOADER.intersection(self._env) and forked.is_enabled()
 
     def stop(self, *, s_max: float = 15.0) -> int:
         """SIGTERM to the server (not to what it runs under), and its exit code."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,12 +15,13 @@ import pytest
 
 from tests.rigs.account import account_victoria_metrics, samples_of
 from tests.rigs.fleet import EVERY_SHAPE, Plan, Shape, make_request
+from tests.rigs.forked import quick_command, search_path
 from tests.rigs.influxdb import InfluxDB
 from tests.rigs.load import Load
 from tests.rigs.loop_image import mounted_image
 from tests.rigs.no_sync import no_sync_environment
-from tests.rigs.processes import wait_until
-from tests.rigs.service import Service, run_bytes
+from tests.rigs.processes import http_status, wait_until
+from tests.rigs.service import Service, environment, run_bytes
 from tests.rigs.victoria_metrics import VictoriaMetrics
 
 
@@ -147,3 +150,75 @@ def test_a_forked_node_ends_by_signals_with_their_exit_codes(tmp_path: Path) -> 
         service.kill()
         assert service.process.exit_code == -9
     assert service.process.pid != os.getpid()
+
+
+@pytest.mark.parametrize("exec_only", ["0", "1"])
+def test_what_stands_in_for_the_command_in_a_shell_is_like_the_command(
+    monkeypatch: pytest.MonkeyPatch, exec_only: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WAL_TESTS_EXEC", exec_only)
+
+    def typed(line: str, **environ: str) -> tuple[int, str, str]:
+        env = environment({}) | {"PATH": search_path()} | environ
+        ran = subprocess.run(
+            ["bash", "-c", line],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=env,
+            cwd=tmp_path,
+            timeout=60,
+        )
+        return ran.returncode, ran.stdout, ran.stderr
+
+    code, _out, err = typed("wal-ingest config", WAL_INGEST_SERVER__BIND="nonsense")
+    assert (code, "server.bind" in err) == (2, True)
+    assert "Usage: wal-ingest wal cat" in typed("wal-ingest wal cat --what")[2]
+    assert typed("printf 'm v=1 1\\n' | wal-ingest wal import - --data-dir data")[0] == 0
+    assert typed("umask 077; wal-ingest wal cat --data-dir data > lines; cat lines")[1] == "m v=1 1\n"
+    # It cannot give away other open files, so the command itself is run.
+    code, _out, err = typed("wal-ingest wal import /dev/fd/7 --data-dir data 7< lines")
+    assert code == 0, err
+    assert typed("wal-ingest wal cat --data-dir data | wc -l")[1] == "2\n"
+
+
+def test_what_stands_in_for_a_node_passes_signals_on_and_takes_it_along_when_killed(tmp_path: Path) -> None:
+    argv: list[str | Path] = [
+        quick_command(),
+        "serve",
+        "--bind",
+        "127.0.0.1:0",
+        "--data-dir",
+        tmp_path / "data",
+    ]
+    lock = tmp_path / "data/LOCK"
+    for ends, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment({})
+        ) as node:
+            assert node.stdout is not None
+            port = int(node.stdout.readline().split(":")[2].split(",")[0])
+            assert http_status(f"http://127.0.0.1:{port}/healthz") == 200
+            node.send_signal(ends)
+            assert node.wait(10) == code
+        wait_until(lambda: is_free(lock), "the node has ended")
+
+
+def is_free(lock: Path) -> bool:
+    """Whether no process holds a lock."""
+    with lock.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_what_stands_in_ends_by_the_signal_that_the_command_ends_by(tmp_path: Path) -> None:
+    assert run_bytes("wal", "import", "-", "--data-dir", tmp_path, stdin=b"m v=1 1\n").returncode == 0
+    argv: list[str | Path] = [quick_command(), "wal", "cat", "--follow", "--data-dir", tmp_path]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment({})) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"m v=1 1\n"
+        command.send_signal(signal.SIGUSR1)
+        assert command.wait(10) == -signal.SIGUSR1

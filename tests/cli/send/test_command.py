@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_wal_taking import stored, stored_lines
+from tests.rigs.forked import quick_command
 from tests.rigs.processes import Process, free_port, http_status, wait_until
 from tests.rigs.service import COMMAND, Service, environment, run_bytes
 
@@ -79,7 +80,7 @@ def test_every_format_goes_every_way(to: str, node: Service, tmp_path: Path) -> 
 
 def test_standard_input_is_sent_as_it_comes(node: Service) -> None:
     child = subprocess.Popen(
-        [COMMAND, "send", "-", "--to", node.url.replace("http", "ws")],
+        [quick_command(), "send", "-", "--to", node.url.replace("http", "ws")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -374,7 +375,7 @@ def test_what_makes_no_sense_is_said(
 ) -> None:
     where = [] if "--to" in arguments else ["--to", node.url.replace("http", "ws")]
     ran = subprocess.run(
-        [COMMAND, "send", *arguments, *where],
+        [quick_command(), "send", *arguments, *where],
         capture_output=True,
         text=True,
         check=False,

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.rigs.forked import quick_command
 from tests.rigs.processes import free_port
-from tests.rigs.service import COMMAND, Service, environment, run_command
+from tests.rigs.service import Service, environment, run_command
 from tests.rigs.strangers import Authority, http_answer, listening, relaying, says
 from wal_ingest.client import Client, Limits, NotDelivered, State, open_client
 from wal_ingest.confirmation import hint_for
@@ -177,7 +178,7 @@ def agent(
     """One round; the exit code, and the log."""
     ran = subprocess.run(
         [
-            COMMAND,
+            quick_command(),
             "agent",
             "--once",
             "--only",
