@@ -25,10 +25,10 @@ _SHARES = 3
 # A body without new bytes for so long may be dropped when others find no room.
 _STALLED_S = 1.0
 
-# A read of a few packets costs as much as one of 128 KiB. So from this size of the body on, the reader waits after each
-# read for more to arrive. That limits a connection to 64 MiB a second.
-_UNHURRIED_FROM_BYTES = 256 * 1024
-_UNHURRIED_S = 0.002
+# A read of a few packets costs as much as one of 512 KiB. So from this size of the body on, the reader waits after each
+# read for more to arrive. That limits a connection to 128 MiB a second.
+LARGE_BODY_BYTES = 256 * 1024
+_UNHURRIED_S = 0.004
 
 # Over how long the least rate of a body is measured, and from which size on.
 _PACE_S = 10.0
@@ -277,10 +277,15 @@ async def _read(receive: Receive, hold: Hold, bytes_max: int, pace: BodyPace) ->
             await unhurried(len(whole))
 
 
-async def unhurried(body_bytes: int) -> None:
-    """Lets more of a body arrive before the next read, if it is large. Cancellation: changes nothing."""
-    if body_bytes >= _UNHURRIED_FROM_BYTES:
+async def unhurried(body_bytes: int) -> bool:
+    """Lets more of a body arrive before the next read, if it is large; gives whether it is.
+
+    Cancellation: changes nothing.
+    """
+    is_large = body_bytes >= LARGE_BODY_BYTES
+    if is_large:
         await trio.sleep(_UNHURRIED_S)
+    return is_large
 
 
 async def discard_body(receive: Receive) -> None:

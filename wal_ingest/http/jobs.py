@@ -11,6 +11,7 @@ neither trio nor the server: the process costs 20 MiB and starts in 0.15 s.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import pickle
@@ -31,7 +32,7 @@ _HEAD = struct.Struct("!QI")
 _PART = struct.Struct("!Q")
 
 # Whoever answers requests comes first, both for time and where memory ends.
-_NICE = 10
+_NICE = 19
 _OOM_SCORE_ADJ = 500
 
 
@@ -113,6 +114,9 @@ def main(fd: int) -> None:
     with socket.socket(fileno=fd) as sock, contextlib.suppress(EOFError, ConnectionError):
         while True:
             _answer_one(sock)
+            # The frames of an error hold the body, and some of them the error: a cycle, which would stay beside the
+            # next body. There are few objects here, so this takes 2 ms.
+            gc.collect()
 
 
 def _answer_one(sock: socket.socket) -> None:

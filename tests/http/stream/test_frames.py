@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import CloseConnection, Event, Message, Ping, Pong
+from wsproto.frame_protocol import XorMaskerSimple
 
 from tests.http.stream.rig import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, masked, ws
-from wal_ingest.http.hypercorn_mends.frames import Skimmer, apply_mask, masked_by_wsproto
+from wal_ingest.http.hypercorn_mends.frames import Masker, Skimmer, apply_mask, masked_by_wsproto
 
 Told = list[tuple[str, object]]
 
@@ -172,3 +174,10 @@ def test_masks_of_the_tests_are_those_of_the_protocol() -> None:
 def test_both_ways_to_take_a_mask_off_agree(data: bytes, mask: bytes) -> None:
     assert apply_mask(data, mask) == masked_by_wsproto(data, mask)
     assert apply_mask(apply_mask(data, mask), mask) == data
+
+
+def test_a_payload_in_parts_is_unmasked_as_wsproto_does_it() -> None:
+    ours, theirs = Masker(b"\x01\x80\xfe\x33"), XorMaskerSimple(b"\x01\x80\xfe\x33")
+    for size in (1, 3, 0, 7, 4_096, 5, 2):
+        part = bytearray(random.Random(size).randbytes(size))
+        assert ours.process(part) == theirs.process(part)

@@ -557,7 +557,7 @@ async def test_a_frame_that_comes_behind_the_end_is_not_submitted() -> None:
 async def test_a_reader_that_cannot_be_cancelled_just_then_submits_nothing_behind_the_end(ends: str) -> None:
     peer, go = Peer(), trio.Event()
 
-    async def more() -> list[tuple[bytes, bool]]:
+    async def more(_bytes_max: int) -> list[tuple[bytes, bool]]:
         with trio.CancelScope(shield=True):
             await go.wait()
         return [(message(1), True)]
@@ -579,7 +579,7 @@ async def test_a_reader_that_cannot_be_cancelled_just_then_submits_nothing_behin
 async def test_a_stream_is_not_settled_while_an_append_is_under_way_whatever_broke() -> None:
     peer = Peer()
 
-    async def more() -> list[tuple[bytes, bool]]:
+    async def more(_bytes_max: int) -> list[tuple[bytes, bool]]:
         raise OSError("a bug")
 
     async def run() -> None:

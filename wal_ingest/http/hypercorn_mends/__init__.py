@@ -56,6 +56,7 @@ from typing import Any, Protocol
 import hypercorn.protocol.h11 as hypercorn_h11
 import hypercorn.trio.run as hypercorn_run
 import trio
+import wsproto.frame_protocol
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Sockets
 
@@ -64,13 +65,17 @@ from wal_ingest.http.hypercorn_mends.accepting import TrioForHypercorn
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.connection import LINGER_S_MAX, Connection
 from wal_ingest.http.hypercorn_mends.crowd import ACCEPT_FILTER, Crowd, connections_max
+from wal_ingest.http.hypercorn_mends.frames import Masker
 from wal_ingest.http.hypercorn_mends.shields import Shields
 from wal_ingest.http.hypercorn_mends.unparsed import OnUnparsed, Unparsed
 from wal_ingest.http.hypercorn_mends.websocket import EXTENSION, More, Pieces, WebSocket
+from wal_ingest.http.hypercorn_mends.wire import LARGE_RECEIVE_BYTES_MAX, RECEIVE_BYTES_MAX
 
 __all__ = [
     "EXTENSION",
+    "LARGE_RECEIVE_BYTES_MAX",
     "LINGER_S_MAX",
+    "RECEIVE_BYTES_MAX",
     "AsgiApp",
     "Connection",
     "Crowd",
@@ -138,6 +143,7 @@ async def run_hypercorn(
     logging.getLogger("trio.serve_listeners").addFilter(ACCEPT_FILTER)
     hypercorn_run.TCPServer = Connection  # type: ignore[attr-defined]  # the seam itself
     hypercorn_run.trio = TrioForHypercorn()  # type: ignore[attr-defined,assignment]
+    setattr(wsproto.frame_protocol, "XorMaskerSimple", Masker)  # noqa: B010 -- as below
     # And the other one: who speaks WebSocket.
     setattr(hypercorn_h11, "WSStream", WebSocket)  # noqa: B010 -- it is no name that the module exports
     async with trio.open_nursery() as nursery:

@@ -83,8 +83,9 @@ async def _serve(
         try:
             while True:
                 await trio.lowlevel.wait_readable(sock)
-                # Those that were accepted in the last turn may not be counted yet.
-                room = (crowd.limit - crowd.count) // 2
+                # Fewer and fewer on the way to the limit. Those of the last turn may not be counted yet, and those of
+                # the last three were not read yet and count as idle: a client at work must not be closed for them.
+                room = (crowd.limit - crowd.count) // 4
                 await _accept_some(sock, handler, handler_nursery, min(max(room, 1), _AT_ONCE_MAX))
         finally:
             sock.detach()

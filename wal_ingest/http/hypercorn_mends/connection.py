@@ -12,9 +12,14 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from wal_ingest.http.body import LARGE_BODY_BYTES
 from wal_ingest.http.hypercorn_mends.config import ServerConfig
 from wal_ingest.http.hypercorn_mends.http1 import Http1
-from wal_ingest.http.hypercorn_mends.wire import RECEIVE_BYTES_MAX, Wire
+from wal_ingest.http.hypercorn_mends.wire import (
+    LARGE_RECEIVE_BYTES_MAX,
+    RECEIVE_BYTES_MAX,
+    Wire,
+)
 
 # After our FIN: how long, and how much, is still read and discarded so that the peer can read our answer.
 LINGER_S_MAX = 2.0
@@ -54,6 +59,8 @@ class Connection(TCPServer):
         self._aborted = False
         self._peer_ended = False
         self._discarded_bytes = 0
+        # Read since the request under way began, or the last one ended.
+        self._request_bytes = 0
         self._idle_scope = trio.CancelScope(deadline=trio.current_time() + self.config.keep_alive_timeout)
         self._read_scope = trio.CancelScope()
         try:
@@ -110,11 +117,13 @@ class Connection(TCPServer):
     async def _read_once(self) -> bool:
         """Hands one read on; false at the end. A function of its own: whoever waits holds nothing of the last read."""
         try:
-            data = await self.stream.receive_some(RECEIVE_BYTES_MAX)
+            is_large = self._request_bytes >= LARGE_BODY_BYTES
+            data = await self.stream.receive_some(LARGE_RECEIVE_BYTES_MAX if is_large else RECEIVE_BYTES_MAX)
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             return False
         if not data:
             await self.config.ends.wait()
+        self._request_bytes += len(data)
         if not self._closing:
             await self.protocol.handle(RawData(data))  # type: ignore[arg-type]
         else:
@@ -148,6 +157,7 @@ class Connection(TCPServer):
             await self.protocol.handle(Closed())
         elif isinstance(event, Updated):
             self._busy = not event.idle
+            self._request_bytes = 0
             if event.idle and self._idle_scope.cancel_called:
                 # Its idle time ended in the very moment in which a request came: now there is no one to end it.
                 await self._close()

@@ -51,8 +51,8 @@ _MEDIUM_BYTES_MAX = (1 << 16) - 1
 Pieces = list[tuple[bytes, bool]]
 """What one read brought: bytes (also of a text message), and whether a message ends with them."""
 
-More = Callable[[], Awaitable[Pieces | None]]
-"""Waits for what the next read brings; None at the end of the connection."""
+More = Callable[[int], Awaitable[Pieces | None]]
+"""Waits for what the next read, of up to so many bytes, brings; None at the end of the connection."""
 
 
 class Listener(Protocol):
@@ -173,12 +173,12 @@ class WebSocket(WSStream):
         self._handing_on = False
         self._heard_s = trio.current_time()
 
-    async def _more(self) -> Pieces | None:
-        """What the next reads bring; None at the end of the connection, or of the WebSocket on it."""
+    async def _more(self, bytes_max: int) -> Pieces | None:
+        """What the next reads, of up to so many bytes, bring; None at the end of the WebSocket or its connection."""
         while not self.closed and self._close is None:
             self._heard_s = trio.current_time()
             self._handing_on = False
-            data = await self._wire.read()
+            data = await self._wire.read(bytes_max)
             self._handing_on = True
             if not data:
                 self._peer_ended = True

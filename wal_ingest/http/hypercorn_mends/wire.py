@@ -12,6 +12,10 @@ import trio
 # it, which is hypercorn's, costs 8 % of the requests per second at that size; twice as much gains nothing.)
 RECEIVE_BYTES_MAX = 128 * 1024
 
+# And within a large body, whose reader lets so much arrive (see `body.unhurried`): a read costs the same whatever it
+# brings.
+LARGE_RECEIVE_BYTES_MAX = 512 * 1024
+
 
 class Owner(Protocol):
     """The connection, as far as its wire knows it."""
@@ -36,7 +40,7 @@ class Wire:
         # The rest of what the socket took a part of.
         self.unsent = b""
 
-    async def read(self) -> bytes:
+    async def read(self, bytes_max: int = RECEIVE_BYTES_MAX) -> bytes:
         """What has arrived, as soon as there is some; empty at the end of the connection, however it ended.
 
         Cancellation: nothing is lost.
@@ -47,7 +51,7 @@ class Wire:
                 await trio.lowlevel.wait_readable(sock)
                 # By its number, for trio's own `recv` first tries in vain, which costs as much as the read itself; and
                 # by the number of now: it may have been closed meanwhile, and be another connection's.
-                return os.read(sock.fileno(), RECEIVE_BYTES_MAX)
+                return os.read(sock.fileno(), bytes_max)
             except BlockingIOError:
                 continue
             except (OSError, trio.ClosedResourceError):

@@ -48,7 +48,7 @@ from wal_ingest.http import answers
 from wal_ingest.http.appending import Appended
 from wal_ingest.http.asgi import Send
 from wal_ingest.http.body import BodyPace, Hold, stalled, unhurried
-from wal_ingest.http.hypercorn_mends import More, Pieces
+from wal_ingest.http.hypercorn_mends import LARGE_RECEIVE_BYTES_MAX, RECEIVE_BYTES_MAX, More, Pieces
 from wal_ingest.http.stream import protocol
 from wal_ingest.http.stream.intake import ROUTE, Asked, Door, Intake, Item
 from wal_ingest.http.stream.pace import Share
@@ -280,7 +280,7 @@ class Session:
             else:
                 if not budget.has_room:
                     await budget.room()
-                pieces = await more()
+                pieces = await more(RECEIVE_BYTES_MAX)
             if pieces is None:
                 self._gone = self._end is None
                 return
@@ -294,8 +294,8 @@ class Session:
         pieces = None
         if not hold.was_dropped:
             with trio.CancelScope(deadline=self._due_s) as hold.reading:
-                await unhurried(len(self._message))
-                pieces = await more()
+                is_large = await unhurried(len(self._message))
+                pieces = await more(LARGE_RECEIVE_BYTES_MAX if is_large else RECEIVE_BYTES_MAX)
         if hold.was_dropped:
             raise stalled("the frame")
         if hold.reading is not None and hold.reading.cancelled_caught:
