@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wal_ingest.cli.send.cutting import Place
 from wal_ingest.cli.send.formats import Format
-from wal_ingest.cli.send.ledger import STORED_MIN, Cut, Known, Ledger, LostTrack, Mark, Slot
+from wal_ingest.cli.send.ledger import STORED_MIN, Cut, Known, Ledger, LostTrack, Mark, Numbered, Slot
 from wal_ingest.cli.send.pieces import Piece
 
 PIECE = 3
@@ -168,6 +168,21 @@ def test_a_piece_is_never_sent_again_while_its_connection_lives() -> None:
     assert first is not None
     assert first.number == 1
     assert ledger.next_to_send() is None
+
+
+def test_pieces_that_wait_for_new_numbers_get_them_when_the_last_of_the_mark_has_no_points() -> None:
+    """With a full window nothing else would come to give them any: the command waited for ever."""
+    numbered = (Numbered(1), Numbered(0, tuple(Cut(0, "because") for _ in range(PIECE))))
+    ledger = Ledger(Mark(next_number=3, numbered=numbered), window=2, crc32=crc32)
+    # Number 1 was passed over, refused in an earlier life.
+    ledger.connected(Known(2, [(2, 1, 0)]))
+    ledger.take(piece(0))
+    ledger.take(piece(1))
+    ledger.mark()
+    ledger.recorded()
+    slot = ledger.next_to_send()
+    assert slot is not None
+    assert slot.number == 3
 
 
 def test_the_window_is_full_of_what_is_settled_and_not_kept() -> None:

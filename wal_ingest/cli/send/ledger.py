@@ -171,14 +171,11 @@ class Ledger:
         self._slots.append(slot)
         if not piece.points:
             slot.settled = True
-            self._advance()
-            return
-        if given is not None and given.number:
-            slot.number = given.number
         else:
-            slot.number = self._new_number()
-        self._look_up(slot)
+            slot.number = given.number if given is not None and given.number else self._new_number()
+            self._look_up(slot)
         self._advance()
+        # Also after a piece without points: it may be the last of the mark, and others of a full window wait for that.
         self._renumber()
 
     def end(self) -> None:
