@@ -91,7 +91,8 @@ class Reader:
 
     def compare(self, command: str, shown: str) -> None:
         """Runs a command to its end, whatever it is, and compares what it says with what the page shows."""
-        assert self._run(self.here(command)) == self._mask(self.here(shown)), command
+        said, expected = self._run(self.here(command)), self._mask(self.here(shown))
+        assert said == expected, f"{command}\nsays\n{said}\nand the page shows\n{expected}"
 
     def end(self) -> None:
         """Ends every server that was started."""
