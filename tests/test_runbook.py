@@ -412,6 +412,10 @@ def test_a_damaged_segment_is_salvaged(tmp_path: Path, fake: FakeInfluxDB) -> No
         on_call.start()
         fake.answer = lambda _request: Answer()
         wait_until(lambda: on_call.service.status()["damaged"], "the damage is found")
+        # The page is of a node that has delivered what can be read of it.
+        wait_until(
+            lambda: on_call.service.status()["sinks"]["influxdb"]["skipped_points"], "the rest is delivered"
+        )
         on_call.type_block()
         on_call.type_block()
         on_call.type_block()
