@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tests.wal.factories import Clock, new_entry, open_store, read_all
 from wal_ingest.wal.cursor import Cursor
-from wal_ingest.wal.extent import Extent, LostRange
+from wal_ingest.wal.extent import Extent, LostRange, missing_ends
 from wal_ingest.wal.inspect import status
 from wal_ingest.wal.lmdb_file import LmdbFile
-from wal_ingest.wal.segment import segment_name
+from wal_ingest.wal.segment import SegmentHeader, segment_name
 from wal_ingest.wal.verify import Report, verify
 
 GONE: dict[tuple[int, ...], list[tuple[int, int, int | None]]] = {
@@ -165,3 +167,31 @@ def test_truncation_is_no_loss_and_the_record_moves_before_the_files(tmp_path: P
     assert [seq for seq, _ in read_all(store)] == [3]
     assert store.state.extent == Extent(3, 2, 4, 3, open_seq=4)
     store.close()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment that is there, of one point an entry."""
+
+    header: SegmentHeader
+    last_seq: int
+    points_after: int
+
+
+def missed(
+    cursor_seq: int, set_aside: list[int], *pieces: tuple[int, int]
+) -> list[tuple[int, int, int | None]]:
+    """What is missed of seqs 1 to 30, of which a sink has those up to `cursor_seq`."""
+    extent = Extent(first_seq=1, points_before=0, next_seq=31, points=30)
+    cursor = Cursor(seq=cursor_seq, points=cursor_seq)
+    there = [Piece(SegmentHeader(UUID(int=1), first, first - 1, 0), last, last) for first, last in pieces]
+    return ranges(missing_ends(extent, [cursor], there, open_is_there=True, set_aside=set_aside))
+
+
+def test_what_a_sink_has_not_got_yet_of_a_segment_that_was_set_aside_is_not_missed() -> None:
+    """It is in that file, which has a report of its own: `verify` beside a node that delivered it called it lost."""
+    assert missed(2, []) == [(3, 30, 28)]
+    for cursor_seq in (0, 1, 2, 29):
+        assert missed(cursor_seq, [1]) == []
+    # What comes after a segment that is there was never in the file that was set aside before it.
+    assert missed(25, [1], (11, 20)) == [(26, 30, 5)]

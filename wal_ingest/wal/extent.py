@@ -93,6 +93,10 @@ def missing_ends(
     first_seq, points_before = extent.first_seq, extent.points_before
     if hindmost is not None and hindmost.seq >= first_seq:
         first_seq, points_before = hindmost.seq + 1, hindmost.points
+        # Within a file that was set aside, of which a sink has a part: the rest of it is in that file as well.
+        passed = [seq for seq in set_aside if extent.first_seq <= seq < first_seq]
+        if passed and not any(max(passed) < each.header.first_seq <= first_seq for each in pieces):
+            set_aside = [*set_aside, first_seq]
     found = []
     end_seq, end_points = first_seq - 1, points_before
     if pieces:
