@@ -31,7 +31,7 @@ _APART_BYTES_MIN = 16 * 1024
 _HEAD = struct.Struct("!QI")
 _PART = struct.Struct("!Q")
 
-# Whoever answers requests comes first, both for time and where memory ends.
+# The server comes first: it gets the CPU, and where memory runs out the system ends this process.
 _NICE = 19
 _OOM_SCORE_ADJ = 500
 
@@ -120,7 +120,7 @@ def main(fd: int) -> None:
 
 
 def _answer_one(sock: socket.socket) -> None:
-    # A function of its own: whoever waits for the next job holds nothing of the last.
+    # A function of its own, so that its variables are gone while the next job is awaited.
     job = receive(sock)
     try:
         answer = (True, job())
