@@ -22,18 +22,22 @@ _GROUPS_MAX = 32
 # How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
 _DENIED_AFTER = 2
 _DENIED_AGAIN_AFTER = 1
+# Refusals of access after which the scout's pieces are divided no longer at once.
+SCOUT_AT_ONCE_MAX = 20
 
 
 @dataclass(slots=True)
 class Group:
     """What is known of one destination; `control` is its latest confirmed write, harmless to do again.
 
-    `scouted` says that a batch is divided because nothing passes.
+    `scouted` says that a batch is divided because nothing passes; `scout_refusals` is how often access was refused for
+    pieces of it.
     """
 
     neighbours: Neighbours = field(default_factory=Neighbours)
     control: Batch | None = None
     scouted: bool = False
+    scout_refusals: int = 0
 
 
 class Evidence:
@@ -61,7 +65,7 @@ class Evidence:
         if isinstance(outcome, Confirmed):
             neighbours.passed += 1
             neighbours.controls_passed += control
-            group.scouted = False
+            group.scouted, group.scout_refusals = False, 0
             if not control:
                 group.control = batch
         elif control and isinstance(outcome, Unavailable | Misconfigured):
@@ -123,12 +127,19 @@ class Evidence:
         return piece.suspicion.may_scout(self.group(piece.batch).neighbours) and self._becomes_scout(piece)
 
     def scouts_denied(self, piece: Piece) -> bool:
-        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
-        return (
-            self.group(piece.batch).control is None
-            and piece.suspicion.failures >= LEAVE_AFTER
-            and self._becomes_scout(piece)
-        )
+        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control.
+
+        Then every batch may have such a point: the first is divided at once, for as many writes as find a part that
+        passes where one point in ten is refused. When none does it is likely the token: few writes from then on.
+        """
+        group = self.group(piece.batch)
+        refusals_min = 1 if group.scout_refusals < SCOUT_AT_ONCE_MAX else LEAVE_AFTER
+        if group.control is not None or piece.suspicion.failures < refusals_min:
+            return False
+        if not self._becomes_scout(piece):
+            return False
+        group.scout_refusals += 1
+        return True
 
     def _becomes_scout(self, piece: Piece) -> bool:
         group = self.group(piece.batch)

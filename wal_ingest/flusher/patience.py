@@ -93,7 +93,9 @@ class Patience:
             self._changed()
             log.error("%s: everything is kept, nothing is delivered: %s", self._sink, plain(outcome.reason))
         if probing:
-            await trio.sleep(self._settings.hold_retry_s)
+            # What a scout got through shows that the sink answers: the probe is written at once.
+            with trio.move_on_after(self._settings.hold_retry_s):
+                await self._recovered.park()
         else:
             await self._held.wait()
         return probing
