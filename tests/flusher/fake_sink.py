@@ -33,11 +33,17 @@ class FakeSink:
         self.opening: bytes | Exception | None = None
         self.closed = 0
         self._began = trio.lowlevel.ParkingLot()
+        self._took = trio.lowlevel.ParkingLot()
 
     async def wrote(self, count: int) -> None:
         """Returns when so many writes have begun."""
         while len(self.writes) < count:
             await self._began.park()
+
+    async def took(self, line: bytes) -> None:
+        """Returns when a line was confirmed."""
+        while line not in self.confirmed:
+            await self._took.park()
 
     def group(self, entry: Entry) -> Hashable:
         return entry.destination
@@ -66,6 +72,7 @@ class FakeSink:
             outcome = Confirmed(b"after %d" % batch.last_seq)
         if isinstance(outcome, Confirmed):
             self.confirmed.extend(lines)
+            self._took.unpark_all()
         return outcome
 
     async def check(self) -> list[Check]:

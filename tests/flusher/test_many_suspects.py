@@ -116,8 +116,7 @@ async def test_good_points_go_on_though_every_single_batch_has_bad_ones(
             seq, begun_s = rig.log.last_seq, trio.current_time()
             line = good_line(seq, POINTS - 1).encode()
             with trio.move_on_after(20.0):
-                while line not in rig.sink.confirmed:
-                    await trio.sleep(0.005)
+                await rig.sink.took(line)
             waits_s.append(trio.current_time() - begun_s)
             await trio.sleep(max(0.0, begun_s + 1.0 - trio.current_time()))
         appended_s = trio.current_time()
@@ -128,6 +127,53 @@ async def test_good_points_go_on_though_every_single_batch_has_bad_ones(
     if shape == "one shape":
         assert sorted(waits_s)[len(waits_s) // 2] <= 0.2
         assert sorted(waits_s)[-10] <= 1.0
+
+
+@pytest.mark.parametrize("outcome", [FAILED, CLOSED, DENIED], ids=lambda outcome: outcome.reason)
+async def test_good_points_wait_no_longer_behind_many_refused_ones_of_their_batch(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome
+) -> None:
+    """So many that samples are taken; they come first in the very first batch, and nothing was ever confirmed."""
+    rig = rig_that_answers(outcome)
+    lines = [BAD_LINES["one shape"](1, n) if n < 70 else good_line(1, n) for n in range(POINTS)]
+    rig.log.append(POINTS, lines="".join(lines).encode(), accepted_ns=START_NS)
+    async with rig.running():
+        with trio.fail_after(1.0):
+            await rig.sink.took(good_line(1, POINTS - 1).encode())
+        await rig.state.reached(1)
+    assert_each_point_went_where_it_should(rig)
+
+
+@pytest.mark.parametrize("outcome", [FAILED, CLOSED, DENIED], ids=lambda outcome: outcome.reason)
+async def test_what_one_batch_taught_divides_those_that_failed_before_it(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome
+) -> None:
+    rig = rig_that_answers(outcome)
+    for _ in range(20):
+        append(rig, bad=10)
+    async with rig.running():
+        with trio.fail_after(2.0):
+            for seq in range(1, 21):
+                await rig.sink.took(good_line(seq, POINTS - 1).encode())
+        await rig.state.reached(20)
+    assert_each_point_went_where_it_should(rig)
+
+
+@pytest.mark.parametrize("outcome", [FAILED, DENIED], ids=lambda outcome: outcome.reason)
+async def test_a_sink_that_takes_nothing_is_not_asked_for_each_point(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome
+) -> None:
+    """An outage, or a wrong token, from the very start."""
+    rig = rig_that_answers(outcome)
+    rig.sink.answer = lambda _lines: outcome
+    for _ in range(20):
+        append(rig, bad=0)
+    async with rig.running():
+        await trio.sleep(60.0)
+        assert len(rig.sink.writes) < 150
+        await trio.sleep(600.0)
+        assert len(rig.sink.writes) < 150 + 600
+    assert rig.state.letters == []
 
 
 @pytest.mark.parametrize("shape", BAD_LINES)

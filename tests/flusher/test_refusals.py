@@ -121,6 +121,29 @@ async def test_a_batch_that_is_all_bad_costs_about_twenty_writes_at_most(
 
 
 @pytest.mark.parametrize("counted", [0, 1, 1_000], ids=["no count", "always one", "true"])
+async def test_a_retention_that_is_known_costs_a_few_writes_for_a_thousand_points_of_many_batches(
+    autojump_clock: trio.testing.MockClock, counted: int
+) -> None:
+    def words(lines: Sequence[bytes]) -> tuple[int, str] | None:
+        found = sum(map(is_old, lines))
+        dropped = f" dropped={min(counted, found)}" if counted else ""
+        return (422, f"partial write: points beyond retention policy{dropped}") if found else None
+
+    sink = RefusingSink(words, is_old)
+    rig = rig_with(sink, bodies=[mixed(seq, 1_000, every=100, old=True) for seq in range(1, 5)])
+    async with rig.running():
+        await rig.state.reached(4)
+        learning = len(sink.writes)
+        for seq in range(5, 205):
+            rig.log.append(1_000, lines=mixed(seq, 1_000, every=100, old=True))
+        await rig.state.reached(204)
+    assert_all_went_where_they_should(rig, is_old)
+    assert learning <= 4 * 14  # each of them is searched, as they come together
+    # The batches without them; of each thousand of them all, and the newest by itself.
+    assert len(sink.writes) - learning <= 200 + 2 * 2 + 2
+
+
+@pytest.mark.parametrize("counted", [0, 1, 1_000], ids=["no count", "always one", "true"])
 async def test_a_batch_that_is_all_too_old_costs_about_twenty_writes_at_most(
     autojump_clock: trio.testing.MockClock, counted: int
 ) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wal_ingest.flusher.outcome import Named
-from wal_ingest.flusher.shapes import _is_named, selected
+from wal_ingest.flusher.shapes import Shaped, _is_named, selected, shape_of, shapes_of
 
 _NAMES = st.sampled_from(["m", "v", "mv", "w", "a,b", "a b", "a=b", "v1", "\\\\"])
 _VALUES = st.sampled_from(
@@ -45,6 +45,26 @@ def test_the_quick_search_finds_what_reading_each_line_finds(
         if _is_named(line, measurement.encode(), name.encode(), hint)
     ]
     assert selected(lines, hint) == expected
+
+
+@given(lines=st.lists(_line(), min_size=1, max_size=4), order=st.lists(st.integers(0, 3), max_size=60))
+def test_shapes_of_many_lines_are_those_of_each_line(lines: list[bytes], order: list[int]) -> None:
+    """So often that patterns are made, which must mean no line of another shape."""
+    many = [lines[0]] * 20 + [lines[place % len(lines)] for place in order] + lines * 20
+    assert list(shapes_of(many)) == list(map(shape_of, many))
+
+
+@given(lines=st.lists(_line(), min_size=1, max_size=12))
+def test_a_shape_means_lines_of_that_shape_only(lines: list[bytes]) -> None:
+    shape = shape_of(lines[0])
+    of_that_shape = [place for place, line in enumerate(lines) if shape_of(line) == shape]
+    assert set(selected(lines, Shaped(shape))) <= set(of_that_shape)
+
+
+def test_a_shape_means_each_line_of_ordinary_writing() -> None:
+    lines = [b'm,a=1,b=2 v=1.5,s="x y",n=-3i 1\n', b"m,a=1 v=1 1\n", b'm,a=m\\,a,b=7 v=-1e3,s="",n=4i 2\n']
+    assert selected(lines, Shaped(shape_of(lines[0]))) == [0, 2]
+    assert selected([b"n v=1 1\n", *lines], Shaped(shape_of(b"n v=2 1\n"))) == [0]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
 from wal_ingest.flusher.piece import Piece
-from wal_ingest.flusher.shapes import Shape, Shaped, common_shape, shape_of
+from wal_ingest.flusher.shapes import Shape, Shaped, common_shape, shapes_of
 from wal_ingest.flusher.suspicion import LEAVE_AFTER, LEAVE_AFTER_COUNTED, Neighbours
 
 # Groups (destinations) of which the latest confirmed write is remembered, to compare a failing one with.
@@ -22,7 +22,7 @@ _GROUPS_MAX = 32
 # How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
 _DENIED_AFTER = 2
 _DENIED_AGAIN_AFTER = 1
-# Refusals of access after which the scout's pieces are divided no longer at once.
+# How often the scout and its pieces are divided at once, as long as nothing was confirmed.
 SCOUT_AT_ONCE_MAX = 20
 
 
@@ -30,14 +30,13 @@ SCOUT_AT_ONCE_MAX = 20
 class Group:
     """What is known of one destination; `control` is its latest confirmed write, harmless to do again.
 
-    `scouted` says that a batch is divided because nothing passes; `scout_refusals` is how often access was refused for
-    pieces of it.
+    `scouted` says that a batch is divided because nothing passes; `scouted_at_once` is how often that was done.
     """
 
     neighbours: Neighbours = field(default_factory=Neighbours)
     control: Batch | None = None
     scouted: bool = False
-    scout_refusals: int = 0
+    scouted_at_once: int = 0
 
 
 class Evidence:
@@ -65,7 +64,7 @@ class Evidence:
         if isinstance(outcome, Confirmed):
             neighbours.passed += 1
             neighbours.controls_passed += control
-            group.scouted, group.scout_refusals = False, 0
+            group.scouted = False
             if not control:
                 group.control = batch
         elif control and isinstance(outcome, Unavailable | Misconfigured):
@@ -113,9 +112,11 @@ class Evidence:
         control = self.group(piece.batch).control
         if piece.shape is None or not piece.suspicion.left or control is None or piece.shape in piece.passed:
             return
-        passing = await self._run_sync(lambda: set(map(shape_of, control.split())))
+        pattern = Pattern(piece.batch.group, Shaped(piece.shape))
+        if self._learnt.renew(pattern, now_s=trio.current_time()):
+            return
+        passing = await self._run_sync(lambda: set(shapes_of(control.split())))
         if piece.shape not in passing:
-            pattern = Pattern(piece.batch.group, Shaped(piece.shape))
             now_s, now_ns = trio.current_time(), self._now_ns()
             reason = plain(outcome.reason)
             self._learnt.learn(pattern, reason, outcome.status, now_s=now_s, now_ns=now_ns, proven=False)
@@ -124,26 +125,31 @@ class Evidence:
 
     def scouts(self, piece: Piece) -> bool:
         """Whether this is the one batch of its group that is divided without evidence, because nothing passes."""
-        return piece.suspicion.may_scout(self.group(piece.batch).neighbours) and self._becomes_scout(piece)
+        if not self._at_once(piece) and not piece.suspicion.may_scout(self.group(piece.batch).neighbours):
+            return False
+        return self._becomes_scout(piece)
 
     def scouts_denied(self, piece: Piece) -> bool:
-        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control.
+        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
+        if self.group(piece.batch).control is not None:
+            return False
+        if not self._at_once(piece) and piece.suspicion.failures < LEAVE_AFTER:
+            return False
+        return self._becomes_scout(piece)
 
-        Then every batch may have such a point: the first is divided at once, for as many writes as find a part that
-        passes where one point in ten is refused. When none does it is likely the token: few writes from then on.
+    def _at_once(self, piece: Piece) -> bool:
+        """Whether a batch is divided at its first failure: nothing was confirmed yet, so that every one may be bad.
+
+        So many writes find a part that passes where one point in ten is refused. When none does it is likely the
+        token, or an outage: few writes from then on.
         """
         group = self.group(piece.batch)
-        refusals_min = 1 if group.scout_refusals < SCOUT_AT_ONCE_MAX else LEAVE_AFTER
-        if group.control is not None or piece.suspicion.failures < refusals_min:
-            return False
-        if not self._becomes_scout(piece):
-            return False
-        group.scout_refusals += 1
-        return True
+        return group.control is None and group.scouted_at_once < SCOUT_AT_ONCE_MAX
 
     def _becomes_scout(self, piece: Piece) -> bool:
         group = self.group(piece.batch)
         if piece.batch.points == 1 or (group.scouted and not piece.scout):
             return False
         piece.scout = group.scouted = True
+        group.scouted_at_once += 1
         return True

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -37,6 +38,7 @@ from wal_ingest.flusher.outcome import (
     Named,
     Rejected,
     TooLarge,
+    Unavailable,
     plain,
     words_of,
 )
@@ -50,6 +52,7 @@ from wal_ingest.flusher.shapes import (
     selected,
     series_of,
     shape_of,
+    shapes_of,
     spread,
     time_of,
 )
@@ -120,7 +123,7 @@ class Finder:
             if failing and await self._must_follow(piece, [*failing, *(each for each, _ in behind)]):
                 behind.append((piece, verdict))
                 continue
-            verdict = verdict or await self._decide(piece, leave=bool(stack or failing))
+            verdict = verdict or await self._decide(piece, leave=partial(_any, stack, failing))
             if verdict is None:
                 failing.append(piece)
             else:
@@ -155,11 +158,28 @@ class Finder:
     async def _resolve_failing(self, piece: Piece) -> None:
         """Settles a piece that failed: that may take minutes, of which the others need not wait."""
         try:
-            verdict = await self._decide(piece)
+            parts = await self._parts_by_what_is_learnt(piece)
         finally:
             self._writer.investigations.release()
-        assert verdict is not None
-        await self._resolve([(part, None) for part in await self._parts_of(piece, verdict)])
+        await self._resolve([(part, None) for part in parts])
+
+    async def _parts_by_what_is_learnt(self, piece: Piece) -> list[Piece]:
+        """Settles what a verdict on a piece decides; gives the rest in parts.
+
+        What another piece taught in the meantime divides this one as well, without evidence of its own.
+        """
+        learnt = self._writer.learnt
+        while True:
+            version = learnt.version
+            verdict = await self._decide(piece, leave=partial(learnt.is_newer_than, version))
+            if verdict is not None:
+                return await self._parts_of(piece, verdict)
+            patterns = learnt.patterns(piece.batch.group, now_s=trio.current_time())
+            now_ns = self._writer.now_ns()
+            apart, rest = await self._writer.run_sync(learnt.cut, piece.batch, patterns, now_ns)
+            if apart and rest is not None:
+                return [piece.part(batch) for batch in (rest, *(batch for _, batch in apart))]
+            await self._writer.back_off(piece, Unavailable("nothing was learnt about it"))
 
     async def _parts_of(self, piece: Piece, verdict: Verdict) -> list[Piece]:
         """Settles what a verdict decides; gives what is still to be decided, in parts."""
@@ -173,11 +193,11 @@ class Finder:
         self._park(piece, verdict.reason, verdict.status)
         return []
 
-    async def _decide(self, piece: Piece, *, leave: bool = False) -> Verdict | None:
-        """The verdict on a piece; with `leave` None as soon as it fails without one."""
+    async def _decide(self, piece: Piece, *, leave: Callable[[], bool] = lambda: False) -> Verdict | None:
+        """The verdict on a piece; None as soon as it failed without one and `leave` says so."""
         if piece.batch.points > self._writer.points_max:
             return TooLarge("more points than are written at once")
-        return await self._writer.decide(piece, leave=lambda _piece: leave)
+        return await self._writer.decide(piece, leave=lambda _piece: leave())
 
     async def _decide_alone(self, piece: Piece) -> Verdict:
         verdict = await self._decide(piece)
@@ -234,39 +254,53 @@ class Finder:
             newest = max(map(time_of, lines))
             self._learn(piece, refusal, BeyondRetention(newest + 1))
             return []
+        if not places:
+            now_ns, beyond = self._writer.now_ns(), self._writer.learnt.beyond
+            places = await self._writer.run_sync(lambda: beyond(piece.batch.group, lines, now_ns=now_ns))
         if 0 < len(places) < len(lines):
             return await self._split(piece, lines, places)
         order = await self._writer.run_sync(by_time, lines)
-        if refusal.dropped and refusal.dropped < len(lines) and not piece.counted:
-            return await self._split(piece, lines, sorted(order[: refusal.dropped]), counted=True)
-        return await self._bound(piece, lines, refusal, order)
+        if not places and refusal.dropped and refusal.dropped < len(lines) and not piece.counted:
+            # The oldest first: they teach where the bound is, for all that follows.
+            oldest = sorted(order[: refusal.dropped])
+            return await self._split(piece, lines, oldest, counted=True, first=True)
+        return await self._bound(piece, lines, refusal, order, newest_first=bool(places))
 
     async def _bound(
-        self, piece: Piece, lines: Sequence[bytes], refusal: Rejected, order: Sequence[int]
+        self,
+        piece: Piece,
+        lines: Sequence[bytes],
+        refusal: Rejected,
+        order: Sequence[int],
+        *,
+        newest_first: bool,
     ) -> list[Piece] | None:
-        """Searches the time before which points are refused: what is older than a refused point is refused as well."""
+        """Searches the time before which points are refused: what is older than a refused point is refused as well.
+
+        Begins with the newest point where all are likely refused: then that one is enough.
+        """
         low, high = 0, len(order)
         while low < high:
-            middle = (low + high) // 2
+            middle = high - 1 if newest_first else (low + high) // 2
+            newest_first = False
             single = piece.part(pick(piece.batch, lines, [order[middle]]))
             verdict = await self._decide_alone(single)
             if isinstance(verdict, Rejected) and isinstance(verdict.hint, BeyondRetention):
                 refusal, low = verdict, middle + 1
+                self._learn(piece, refusal, BeyondRetention(time_of(lines[order[middle]]) + 1))
                 continue
             # Settled by itself: it is no longer among the others.
             await self._resolve([(single, verdict)])
             order = [*order[:middle], *order[middle + 1 :]]
             high = middle
         if low:
-            bound_ns = time_of(lines[order[low - 1]]) + 1
             old = piece.part(pick(piece.batch, lines, sorted(order[:low])))
             self._park(old, refusal.reason, refusal.status)
-            self._learn(piece, refusal, BeyondRetention(bound_ns))
         rest = sorted(order[low:])
         return [piece.part(pick(piece.batch, lines, rest))] if rest else []
 
     async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: Refusal) -> list[Piece]:
-        shapes = set(await self._writer.run_sync(lambda: list(map(shape_of, lines))))
+        shapes = await self._writer.run_sync(lambda: set(shapes_of(lines)))
         if len(shapes) == 1:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
                 self._park(piece, refusal.reason, refusal.status, refusal.about_points)
@@ -340,8 +374,7 @@ class Finder:
 
     async def _confirm(self, piece: Piece, verdict: Confirmed) -> None:
         if piece is not self._piece:  # of a piece of a refused batch: its shapes are not refused as such
-            lines = await self._writer.run_sync(piece.batch.split)
-            piece.passed.update(map(shape_of, lines))
+            piece.passed |= await self._writer.run_sync(lambda: set(shapes_of(piece.batch.split())))
         self._settled(piece.batch, Settled(verdict.position))
 
     def _park_alone(self, piece: Piece, refusal: Refusal) -> None:
@@ -390,6 +423,10 @@ class Finder:
         now_ns = self._writer.now_ns()
         letters = letters_of(self._writer.name, piece.batch, plain(reason), status, parked_ns=now_ns)
         self._settled(piece.batch, Settled(None, tuple(letters)))
+
+
+def _any(*lists: Sequence[object]) -> bool:
+    return any(lists)
 
 
 _ByHint = Callable[[Finder, Piece, Sequence[bytes], Rejected, Sequence[int]], Awaitable[list[Piece] | None]]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from wal_ingest.flusher.batches import Batch, others, pick
 from wal_ingest.flusher.outcome import BeyondRetention, Named
 from wal_ingest.flusher.shapes import Shape, Shaped, selected
 
@@ -77,8 +78,10 @@ class Learnt:
         """Remembers that the sink refused a point like this, in these words."""
         if isinstance(pattern.hint, Shaped) and self._dismissed.get(pattern, now_s) > now_s:
             return  # such points also pass: setting them apart would only delay the good ones
-        if isinstance(pattern.hint, BeyondRetention):
-            self._forget_retention(pattern.group)  # there is one bound, and it moves
+        if isinstance(pattern.hint, BeyondRetention) and self._renews_bound(
+            pattern, now_s=now_s, now_ns=now_ns
+        ):
+            return
         before = self._known.get(pattern)
         proven = proven or (before is not None and before.proven)
         self.version += before is None
@@ -88,11 +91,13 @@ class Learnt:
         if len(self._known) > PATTERNS_MAX:
             self._known.popitem(last=False)
 
-    def renew(self, pattern: Pattern, *, now_s: float) -> None:
-        """The sink refused such points again."""
+    def renew(self, pattern: Pattern, *, now_s: float) -> bool:
+        """The sink refused such points again; false where that is not known yet."""
         known = self._known.get(pattern)
-        if known is not None:
-            known.until_s = now_s + LEARNT_S
+        if known is None:
+            return False
+        known.until_s = now_s + LEARNT_S
+        return True
 
     def forget(self, pattern: Pattern, *, now_s: float) -> None:
         """The sink took a point like this."""
@@ -137,11 +142,36 @@ class Learnt:
             known = self._known.get(pattern)
             hint = pattern.hint
             if known is not None and isinstance(hint, BeyondRetention) and hint.before_ns is not None:
-                # A retention's bound moves with the clock.
-                hint = BeyondRetention(hint.before_ns + max(0, now_ns - known.learnt_ns))
+                hint = BeyondRetention(_moved(hint.before_ns, known, now_ns))
             for place in selected(lines, hint):
                 found.setdefault(place, pattern)
         return found
+
+    def cut(
+        self, batch: Batch, patterns: Sequence[Pattern], now_ns: int
+    ) -> tuple[list[tuple[Pattern, Batch]], Batch | None]:
+        """The points that patterns mean, by their pattern, and the others; in one trip to a thread, as each costs."""
+        lines = batch.split()
+        chosen = self.choose(lines, patterns, now_ns=now_ns)
+        if not chosen:
+            return [], batch
+        by_pattern: dict[Pattern, list[int]] = {}
+        for place, pattern in sorted(chosen.items()):
+            by_pattern.setdefault(pattern, []).append(place)
+        rest = others(len(lines), chosen)
+        apart = [(pattern, pick(batch, lines, places)) for pattern, places in by_pattern.items()]
+        return apart, pick(batch, lines, rest) if rest else None
+
+    def beyond(self, group: Hashable, lines: Sequence[bytes], *, now_ns: int) -> list[int]:
+        """The places of the lines before the known bound of a group's retention, rising."""
+        known = [
+            each for each in self._known if each.group == group and isinstance(each.hint, BeyondRetention)
+        ]
+        return sorted(self.choose(lines, known, now_ns=now_ns))
+
+    def is_newer_than(self, version: int) -> bool:
+        """Whether something was learnt since."""
+        return self.version != version
 
     def encode(self) -> str:
         """What is kept with the cursor."""
@@ -162,10 +192,27 @@ class Learnt:
         unread = [each for stored in self._stored.values() for each in stored]
         return msgspec.json.encode(known + unread).decode() if known or unread else ""
 
-    def _forget_retention(self, group: Hashable) -> None:
-        for pattern in list(self._known):
-            if pattern.group == group and isinstance(pattern.hint, BeyondRetention):
-                del self._known[pattern]
+    def _renews_bound(self, pattern: Pattern, *, now_s: float, now_ns: int) -> bool:
+        """Whether the known bound of a group is later than this one, which is dropped then; else the known one is."""
+        hint = pattern.hint
+        assert isinstance(hint, BeyondRetention)
+        for other, known in list(self._known.items()):
+            if other.group != pattern.group or not isinstance(other.hint, BeyondRetention):
+                continue
+            bound_ns, before_ns = other.hint.before_ns, hint.before_ns
+            if (
+                bound_ns is not None
+                and before_ns is not None
+                and _moved(bound_ns, known, now_ns) >= before_ns
+            ):
+                return self.renew(other, now_s=now_s)
+            del self._known[other]
+        return False
+
+
+def _moved(before_ns: int, known: _Known, now_ns: int) -> int:
+    """Where a retention's bound is now: it moves with the clock."""
+    return before_ns + max(0, now_ns - known.learnt_ns)
 
 
 def _as_text(shape: Shape) -> tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]:

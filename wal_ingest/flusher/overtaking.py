@@ -17,14 +17,14 @@ which shapes fail, is kept with the cursor; evidence against single points begin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 
 from wal_ingest.flusher.batches import Batch, halve, join, others, pick
-from wal_ingest.flusher.learnt import Learnt, Pattern
+from wal_ingest.flusher.learnt import Pattern
 from wal_ingest.flusher.outcome import BeyondRetention, Confirmed, Named, Rejected, TooLarge, plain
 from wal_ingest.flusher.parking import letters_of
 from wal_ingest.flusher.piece import Piece, Verdict
@@ -239,7 +239,7 @@ class Overtaking:
     async def _set_apart(self, batch: Batch, patterns: list[Pattern], holder: _Holder | None) -> Batch | None:
         """Takes the points that patterns mean out of a batch; gives the others, None when there are none."""
         now_ns = self._writer.now_ns()
-        apart, rest = await self._writer.run_sync(_cut_apart, self._writer.learnt, batch, patterns, now_ns)
+        apart, rest = await self._writer.run_sync(self._writer.learnt.cut, batch, patterns, now_ns)
         if not apart:
             return batch
         if self._strict:
@@ -313,22 +313,6 @@ class Overtaking:
         self._writer.count(batch, what)
         self._note(holder, batch, what)
         self._writer.learnt.renew(pattern, now_s=now_s)
-
-
-def _cut_apart(
-    learnt: Learnt, batch: Batch, patterns: Sequence[Pattern], now_ns: int
-) -> tuple[list[tuple[Pattern, Batch]], Batch | None]:
-    """The points that patterns mean, by their pattern, and the others; in one trip to a thread, as each costs."""
-    lines = batch.split()
-    chosen = learnt.choose(lines, patterns, now_ns=now_ns)
-    if not chosen:
-        return [], batch
-    by_pattern: dict[Pattern, list[int]] = {}
-    for place, pattern in sorted(chosen.items()):
-        by_pattern.setdefault(pattern, []).append(place)
-    rest = others(len(lines), chosen)
-    apart = [(pattern, pick(batch, lines, places)) for pattern, places in by_pattern.items()]
-    return apart, pick(batch, lines, rest) if rest else None
 
 
 def _never(_piece: Piece) -> bool:

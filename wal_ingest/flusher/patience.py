@@ -117,7 +117,9 @@ class Patience:
             with trio.move_on_after(wait_s):
                 await self._returned.park()
             return
-        delay_s = back_off_s(suspicion.failures, rng=self._rng, **limits)
+        # Failures of an outage say nothing about how long a point must be tried once others pass.
+        tries = suspicion.counted if suspicion.counted > 1 else suspicion.failures
+        delay_s = back_off_s(tries, rng=self._rng, **limits)
         # The least wait keeps a sink that answers every other write from being asked in a tight loop.
         certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
         await trio.sleep(certain_s)

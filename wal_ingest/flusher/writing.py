@@ -184,11 +184,12 @@ class SinkWriter:
             about_piece = denied and await self._control_passes(piece)
             if isinstance(outcome, Misconfigured) and not about_piece:
                 self._progress.retried_writes += 1
-                scouts = denied and self.evidence.scouts_denied(piece)
-                if scouts or (denied and leave(piece)):
+                # The others first: one of them may pass, and then there is something to compare with.
+                left = denied and leave(piece)
+                if left or (denied and self.evidence.scouts_denied(piece)):
                     if probing:
                         self._patience.release()
-                    return Convicted(outcome.reason, outcome.status) if scouts else None
+                    return None if left else Convicted(outcome.reason, outcome.status)
                 if piece.scout:
                     async with self._of_scouts:  # in all, one write at a time, as if it were the probe
                         await trio.sleep(self._settings.hold_retry_s)
@@ -208,13 +209,19 @@ class SinkWriter:
             self._changed()
             piece.suspicion.failed(self.evidence.group(piece.batch).neighbours, suspect=outcome.suspect)
             if outcome.suspect:
-                if await self.evidence.is_proven(piece, outcome) or self.evidence.scouts(piece):
+                if await self.evidence.is_proven(piece, outcome):
                     return Convicted(outcome.reason, outcome.status)
                 if leave(piece):
                     return None
-            await self._patience.back_off(outcome, piece.suspicion)
-            await self._write_control(piece)
-            self._progress.retried_writes += 1
+                if self.evidence.scouts(piece):
+                    return Convicted(outcome.reason, outcome.status)
+            await self.back_off(piece, outcome)
+
+    async def back_off(self, piece: Piece, outcome: Unavailable) -> None:
+        """Waits after a failure; then what is needed to judge the next one was written."""
+        await self._patience.back_off(outcome, piece.suspicion)
+        await self._write_control(piece)
+        self._progress.retried_writes += 1
 
     def _doubtful(self, outcome: Rejected) -> bool:
         """Whether a refusal is to be taken for a misconfiguration.
