@@ -144,6 +144,23 @@ async def test_good_points_wait_no_longer_behind_many_refused_ones_of_their_batc
     assert_each_point_went_where_it_should(rig)
 
 
+async def test_refused_points_are_searched_for_behind_the_good_ones_of_their_batch(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = rig_that_answers(DENIED)
+    append(rig, bad=0)
+    lines = [BAD_LINES["one shape"](2, n) if n < 10 else good_line(2, n) for n in range(POINTS)]
+    async with rig.running():
+        await rig.state.reached(1)
+        rig.log.append(POINTS, lines="".join(lines).encode(), accepted_ns=START_NS)
+        writes = len(rig.sink.writes)
+        await rig.sink.took(lines[-1].encode())
+        # The batch and its control twice, the refused ones and theirs, and these.
+        assert len(rig.sink.writes) - writes <= 8
+        await rig.state.reached(2)
+    assert_each_point_went_where_it_should(rig)
+
+
 @pytest.mark.parametrize("outcome", [FAILED, CLOSED, DENIED], ids=lambda outcome: outcome.reason)
 async def test_what_one_batch_taught_divides_those_that_failed_before_it(
     autojump_clock: trio.testing.MockClock, outcome: Outcome

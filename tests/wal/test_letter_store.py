@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.model.moments import Killed, Moments
 from tests.rigs.small_letters import small_letters
@@ -56,7 +56,7 @@ def letters(count: int, *, first: int = 1, reasons: int = 3) -> list[DeadLetter]
 def noisy(plain: DeadLetter) -> DeadLetter:
     """The same with a line that cannot be compressed well, as those of many hosts."""
     line = b"m,id=%s v=1i 1\n" % hashlib.sha256(plain.line).hexdigest().encode()
-    return dataclasses.replace(plain, line=line)
+    return structs.replace(plain, line=line)
 
 
 def park(state: State, more: list[DeadLetter]) -> None:
@@ -422,7 +422,7 @@ def test_a_disk_without_room_for_a_file_is_no_failure_and_leaves_no_file(
     state = State(tmp_path, now_ns=1)
     park(state, letters(2))
     before = state.cursor(SINK)
-    huge = [dataclasses.replace(each, line=each.line * 40_000) for each in letters(4, first=3)]
+    huge = [structs.replace(each, line=each.line * 40_000) for each in letters(4, first=3)]
     real = Reserve.hold
 
     def hold(reserve: Reserve, length: int, *, step: int) -> None:

@@ -78,7 +78,8 @@ class Evidence:
         alike = self.convictions.alike(
             piece.batch.group, shape, outcome.reason, outcome.status, neighbours, now_s=now_s
         )
-        if piece.suspicion.counted == LEAVE_AFTER_COUNTED:
+        # Of the batch that is divided because nothing passed, the part that failed once is enough: all others wait.
+        if piece.scout or piece.suspicion.counted == LEAVE_AFTER_COUNTED:
             await self._suspect(piece, outcome)
         return piece.suspicion.proven(points=piece.batch.points, alike=alike)
 

@@ -9,8 +9,8 @@ Invariants:
   passed, the rest is taken to be alike, and the reason says so. Such a piece is large, or a point of its shape was
   parked before.
 * Pieces are decided in their order. One that fails without a verdict, which may take minutes, waits after the others
-  and beside its like. What must not overtake it waits with it: a point that replaces one of it, and, where order is
-  promised, any point of its series.
+  and beside its like; so does one that is to be divided because it failed, as its parts are likely refused. What must
+  not overtake it waits with it: a point that replaces one of it, and, where order is promised, any point of its series.
 
 | the sink named | the points it may mean are | and are refused when |
 |---|---|---|
@@ -114,22 +114,28 @@ class Finder:
         return True
 
     async def _resolve(self, pieces: Sequence[tuple[Piece, Verdict | None]]) -> None:
-        """Settles pieces in their order; those that fail without a verdict after the others, and side by side."""
+        """Settles pieces in their order; what takes long after the others: see the invariants."""
         stack = list(reversed(pieces))
         failing: list[Piece] = []
+        convicted: list[tuple[Piece, Verdict | None]] = []
         behind: list[tuple[Piece, Verdict | None]] = []
         while stack:
             piece, verdict = stack.pop()
-            if failing and await self._must_follow(piece, [*failing, *(each for each, _ in behind)]):
+            earlier = [*failing, *(each for each, _ in convicted), *(each for each, _ in behind)]
+            if earlier and await self._must_follow(piece, earlier):
                 behind.append((piece, verdict))
                 continue
-            verdict = verdict or await self._decide(piece, leave=partial(_any, stack, failing))
-            if verdict is None:
+            found = verdict or await self._decide(piece, leave=partial(_any, stack, failing))
+            if found is None:
                 failing.append(piece)
+            elif stack and verdict is None and isinstance(found, Convicted):
+                convicted.append((piece, found))
             else:
-                stack += [(part, None) for part in reversed(await self._parts_of(piece, verdict))]
-        if failing:
+                stack += [(part, None) for part in reversed(await self._parts_of(piece, found))]
+        if failing or convicted:
             async with trio.open_nursery() as nursery:
+                if convicted:
+                    nursery.start_soon(self._resolve, convicted)
                 for piece in failing:
                     # Bounds the tasks: this one waits, holding nothing that those under way need.
                     await self._writer.investigations.acquire()

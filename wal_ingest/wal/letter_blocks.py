@@ -194,15 +194,23 @@ def _pieces(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
 
 def encode_block(wal_id: uuid.UUID, sink: str, letters: Sequence[DeadLetter]) -> bytes:
     """The bytes of a block; at least one letter, their numbers rise."""
-    reasons: dict[Reason, int] = {}
-    places = []
+    reasons: dict[tuple[int, str, Destination], int] = {}
+    places, place = list[int](), 0
+    before: DeadLetter | None = None
     for letter in letters:
-        to = letter.destination
-        places.append(
-            reasons.setdefault(Reason(letter.status, letter.reason, to.org, to.bucket), len(reasons))
-        )
+        # Neighbours often share these very objects; hashing them is most of the work here.
+        if (
+            before is None
+            or letter.reason is not before.reason
+            or letter.destination is not before.destination
+            or letter.status != before.status
+        ):
+            key = (letter.status, letter.reason, letter.destination)
+            place = reasons.setdefault(key, len(reasons))
+        places.append(place)
+        before = letter
     table = Table(
-        list(reasons),
+        [Reason(status, reason, to.org, to.bucket) for status, reason, to in reasons],
         _differences([letter.number for letter in letters]),
         _differences([letter.seq for letter in letters]),
         _differences([letter.parked_ns for letter in letters]),

@@ -24,7 +24,7 @@ import itertools
 import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -221,7 +221,10 @@ class LetterStore:
         sink = self._sinks.setdefault(name, _Sink())
         if self.used_bytes >= self.limits.bytes_max:
             self._check_bytes(name, 1)  # there is no need to compress them first
-        numbered = [replace(letter, number=number) for number, letter in enumerate(letters, sink.last + 1)]
+        numbered = [
+            msgspec.structs.replace(letter, number=number)
+            for number, letter in enumerate(letters, sink.last + 1)
+        ]
         try:
             lines_bytes = sum(len(letter.line) for letter in letters)
             if sink.loose + len(letters) > LOOSE_LETTERS or sink.loose_bytes + lines_bytes > LOOSE_BYTES:
