@@ -1,4 +1,4 @@
-"""How far bad points hold good ones up: `python -m ops.bench.refusals [--way "500 without words"] [--seconds 15]`.
+"""How far bad points hold good ones up: `python -m ops.bench.refusals [--way "500 without words"] [--seconds 20]`.
 
 A real node, 50,000 points/s into it, and a database in another process that refuses some of them (see
 `refusing_database.WAYS`). For each way of refusing there are four rows: no bad points, 1 %, 10 %, none again. The bad
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--way", action="append", choices=list(WAYS), help="default: all, one after the other"
     )
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each row")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each row")
     parser.add_argument("--rate", type=int, default=50_000, help="points a second, bad ones among them")
     parser.add_argument("--write-ms", type=float, default=5.0, help="what a write takes")
     options = parser.parse_args()

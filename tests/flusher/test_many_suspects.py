@@ -169,7 +169,7 @@ async def test_what_one_batch_taught_divides_those_that_failed_before_it(
     for _ in range(20):
         append(rig, bad=10)
     async with rig.running():
-        with trio.fail_after(2.0):
+        with trio.fail_after(0.2):
             for seq in range(1, 21):
                 await rig.sink.took(good_line(seq, POINTS - 1).encode())
         await rig.state.reached(20)

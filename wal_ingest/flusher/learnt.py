@@ -9,7 +9,7 @@ Pure; `now_s` is any clock that only goes forward, `now_ns` Unix time.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class _Stored(msgspec.Struct, frozen=True, array_like=True):
 class Learnt:
     """The patterns of one sink, the oldest forgotten first. `changed` says that `encode` gives something new.
 
-    `version` grows with each new pattern.
+    `version` grows with each new pattern, and `taught` is called.
     """
 
     def __init__(self, stored: str = "") -> None:
@@ -69,6 +69,7 @@ class Learnt:
         self._dismissed: OrderedDict[Pattern, float] = OrderedDict()
         self.changed = False
         self.version = 0
+        self.taught: Callable[[], None] = lambda: None
         for each in _decoded(stored):
             self._stored.setdefault(each.group, []).append(each)
 
@@ -84,12 +85,14 @@ class Learnt:
             return
         before = self._known.get(pattern)
         proven = proven or (before is not None and before.proven)
-        self.version += before is None
         self.changed |= before is None or before.proven is not proven
         self._known[pattern] = _Known(reason, status, now_s + LEARNT_S, now_ns, proven)
         self._known.move_to_end(pattern)
         if len(self._known) > PATTERNS_MAX:
             self._known.popitem(last=False)
+        if before is None:
+            self.version += 1
+            self.taught()
 
     def renew(self, pattern: Pattern, *, now_s: float) -> bool:
         """The sink refused such points again; false where that is not known yet."""

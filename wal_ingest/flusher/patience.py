@@ -38,6 +38,7 @@ class Patience:
         self._probe_s = -float("inf")  # when one write may be tried before that time
         self._returned = trio.lowlevel.ParkingLot()
         self._recovered = trio.lowlevel.ParkingLot()
+        self._taught = trio.lowlevel.ParkingLot()
         self.confirmed_writes = 0
 
     @property
@@ -107,8 +108,15 @@ class Patience:
         self._held = None
         self._changed()
 
+    def taught(self) -> None:
+        """Something was learnt of refused points: what backs off may pass without those."""
+        self._taught.unpark_all()
+
     async def back_off(self, outcome: Unavailable, suspicion: Suspicion) -> None:
-        """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect."""
+        """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect.
+
+        So does what was learnt; whoever wakes then should write something else than before.
+        """
         settings, passed = self._settings, self.confirmed_writes
         limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
         if outcome.retry_after_s is not None:
@@ -122,7 +130,9 @@ class Patience:
         delay_s = back_off_s(tries, rng=self._rng, **limits)
         # The least wait keeps a sink that answers every other write from being asked in a tight loop.
         certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
-        await trio.sleep(certain_s)
+        with trio.move_on_after(certain_s):
+            await self._taught.park()
+            return
         if self.confirmed_writes == passed:
             with trio.move_on_after(delay_s - certain_s):
                 await self._recovered.park()

@@ -89,6 +89,7 @@ class SinkWriter:
         self._grace = grace
         self._changed = changed
         self._patience = Patience(sink.name, settings, rng=rng, changed=changed)
+        self.learnt.taught = self._patience.taught
         self._parking_log = ParkingLog(sink.name)
         self._unavailable: set[int] = set()  # ids of the pieces that failed and are not decided yet
         self._permits = trio.Semaphore(sink.in_flight_max)
@@ -215,7 +216,12 @@ class SinkWriter:
                     return None
                 if self.evidence.scouts(piece):
                     return Convicted(outcome.reason, outcome.status)
-            await self.back_off(piece, outcome)
+            version = self.learnt.version
+            await self._patience.back_off(outcome, piece.suspicion)
+            if self.learnt.is_newer_than(version) and leave(piece):
+                return None
+            await self._write_control(piece)
+            self._progress.retried_writes += 1
 
     async def back_off(self, piece: Piece, outcome: Unavailable) -> None:
         """Waits after a failure; then what is needed to judge the next one was written."""
