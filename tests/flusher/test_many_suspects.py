@@ -12,6 +12,7 @@ from msgspec import structs
 
 from tests.flusher.rig import SETTINGS, DeliveryRig
 from tests.flusher.twins import START_NS
+from wal_ingest.flusher import learnt
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable
 
 POINTS = 100
@@ -253,3 +254,25 @@ async def test_a_point_that_replaces_an_earlier_one_of_the_batch_is_written_afte
     assert_each_point_went_where_it_should(rig)
     last = {line.split(b" ")[0]: line for line in rig.sink.confirmed if b"seq=1i" in line}
     assert [last[b"m,host=h%d" % n] for n in range(20)] == [line.encode() for line in lines[20:]]
+
+
+async def test_what_is_learnt_of_many_shapes_makes_no_point_be_tried_more_often(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points of more shapes than are remembered fail for half a minute: too short to be held against them."""
+    monkeypatch.setattr(learnt, "PATTERNS_MAX", 8)
+    rig = rig_that_answers(FAILED)
+
+    def answer(lines: list[bytes]) -> Outcome | None:
+        return FAILED if trio.current_time() < 40.0 and any(map(is_bad, lines)) else None
+
+    rig.sink.answer = answer
+    lines = [f"old,kind=old,tag{n}=1 v={n},seq=1i {START_NS + n}\n" for n in range(30)]
+    lines += [good_line(1, n) for n in range(30, POINTS)]
+    rig.log.append(POINTS, lines="".join(lines).encode(), accepted_ns=START_NS)
+    async with rig.running():
+        await rig.state.reached(1)
+    assert rig.state.letters == []
+    assert set(rig.sink.confirmed) == set(rig.log.all_lines())
+    # Those to find each, and about eight tries and as many controls of each.
+    assert len(rig.sink.writes) < 30 * 20

@@ -175,17 +175,26 @@ class Finder:
         What another piece taught in the meantime divides this one as well, without evidence of its own.
         """
         learnt = self._writer.learnt
-        while True:
-            version = learnt.version
-            verdict = await self._decide(piece, leave=partial(learnt.is_newer_than, version))
+        parts: list[Piece] = []
+        while not parts:
+            newer = partial(learnt.is_newer_than, learnt.version)
+            verdict = await self._decide(piece, leave=newer if piece.batch.points > 1 else lambda: False)
             if verdict is not None:
                 return await self._parts_of(piece, verdict)
-            patterns = learnt.patterns(piece.batch.group, now_s=trio.current_time())
-            now_ns = self._writer.now_ns()
-            apart, rest = await self._writer.run_sync(learnt.cut, piece.batch, patterns, now_ns)
-            if apart and rest is not None:
-                return [piece.part(batch) for batch in (rest, *(batch for _, batch in apart))]
-            await self._writer.back_off(piece, Unavailable("nothing was learnt about it"))
+            parts = await self._cut(piece)
+            if not parts:
+                await self._writer.back_off(piece, Unavailable("nothing was learnt about it"))
+                parts = await self._cut(piece)
+        return parts
+
+    async def _cut(self, piece: Piece) -> list[Piece]:
+        """The parts in which what was learnt divides a piece; none where it does not."""
+        learnt, now_ns = self._writer.learnt, self._writer.now_ns()
+        patterns = learnt.patterns(piece.batch.group, now_s=trio.current_time())
+        apart, rest = await self._writer.run_sync(learnt.cut, piece.batch, patterns, now_ns)
+        if not apart or rest is None:
+            return []
+        return [piece.part(batch) for batch in (rest, *(batch for _, batch in apart))]
 
     async def _parts_of(self, piece: Piece, verdict: Verdict) -> list[Piece]:
         """Settles what a verdict decides; gives what is still to be decided, in parts."""

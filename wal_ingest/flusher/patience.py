@@ -112,10 +112,13 @@ class Patience:
         """Something was learnt of refused points: what backs off may pass without those."""
         self._taught.unpark_all()
 
-    async def back_off(self, outcome: Unavailable, suspicion: Suspicion) -> None:
+    async def back_off(
+        self, outcome: Unavailable, suspicion: Suspicion, leave: Callable[[], bool] = lambda: False
+    ) -> None:
         """Sleeps; a success elsewhere ends it early unless the server named the time or the piece is suspect.
 
-        So does what was learnt; whoever wakes then should write something else than before.
+        What was learnt does where `leave` says so then. Without it the same would only be written again: no minutes
+        would pass until it failed often enough to be parked.
         """
         settings, passed = self._settings, self.confirmed_writes
         limits = {"retry_s_min": settings.retry_s_min, "retry_s_max": settings.retry_s_max}
@@ -131,8 +134,10 @@ class Patience:
         # The least wait keeps a sink that answers every other write from being asked in a tight loop.
         certain_s = delay_s if suspicion.counted > 1 else min(delay_s, settings.retry_s_min)
         with trio.move_on_after(certain_s):
-            await self._taught.park()
-            return
+            while True:
+                await self._taught.park()
+                if leave():
+                    return
         if self.confirmed_writes == passed:
             with trio.move_on_after(delay_s - certain_s):
                 await self._recovered.park()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from random import Random
 
 import trio
@@ -217,7 +218,7 @@ class SinkWriter:
                 if self.evidence.scouts(piece):
                     return Convicted(outcome.reason, outcome.status)
             version = self.learnt.version
-            await self._patience.back_off(outcome, piece.suspicion)
+            await self._patience.back_off(outcome, piece.suspicion, partial(leave, piece))
             if self.learnt.is_newer_than(version) and leave(piece):
                 return None
             await self._write_control(piece)
