@@ -276,3 +276,23 @@ async def test_what_is_learnt_of_many_shapes_makes_no_point_be_tried_more_often(
     assert set(rig.sink.confirmed) == set(rig.log.all_lines())
     # Those to find each, and about eight tries and as many controls of each.
     assert len(rig.sink.writes) < 30 * 20
+
+
+@pytest.mark.parametrize("apart", ["the first", "the second"])
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_a_point_set_apart_by_its_shape_keeps_its_turn_among_those_of_its_time(
+    autojump_clock: trio.testing.MockClock, in_flight_max: int, apart: str
+) -> None:
+    """A shape was refused until its schema was mended: now its points pass, and must not undo those that follow."""
+    rig = rig_that_answers(FAILED, in_flight_max=in_flight_max)
+    append(rig, bad=0)
+    append(rig, bad=1)
+    async with rig.running():
+        await rig.state.reached(2)
+        assert len(rig.state.letters) == 1
+        rig.sink.answer = lambda _lines: None
+        both = [BAD_LINES["one shape"](3, 1), f"old,kind=old v=7,other=1i {START_NS + 1}\n"]
+        both = both if apart == "the first" else both[::-1]
+        rig.log.append(3, lines="".join([*both, good_line(3, 2)]).encode(), accepted_ns=START_NS)
+        await rig.state.reached(3)
+    assert [line.decode() for line in rig.sink.confirmed if line.decode() in both] == both

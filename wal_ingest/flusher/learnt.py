@@ -17,7 +17,7 @@ import msgspec
 
 from wal_ingest.flusher.batches import Batch, others, pick
 from wal_ingest.flusher.outcome import BeyondRetention, Named
-from wal_ingest.flusher.shapes import Shape, Shaped, selected
+from wal_ingest.flusher.shapes import Shape, Shaped, selected, series_of, time_of
 
 # How long a pattern is kept after the sink refused a point like it, and how many are.
 LEARNT_S = 900.0
@@ -158,6 +158,7 @@ class Learnt:
         chosen = self.choose(lines, patterns, now_ns=now_ns)
         if not chosen:
             return [], batch
+        _add_repeated(lines, chosen)
         by_pattern: dict[Pattern, list[int]] = {}
         for place, pattern in sorted(chosen.items()):
             by_pattern.setdefault(pattern, []).append(place)
@@ -211,6 +212,25 @@ class Learnt:
                 return self.renew(other, now_s=now_s)
             del self._known[other]
         return False
+
+
+def _add_repeated(lines: Sequence[bytes], chosen: dict[int, Pattern]) -> None:
+    """Adds what has the series and time of a line of a refused shape: the sink may take it, and keeps the last one.
+
+    A line that was chosen for another cause is refused, or takes all of its time along.
+    """
+    times = {time_of(lines[place]) for place, pattern in chosen.items() if isinstance(pattern.hint, Shaped)}
+    if not times:
+        return
+    by_point: dict[tuple[int, bytes], list[int]] = {}
+    for place, line in enumerate(lines):
+        time_ns = time_of(line)
+        if time_ns in times:
+            by_point.setdefault((time_ns, series_of(line)), []).append(place)
+    for places in by_point.values():
+        shaped = [place for place in places if place in chosen and isinstance(chosen[place].hint, Shaped)]
+        if shaped and len(places) > 1:
+            chosen.update((place, chosen[shaped[0]]) for place in places)
 
 
 def _moved(before_ns: int, known: _Known, now_ns: int) -> int:
