@@ -296,3 +296,23 @@ async def test_a_point_set_apart_by_its_shape_keeps_its_turn_among_those_of_its_
         rig.log.append(3, lines="".join([*both, good_line(3, 2)]).encode(), accepted_ns=START_NS)
         await rig.state.reached(3)
     assert [line.decode() for line in rig.sink.confirmed if line.decode() in both] == both
+
+
+@pytest.mark.parametrize("outcome", [FAILED, DENIED], ids=lambda outcome: outcome.reason)
+async def test_what_is_written_again_to_compare_with_undoes_no_point_that_was_replaced_since(
+    autojump_clock: trio.testing.MockClock, outcome: Outcome
+) -> None:
+    """With one write in flight a batch that follows often goes between the choice of a control and its turn."""
+    rig = rig_that_answers(outcome, in_flight_max=1)
+    rig.settings = structs.replace(rig.settings, batch_wait_s_max=0.001)
+    values = [f"m,host=h v={n} {START_NS}\n".encode() for n in range(100)]
+    rig.log.append(1, lines=values[0], accepted_ns=START_NS)
+    bad = "".join(BAD_LINES["many shapes"](n, n) for n in range(20)).encode()
+    rig.log.append(20, lines=bad, accepted_ns=START_NS)
+    async with rig.running():
+        for value in values[1:]:
+            rig.log.append(1, lines=value, accepted_ns=START_NS)
+            await rig.sink.took(value)
+        await rig.state.reached(rig.log.last_seq)
+    written = list(map(values.index, rig.sink.confirmed))
+    assert written == sorted(written)

@@ -18,8 +18,8 @@ throwing it away. Cancellation anywhere else leaves nothing behind: the batch is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from random import Random
 
@@ -243,26 +243,35 @@ class SinkWriter:
         """
         return self.refused_whole and self.confirmed_writes == 0 and not outcome.about_points
 
-    async def _write(self, batch: Batch, *, suspect: bool = False, control: bool = False) -> Outcome:
-        """One write, shielded until a stop's grace is over; keeps the numbers."""
+    async def _write(self, batch: Batch, *, suspect: bool = False) -> Outcome:
+        """One write in its turn."""
+        async with self._turn(suspect=suspect):
+            return await self._write_now(batch)
+
+    @asynccontextmanager
+    async def _turn(self, *, suspect: bool) -> AsyncIterator[None]:
         async with AsyncExitStack() as permits:
             if suspect:
                 # Investigations share one of the permits at a time: good batches keep the others.
                 await permits.enter_async_context(self._of_suspects)
             await permits.enter_async_context(self._permits)
-            self._progress.in_flight += 1
-            began_s = trio.current_time()
-            try:
-                with self._grace.shield():
-                    outcome = await self._sink.write(batch)
-                    self._progress.wrote(trio.current_time() - began_s)
-                    self._note(batch, outcome, began_s, control=control)
-                    return outcome
-            except WalIngestError as exc:
-                self.failures.append(exc)
-                raise
-            finally:
-                self._progress.in_flight -= 1
+            yield
+
+    async def _write_now(self, batch: Batch, *, control: bool = False) -> Outcome:
+        """One write, shielded until a stop's grace is over; keeps the numbers. Only in its turn."""
+        self._progress.in_flight += 1
+        began_s = trio.current_time()
+        try:
+            with self._grace.shield():
+                outcome = await self._sink.write(batch)
+                self._progress.wrote(trio.current_time() - began_s)
+                self._note(batch, outcome, began_s, control=control)
+                return outcome
+        except WalIngestError as exc:
+            self.failures.append(exc)
+            raise
+        finally:
+            self._progress.in_flight -= 1
         await trio.sleep_forever()  # the grace is over, and so is the surrounding scope: raises Cancelled
         raise AssertionError("the stop began without a cancellation")  # pragma: no cover: as it says
 
@@ -300,9 +309,7 @@ class SinkWriter:
 
     async def _rewrite(self, piece: Piece, group: Group) -> Outcome:
         """Writes a control. It is chosen in its turn: an earlier choice could undo a point that was replaced since."""
-        async with AsyncExitStack() as turn:
-            if piece.suspicion.left:
-                await turn.enter_async_context(self._of_suspects)
+        async with self._turn(suspect=piece.suspicion.left):
             assert group.control is not None
             control = await self.evidence.control_for(piece, group.control)
-            return await self._write(control, control=True)
+            return await self._write_now(control, control=True)
