@@ -316,3 +316,26 @@ async def test_what_is_written_again_to_compare_with_undoes_no_point_that_was_re
         await rig.state.reached(rig.log.last_seq)
     written = list(map(values.index, rig.sink.confirmed))
     assert written == sorted(written)
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_no_point_is_parked_where_every_other_write_is_denied(
+    autojump_clock: trio.testing.MockClock, in_flight_max: int, begin: int
+) -> None:
+    """Two servers in turn, one of which has a wrong token."""
+    rig = rig_that_answers(DENIED, in_flight_max=in_flight_max)
+    writes = begin
+
+    def answer(_lines: list[bytes]) -> Outcome | None:
+        nonlocal writes
+        writes += 1
+        return DENIED if writes % 2 else None
+
+    rig.sink.answer = answer
+    async with rig.running():
+        for _ in range(20):
+            append(rig, bad=0)
+            await trio.sleep(1.0)
+        await trio.sleep(300.0)
+    assert rig.state.letters == []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import trio
 
 from wal_ingest.flusher.batches import Batch, pick
-from wal_ingest.flusher.convictions import Convictions
+from wal_ingest.flusher.convictions import CALM_S, Convictions
 from wal_ingest.flusher.learnt import Learnt, Pattern
 from wal_ingest.flusher.log import NowNs, RunSync
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Outcome, Unavailable, plain
@@ -22,6 +22,8 @@ _GROUPS_MAX = 32
 # How often a 401, 403 or 404 for a piece must come while the control passes: a batch, then its pieces, and one point.
 _DENIED_AFTER = 2
 _DENIED_AGAIN_AFTER = 1
+# … and one point soon after a control failed: the sink may refuse access now and then, whatever is written.
+_DENIED_RESTLESS_AFTER = 4
 # How often the scout and its pieces are divided at once, as long as nothing was confirmed.
 SCOUT_AT_ONCE_MAX = 20
 
@@ -89,6 +91,11 @@ class Evidence:
         await self._suspect(piece, outcome)
         known = self.convictions.of_shape(piece.batch.group, shape, outcome.reason, outcome.status)
         again = known or (piece.suspicion.inherited and piece.batch.points > 1)
+        if (
+            piece.batch.points == 1
+            and trio.current_time() < self.group(piece.batch).neighbours.control_failed_s + CALM_S
+        ):
+            return piece.denied >= _DENIED_RESTLESS_AFTER
         return piece.denied >= (_DENIED_AGAIN_AFTER if again else _DENIED_AFTER)
 
     async def control_for(self, piece: Piece, control: Batch) -> Batch:
