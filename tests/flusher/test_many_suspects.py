@@ -12,8 +12,8 @@ from msgspec import structs
 
 from tests.flusher.rig import SETTINGS, DeliveryRig
 from tests.flusher.twins import START_NS
-from wal_ingest.flusher import learnt
-from wal_ingest.flusher.outcome import Misconfigured, Outcome, Unavailable
+from wal_ingest.flusher import learnt, overtaking
+from wal_ingest.flusher.outcome import Misconfigured, Named, Outcome, Rejected, Unavailable
 
 POINTS = 100
 FAILED = Unavailable("HTTP 500", 500, suspect=True)
@@ -339,3 +339,33 @@ async def test_no_point_is_parked_where_every_other_write_is_denied(
             await trio.sleep(1.0)
         await trio.sleep(300.0)
     assert rig.state.letters == []
+
+
+async def test_a_batch_that_keeps_its_worker_is_not_tried_for_each_thing_that_is_learnt(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails for half a minute, while refusals of other points, with reasons, teach something ten times a second."""
+    monkeypatch.setattr(overtaking, "INVESTIGATED_MAX", 0)
+    rig = rig_that_answers(FAILED)
+    failing = good_line(1, 0).encode()
+
+    def answer(lines: list[bytes]) -> Outcome | None:
+        if failing in lines:
+            return FAILED if trio.current_time() < 40.0 else None
+        typed = [line for line in lines if b'="x"' in line]
+        if not typed:
+            return None
+        field = typed[0].split(b" ")[1].partition(b"=")[0].decode()
+        return Rejected("a conflict", 400, dropped=1, hint=Named("typed", field=field, given="string"))
+
+    rig.sink.answer = answer
+    rig.log.append(1, lines=failing, accepted_ns=START_NS)
+    async with rig.running():
+        await rig.sink.wrote(1)
+        for n in range(300):
+            lines = [f'typed f{n}="x" {START_NS}\n', good_line(n, 1)]
+            rig.log.append(2, lines="".join(lines).encode(), accepted_ns=START_NS)
+            await trio.sleep(0.1)
+        await rig.state.reached(rig.log.last_seq)
+    assert failing not in {letter.line for letter in rig.state.letters}
+    assert sum(failing in lines for _, lines in rig.sink.writes) < 20

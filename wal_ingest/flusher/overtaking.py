@@ -25,7 +25,15 @@ import trio
 
 from wal_ingest.flusher.batches import Batch, halve, join, others, pick
 from wal_ingest.flusher.learnt import Pattern
-from wal_ingest.flusher.outcome import BeyondRetention, Confirmed, Named, Rejected, TooLarge, plain
+from wal_ingest.flusher.outcome import (
+    BeyondRetention,
+    Confirmed,
+    Named,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    plain,
+)
 from wal_ingest.flusher.parking import letters_of
 from wal_ingest.flusher.piece import Piece, Verdict
 from wal_ingest.flusher.shapes import series_of
@@ -142,8 +150,10 @@ class Overtaking:
                 rest = await self._set_apart(batch, patterns, holder)
                 if rest is None:
                     return
-                piece = piece if rest is batch else Piece(rest)
-                batch = rest
+                if rest is not batch:
+                    piece, batch = Piece(rest), rest
+                elif piece.suspicion.failures:
+                    await self._writer.back_off(piece, Unavailable("nothing was learnt about it"))
             verdict = await self._writer.decide(piece, leave=partial(self._may_leave, version=version))
             if learnt.version == version:
                 break
