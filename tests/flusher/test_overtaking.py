@@ -15,6 +15,7 @@ from tests.flusher.rig import SETTINGS, DeliveryRig
 from tests.flusher.twins import START_NS
 from wal_ingest.flusher.outcome import Misconfigured, Outcome, Rejected, Unavailable
 from wal_ingest.flusher.status import SinkState
+from wal_ingest.wal.entry import Destination
 
 FAST = structs.replace(SETTINGS, retry_s_max=1.0)
 FAILED = Unavailable("HTTP 500: internal error", 500, suspect=True)
@@ -243,6 +244,49 @@ async def test_a_token_that_is_refused_for_every_batch_holds_and_parks_nothing(
         await rig.state.reached(21)
     assert rig.state.letters == []
     assert set(rig.sink.confirmed) == set(rig.log.all_lines())
+
+
+@pytest.mark.parametrize("entries", [1, 4, 30])
+@pytest.mark.parametrize("in_flight_max", [1, 4])
+async def test_a_sink_that_refuses_access_from_the_start_is_holding_all_the_time_and_recovers_at_once(
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    in_flight_max: int,
+    entries: int,
+) -> None:
+    """A wrong token, or a bucket that is missing: the operator must see it, however few points there are."""
+    rig = DeliveryRig(in_flight_max=in_flight_max)
+    denied = True
+    rig.sink.answer = lambda _lines: DENIED if denied else None
+    for _ in range(entries):
+        rig.log.append(5)
+    async with rig.running() as delivery:
+        await trio.sleep(SETTINGS.batch_wait_s_max + 1.0)
+        for _ in range(500):
+            assert delivery.status().state is SinkState.HOLDING
+            await trio.sleep(0.37)
+        denied = False
+        with trio.fail_after(SETTINGS.hold_retry_s + 2.0):
+            await rig.state.reached(entries)
+        assert delivery.status().state is SinkState.IDLE
+    assert rig.state.letters == []
+    [said] = caplog.records
+    assert said.getMessage() == "fake: everything is kept, nothing is delivered: HTTP 403: blocked"
+
+
+async def test_a_destination_that_is_forbidden_is_not_asked_more_often_because_others_pass(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig(in_flight_max=4)
+    rig.sink.answer = lambda lines: DENIED if any(b"seq=1 " in line for line in lines) else None
+    rig.log.append(1, destination=Destination("org", "forbidden"))
+    async with rig.running():
+        await trio.sleep(SETTINGS.batch_wait_s_max + 1.0)
+        for _ in range(100):
+            rig.log.append(10, destination=Destination("org", "allowed"))
+            await trio.sleep(1.0)
+    asked = sum(any(b"seq=1 " in line for line in lines) for _, lines in rig.sink.writes)
+    assert asked <= 100 / SETTINGS.hold_retry_s + 25
 
 
 async def test_a_rejection_of_one_batch_is_investigated_beside_the_others(

@@ -6,7 +6,7 @@ While the sink is held exactly one task probes it. Cancellation anywhere here le
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from random import Random
 
 import trio
@@ -33,6 +33,9 @@ class Patience:
         self._rng = rng
         self._changed = changed
         self._held: trio.Event | None = None
+        self._refused: set[Hashable] = (
+            set()
+        )  # groups that access was refused for, and nothing else answered since
         self._not_before = -float("inf")
         self._sent_away_s = -float("inf")  # when the server last named a time
         self._probe_s = -float("inf")  # when one write may be tried before that time
@@ -44,7 +47,20 @@ class Patience:
     @property
     def holding(self) -> bool:
         """Whether the sink is misconfigured, as far as is known."""
-        return self._held is not None
+        return self._held is not None or bool(self._refused)
+
+    def refused(self, group: Hashable, outcome: Misconfigured) -> None:
+        """Access was refused and nothing shows that it is about points: `holding` until another answer comes."""
+        if not self.holding:
+            log.error("%s: everything is kept, nothing is delivered: %s", self._sink, plain(outcome.reason))
+        self._refused.add(group)
+        self._changed()
+
+    def answered(self, group: Hashable) -> None:
+        """The sink judged points of a group, well or badly."""
+        if group in self._refused:
+            self._refused.discard(group)
+            self._changed()
 
     def sent_away(self, asked_s: float) -> None:
         """The server named a time to come back: nothing but a probe is written before it, by any task."""
@@ -86,20 +102,22 @@ class Patience:
             with trio.move_on_after(min(self._not_before, self._probe_s) - now_s + jitter_s):
                 await self._returned.park()
 
-    async def hold(self, outcome: Misconfigured, *, probing: bool) -> bool:
+    async def hold(self, recovered: Callable[[], bool], *, probing: bool) -> bool:
         """Waits until it makes sense to write again; true for the one task that does so as the probe."""
         if self._held is None:
             self._held = trio.Event()
             probing = True
-            self._changed()
-            log.error("%s: everything is kept, nothing is delivered: %s", self._sink, plain(outcome.reason))
         if probing:
-            # What a scout got through shows that the sink answers: the probe is written at once.
-            with trio.move_on_after(self._settings.hold_retry_s):
-                await self._recovered.park()
+            await self.before_probe(recovered)
         else:
             await self._held.wait()
         return probing
+
+    async def before_probe(self, recovered: Callable[[], bool]) -> None:
+        """Waits between two writes to a sink that refuses access, until `recovered` at most."""
+        with trio.move_on_after(self._settings.hold_retry_s):
+            while not recovered():
+                await self._recovered.park()
 
     def release(self) -> None:
         """Ends the hold: the probe was answered, or another task should probe. Only for the task that probes."""

@@ -49,6 +49,10 @@ class Neighbours:
     controls_failed: int = 0
     control_failed_s: float = -float("inf")
 
+    def passed_since(self, passed: int) -> bool:
+        """Whether more than so many were confirmed by now."""
+        return self.passed > passed
+
 
 @dataclass(slots=True)
 class Suspicion:

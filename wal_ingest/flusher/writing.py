@@ -192,11 +192,15 @@ class SinkWriter:
                     if probing:
                         self._patience.release()
                     return None if left else Convicted(outcome.reason, outcome.status)
+                self._patience.refused(piece.batch.group, outcome)
+                # What a scout of the same group got through shows that access is granted.
+                neighbours = self.evidence.group(piece.batch).neighbours
+                recovered = partial(neighbours.passed_since, neighbours.passed)
                 if piece.scout:
                     async with self._of_scouts:  # in all, one write at a time, as if it were the probe
-                        await trio.sleep(self._settings.hold_retry_s)
+                        await self._patience.before_probe(recovered)
                     continue
-                probing = await self._patience.hold(outcome, probing=probing)
+                probing = await self._patience.hold(recovered, probing=probing)
                 continue
             if probing:
                 probing = False
@@ -277,6 +281,9 @@ class SinkWriter:
 
     def _note(self, batch: Batch, outcome: Outcome, began_s: float, *, control: bool) -> None:
         self.evidence.note(batch, outcome, control=control)
+        is_doubted = isinstance(outcome, Rejected) and self._doubtful(outcome)
+        if not isinstance(outcome, Misconfigured) and not is_doubted:
+            self._patience.answered(batch.group)
         if isinstance(outcome, Confirmed):
             self._patience.confirmed(began_s)
             return
