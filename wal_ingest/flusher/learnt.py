@@ -219,18 +219,26 @@ def _add_repeated(lines: Sequence[bytes], chosen: dict[int, Pattern]) -> None:
 
     A line that was chosen for another cause is refused, or takes all of its time along.
     """
-    times = {time_of(lines[place]) for place, pattern in chosen.items() if isinstance(pattern.hint, Shaped)}
-    if not times:
+    shaped = [place for place, pattern in chosen.items() if isinstance(pattern.hint, Shaped)]
+    # Read are only lines that begin and end as one of these: mostly none.
+    ends = {_ends_of(lines[place]) for place in shaped}
+    alike = [place for place, line in enumerate(lines) if _ends_of(line) in ends] if ends else []
+    if len(alike) == len(shaped):
         return
-    by_point: dict[tuple[int, bytes], list[int]] = {}
-    for place, line in enumerate(lines):
-        time_ns = time_of(line)
-        if time_ns in times:
-            by_point.setdefault((time_ns, series_of(line)), []).append(place)
-    for places in by_point.values():
-        shaped = [place for place in places if place in chosen and isinstance(chosen[place].hint, Shaped)]
-        if shaped and len(places) > 1:
-            chosen.update((place, chosen[shaped[0]]) for place in places)
+    pattern_of = {_point_of(lines[place]): chosen[place] for place in shaped}
+    for place in alike:
+        pattern = pattern_of.get(_point_of(lines[place]))
+        if pattern is not None:
+            chosen[place] = pattern
+
+
+def _ends_of(line: bytes) -> tuple[bytes, bytes]:
+    """What lines of one series and time have in common, and few others."""
+    return line[: line.index(b" ")], line[line.rindex(b" ") :]
+
+
+def _point_of(line: bytes) -> tuple[bytes, int]:
+    return series_of(line), time_of(line)
 
 
 def _moved(before_ns: int, known: _Known, now_ns: int) -> int:
