@@ -71,6 +71,7 @@ def test_the_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
         ("[wal]\nqqqqqqqq = 1\n", "unknown setting wal.qqqqqqqq", "wal-ingest config"),
         ("wal = 3\n", r"\[wal\] must be a table", "[wal]"),
         ("[wal\n", "line 1", "config sample"),
+        ('[server]\ndata_dir = ""\n', "server.data_dir = ''", "Directory of the WAL"),
         ('[wal]\nsegment_bytes_max = "9000000"\n', r"wal.segment_bytes_max = '9000000'", "Size at which"),
         ("[wal]\nsegment_bytes_max = 5\n", r">= 1048576", "Size at which"),
         ('[log]\nlevel = "loud"\n', "log.level = 'loud'", "severity"),

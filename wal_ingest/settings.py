@@ -30,7 +30,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = "127.0.0.1:8400"
     data_dir: Annotated[
-        str, _why("Directory of the WAL, its state and the archive. One server at a time.")
+        str, _why("Directory of the WAL, its state and the archive. One server at a time.", min_length=1)
     ] = "./data"
     body_bytes_max: Annotated[
         int,

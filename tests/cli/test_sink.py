@@ -287,3 +287,14 @@ def test_what_is_lost_right_behind_a_range_that_is_given_up_goes_with_it_and_is_
         done = node.run("sink", "skip", "influxdb", "--through-seq", "1", "--yes")
     assert "4 points in seqs 1 to 2" in done
     assert "gave up 4 points; its cursor is at seq 2" in done
+
+
+@pytest.mark.needs("influxdb")
+def test_a_forgotten_sink_keeps_its_dead_letters_and_names_the_command_that_drops_them(
+    conflicted: tuple[Node, InfluxDB, str],
+) -> None:
+    node, _, _ = conflicted
+    without_database(node)
+    said = node.run("sink", "forget", "influxdb", "--yes")
+    _, _, named = said.partition("To drop them: wal-ingest ")
+    assert "dropped 3 points" in node.run(*named.splitlines()[0].split(), "--yes")

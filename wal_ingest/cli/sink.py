@@ -252,7 +252,8 @@ def forget(
     )
     if letters:
         typer.echo(
-            f"Its dead letters stay: {points_text(letters)}. To drop them: wal-ingest dead-letters drop {sink}"
+            f"Its dead letters stay: {points_text(letters)}. "
+            f"To drop them: wal-ingest dead-letters drop --sink {sink}"
         )
     confirm("Forget it?", yes=yes)
     done = operate(settings, "sink.forget", sink=sink)
