@@ -201,7 +201,7 @@ class World:
         return kept
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 async def test_each_point_of_random_batches_ends_where_it_should(
     autojump_clock: trio.testing.MockClock, seed: int
 ) -> None:

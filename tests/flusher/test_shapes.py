@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wal_ingest.flusher.outcome import Named
@@ -47,6 +47,7 @@ def test_the_quick_search_finds_what_reading_each_line_finds(
     assert selected(lines, hint) == expected
 
 
+@settings(deadline=None)  # patterns are made once: the first call takes longer
 @given(lines=st.lists(_line(), min_size=1, max_size=4), order=st.lists(st.integers(0, 3), max_size=60))
 def test_shapes_of_many_lines_are_those_of_each_line(lines: list[bytes], order: list[int]) -> None:
     """So often that patterns are made, which must mean no line of another shape."""
