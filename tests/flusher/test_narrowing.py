@@ -1,11 +1,12 @@
-"""What a refusal names may be true of only some of the points that have it: each of those is found, and no other parked."""
+"""What a refusal names may be true of only some points that have it: each of those is found, no other parked."""
 
 from __future__ import annotations
 
 import pytest
 import trio.testing
+from msgspec import structs
 
-from tests.flusher.rig import DeliveryRig
+from tests.flusher.rig import SETTINGS, DeliveryRig
 from wal_ingest.flusher.outcome import (
     BeyondRetention,
     Hint,
@@ -62,6 +63,17 @@ async def test_words_that_fit_all_points_or_none_park_only_those_that_are_refuse
     ]
     assert sorted(set(rig.sink.confirmed)) == [line for n, line in enumerate(lines) if n not in refused]
     assert all(lines for _, lines in rig.sink.writes)
+
+
+async def test_a_count_that_would_need_many_samples_leads_to_halves(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig(settings=structs.replace(SETTINGS, batch_points_max=60))
+    refuse(rig, set(range(30)), FIELD)
+    rig.log.append(60)
+    await rig.deliver_all()
+    assert [len(lines) for _, lines in rig.sink.writes] == [60, 30, 30]
+    assert [letter.line for letter in rig.state.letters] == rig.log.all_lines()[:30]
 
 
 async def test_points_refused_as_too_old_that_then_pass_are_all_confirmed(

@@ -1,4 +1,4 @@
-"""What the cursor says of points that are settled ahead of it, at the edges: too many to describe, or not read again yet."""
+"""What the cursor says of points settled ahead of it: too many to describe, or not read again yet."""
 
 from __future__ import annotations
 
