@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -536,48 +536,43 @@ def test_bytes_that_are_no_block_and_a_table_that_is_none_are_told_apart(
         decode_block(b"!" + new.data[1:], WAL_ID, new.at(SINK, 1, 0))
 
 
-def test_blocks_that_are_gone_when_they_are_due_cost_nothing_of_the_others() -> None:
-    """A server removed them while an operator read: what was dropped is not read, and the rest goes on."""
-    made = [new.at(SINK, n, 0) for n in (1, 2, 3) for new in make_blocks(WAL_ID, SINK, [numbered(n)])]
-    gone = made[:2]
-
-    def piece_after(after: int) -> Piece:
-        return Piece([] if after else made if not reads else made[2:] if after == 0 else [])
-
-    reads: list[Block] = []
+@pytest.mark.parametrize("gone", [{1, 2}, {2}, {3}, {1, 2, 3}], ids=str)
+def test_blocks_that_a_server_removed_before_they_are_due_cost_nothing_of_the_others(gone: set[int]) -> None:
+    made = [new.at(SINK, 1, 0) for n in (1, 2, 3) for new in make_blocks(WAL_ID, SINK, [numbered(n)])]
+    made = [block._replace(record=structs.replace(block.record, file=n)) for n, block in enumerate(made)]
+    removed = set[int]()
 
     def read(block: Block) -> list[DeadLetter]:
-        reads.append(block)
-        if block in gone:
+        if block.first_number in gone:
+            removed.update(gone)
             raise WalDamaged(Path("x"), "the file is missing")
         return [numbered(block.first_number)]
 
-    assert [each.number for each in in_order(piece_after, read)] == [3]
-    made, gone = gone, gone
-    reads.clear()
-    assert list(in_order(piece_after, read)) == []
+    def piece_after(after: int) -> Piece:
+        return Piece(
+            [each for each in made if each.first_number > after and each.first_number not in removed]
+        )
+
+    assert [each.number for each in in_order(piece_after, read)] == sorted({1, 2, 3} - gone)
 
 
-@pytest.mark.parametrize(
-    ("call", "use"),
-    [
-        ((os, "open"), lambda files: read_block_bytes(files.directory, BlockRecord(1, 0, 9, 1, 1, "", 0))),
-        ((Path, "stat"), lambda files: LetterFiles(files.directory.parent)),
-    ],
-    ids=["open", "stat"],
-)
 def test_a_file_of_letters_that_cannot_be_looked_at_is_named(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    call: tuple[object, str],
-    use: Callable[[LetterFiles], object],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = LetterFiles(tmp_path)
     files.append([b"a block"], begin=lambda: 1)
-    monkeypatch.setattr(*call, failing(errno.EIO))
-    with pytest.raises(StorageFailed, match="Input/output error") as caught:
-        use(files)
-    assert (caught.value.path, caught.value.number) == (files.directory / file_name(1), errno.EIO)
+    files.close()
+    path, stat = files.directory / file_name(1), Path.stat
+    monkeypatch.setattr(Path, "stat", lambda each: failing(errno.EIO)() if each == path else stat(each))
+    with pytest.raises(StorageFailed, match="Input/output error") as counted:
+        LetterFiles(tmp_path)
+    monkeypatch.setattr(os, "open", failing(errno.EMFILE))
+    with pytest.raises(StorageFailed, match="Too many open files") as read:
+        read_block_bytes(files.directory, BlockRecord(1, 0, 9, 1, 1, "", 0))
+    assert [(each.value.path, each.value.number) for each in (counted, read)] == [
+        (path, errno.EIO),
+        (path, errno.EMFILE),
+    ]
 
 
 def test_a_full_disk_is_met_before_a_block_is_written_and_costs_those_before_it_nothing(
