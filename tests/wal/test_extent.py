@@ -203,13 +203,15 @@ def test_the_segment_that_was_written_to_is_missed_as_far_as_a_sink_has_not_pass
     assert missed(0, [], (1, 30), open_seq=21) == []
 
 
-def test_a_state_file_older_than_the_log_says_nothing_of_where_it_ends(tmp_path: Path) -> None:
+def test_by_a_state_file_older_than_the_log_nothing_is_missed_at_its_ends(tmp_path: Path) -> None:
+    """A backup that was restored: what was truncated since is not lost."""
     for number in (1, 2, 3):
         store = open_store(tmp_path)
         store.wal.commit([[new_entry(number)]])
         store.wal.seal()
         store.close()
-        (tmp_path / "state.lmdb").rename(tmp_path / str(number))
-        shutil.copy(tmp_path / str(number), tmp_path / "state.lmdb")
-    (tmp_path / "1").replace(tmp_path / "state.lmdb")
+        shutil.copy(tmp_path / "state.lmdb", tmp_path / f"state of {number}")
+    (tmp_path / "wal" / segment_name(1)).unlink()
+    assert [(gap.first_seq, gap.last_seq) for gap in verified(tmp_path).gaps] == [(1, 1)]
+    (tmp_path / "state of 1").rename(tmp_path / "state.lmdb")
     assert verified(tmp_path).gaps == []
