@@ -525,6 +525,14 @@ def test_letters_that_share_their_reason_and_destination_share_it_in_the_block_t
     assert [each.data for each in make_blocks(WAL_ID, SINK, apart)] == [new.data]
 
 
+def test_a_block_from_the_future_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(letter_blocks, "VERSION", 9)
+        [new] = make_blocks(WAL_ID, SINK, [letter(1)])
+    with pytest.raises(ValueError, match="a block has version 9, this program knows 1"):
+        decode_block(new.data, WAL_ID, new.at(SINK, 1, 0))
+
+
 def test_bytes_that_are_no_block_and_a_table_that_is_none_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
