@@ -116,6 +116,7 @@ def test_a_cursor_with_what_is_ahead_is_stored_and_read_back(tmp_path: Path) -> 
     assert read_state(tmp_path / "state.lmdb").cursors["influxdb"] == cursor
 
 
+@pytest.mark.parametrize("bytes_max", [1, 1 << 20], ids=["one at a time", "all at once"])
 @pytest.mark.parametrize(
     ("through_seq", "expected"),
     [
@@ -126,7 +127,7 @@ def test_a_cursor_with_what_is_ahead_is_stored_and_read_back(tmp_path: Path) -> 
     ],
 )
 def test_what_is_settled_ahead_is_not_given_up_by_a_skip(
-    tmp_path: Path, through_seq: int | None, expected: Cursor
+    tmp_path: Path, through_seq: int | None, expected: Cursor, bytes_max: int
 ) -> None:
     store = store_of(tmp_path, entries=6)
     before = Cursor(1, 2, confirmed=5, ahead=3, reach=4, open=(OpenLines(2, 2), OpenLines(3, 3, 1, 1)))
@@ -134,7 +135,7 @@ def test_what_is_settled_ahead_is_not_given_up_by_a_skip(
     store.commit_cursor("influxdb", before)
 
     def read(after_seq: int) -> list[Entry]:
-        return store.wal.read(after_seq, bytes_max=1)
+        return store.wal.read(after_seq, bytes_max=bytes_max)
 
     cursor = store.expire("influxdb", through_seq, read=read)
     assert cursor == expected

@@ -87,6 +87,22 @@ async def test_gaps_where_damage_was_set_aside_are_passed(autojump_clock: trio.t
     assert rig.sink.confirmed == rig.log.all_lines()
 
 
+async def test_where_all_that_was_there_is_damaged_what_comes_next_is_delivered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    rig.log.append(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.log, "read", lambda _after_seq, **_options: [])
+        async with rig.running():
+            await trio.sleep(5)
+            patch.undo()
+            rig.log.append(10)
+            await rig.state.reached(2)
+    cursor = rig.state.cursor("fake")
+    assert (cursor.skipped, cursor.confirmed, cursor.unaccounted) == (10, 10, 0)
+
+
 async def test_writes_go_out_several_at_once_but_are_confirmed_in_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -168,3 +168,22 @@ def test_the_place_is_not_saved_when_the_rejected_points_before_it_are_not(
 def test_the_name_of_a_replay_is_that_of_its_command() -> None:
     assert replay_id({"since": "2h", "to": "x"}) == replay_id({"to": "x", "since": "2h"})
     assert replay_id({"since": "2h"}) != replay_id({"since": "3h"})
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["its own", "named by somebody"])
+def test_a_link_is_followed_only_where_somebody_named_the_file_of_rejected_points(
+    tmp_path: Path, elsewhere: bool
+) -> None:
+    record = Record(tmp_path / "state", "abc")
+    if elsewhere:
+        record.rejected_path = tmp_path / "rejected"
+    target = tmp_path / "target"
+    record.rejected_path.symlink_to(target)
+    if elsewhere:
+        record.save(saved(), [letter(3)])
+        assert json.loads(target.read_bytes())["seq"] == 3
+    else:
+        with pytest.raises(StorageFailed):
+            record.save(saved(), [letter(3)])
+        assert not target.exists()
+    record.close()

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wal_ingest.flusher.outcome import Named
-from wal_ingest.flusher.shapes import Shaped, _is_named, selected, shape_of, shapes_of
+from wal_ingest.flusher.outcome import LineRefused, LinesRefused, Named
+from wal_ingest.flusher.shapes import (
+    Shaped,
+    _is_named,
+    divided,
+    reasons_by_place,
+    selected,
+    shape_of,
+    shapes_of,
+)
 
 _NAMES = st.sampled_from(["m", "v", "mv", "w", "a,b", "a b", "a=b", "v1", "\\\\"])
 _VALUES = st.sampled_from(
@@ -86,3 +94,39 @@ def test_a_field_of_a_type_is_found_where_it_is_one(line: bytes, found: bool) ->
 
 def test_a_measurement_alone_means_each_of_its_lines() -> None:
     assert selected([b"m v=1 1\n", b"n v=1 1\n", b"m,a=b v=1 1\n"], Named("m")) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([1, 1], 1),
+        ([3, 1], 3),
+        ([1, 3], 1),
+        ([2, 2, 2], 2),
+        ([1, 1, 1, 3], 3),
+        ([9, 1, 1], 9),
+        ([5], 3),
+        ([1], 1),
+    ],
+)
+def test_about_half_is_the_first_shapes_that_are_no_more_than_half_together(
+    sizes: list[int], expected: int
+) -> None:
+    lines = [b"m%d v=1 %d\n" % (shape, n) for shape, size in enumerate(sizes) for n in range(size)]
+    assert divided(lines) == list(range(expected))
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [
+        ((LineRefused("why", number=2),), {1: "why"}),
+        ((LineRefused("why", number=2, line="m v"),), {1: "why"}),
+        ((LineRefused("why", number=2, line="x"),), {}),  # lines are counted in another way
+        ((LineRefused("why", number=0), LineRefused("why", number=4)), {}),  # no line has that number
+        ((LineRefused("why", line="m v=2 2"), LineRefused("other", line="n")), {1: "why"}),
+    ],
+)
+def test_a_listed_line_is_found_by_its_number_or_its_text_or_not_at_all(
+    refused: tuple[LineRefused, ...], expected: dict[int, str]
+) -> None:
+    assert reasons_by_place([b"m v=1 1\n", b"m v=2 2\n", b"m v=3 3\n"], LinesRefused(refused)) == expected

@@ -18,7 +18,7 @@ from wal_ingest.wal.cursor import Cursor
 from wal_ingest.wal.entry import Mark, NewEntry
 from wal_ingest.wal.lmdb_file import LmdbFile, MapFull
 from wal_ingest.wal.lmdb_pages import Found, PageReader
-from wal_ingest.wal.segment import Segment
+from wal_ingest.wal.segment import Segment, segment_name
 from wal_ingest.wal.space import Reserve
 from wal_ingest.wal.state import State
 from wal_ingest.wal.store import Store
@@ -315,6 +315,22 @@ def test_what_is_listed_from_outside_is_what_the_store_knows(tmp_path: Path, see
         read_streams(tmp_path / "nothing", clients_max=100)
 
 
+def test_entries_without_marks_and_lost_ones_between_move_no_stream_in_a_look_from_outside(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path, clock())
+    for entries in ([new_entry(1)], marked("web-1", 1), [new_entry(2)]):
+        store.wal.commit([entries])
+        store.wal.seal()
+    store.wal.commit([marked("web-2", 1)])
+    path = killed(tmp_path)
+    listed = store.wal.positions.listed()
+    store.close()
+    assert read_streams(path, clients_max=100) == listed
+    (path / "wal" / segment_name(1)).write_bytes(b"")
+    assert read_streams(path, clients_max=100) == listed
+
+
 def test_where_nothing_changed_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path, clock())
     store.wal.commit([marked("web-1", 1)])
@@ -509,6 +525,8 @@ def test_positions_without_a_checkpoint_that_can_be_read_are_forgotten_for_good(
     file = LmdbFile(tmp_path / "state.lmdb", map_bytes=MIB)
     file.write([] if value is None else [(b"streams", value)], [b"streams"])
     file.close()
+    # A look from outside does not guess which entries are behind it: it tells what was written down.
+    assert [position.client_id for position in read_streams(tmp_path, clients_max=100)] == ["web-1"]
     store = open_store(tmp_path, clock())
     assert numbers(store) == []
     assert list(store.state.records(b"stream/")) == []

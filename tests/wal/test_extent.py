@@ -179,13 +179,13 @@ class Piece:
 
 
 def missed(
-    cursor_seq: int, set_aside: list[int], *pieces: tuple[int, int]
+    cursor_seq: int, set_aside: list[int], *pieces: tuple[int, int], open_seq: int | None = None
 ) -> list[tuple[int, int, int | None]]:
     """What is missed of seqs 1 to 30, of which a sink has those up to `cursor_seq`."""
-    extent = Extent(first_seq=1, points_before=0, next_seq=31, points=30)
+    extent = Extent(first_seq=1, points_before=0, next_seq=31, points=30, open_seq=open_seq)
     cursor = Cursor(seq=cursor_seq, points=cursor_seq)
     there = [Piece(SegmentHeader(UUID(int=1), first, first - 1, 0), last, last) for first, last in pieces]
-    return ranges(missing_ends(extent, [cursor], there, open_is_there=True, set_aside=set_aside))
+    return ranges(missing_ends(extent, [cursor], there, open_is_there=open_seq is None, set_aside=set_aside))
 
 
 def test_what_a_sink_has_not_got_yet_of_a_segment_that_was_set_aside_is_not_missed() -> None:
@@ -195,3 +195,23 @@ def test_what_a_sink_has_not_got_yet_of_a_segment_that_was_set_aside_is_not_miss
         assert missed(cursor_seq, [1]) == []
     # What comes after a segment that is there was never in the file that was set aside before it.
     assert missed(25, [1], (11, 20)) == [(26, 30, 5)]
+
+
+def test_the_segment_that_was_written_to_is_missed_as_far_as_a_sink_has_not_passed_it() -> None:
+    assert missed(25, [], open_seq=21) == [(26, 30, None)]
+    assert missed(30, [], open_seq=21) == []
+    assert missed(0, [], (1, 30), open_seq=21) == []
+
+
+def test_by_a_state_file_older_than_the_log_nothing_is_missed_at_its_ends(tmp_path: Path) -> None:
+    """A backup that was restored: what was truncated since is not lost."""
+    for number in (1, 2, 3):
+        store = open_store(tmp_path)
+        store.wal.commit([[new_entry(number)]])
+        store.wal.seal()
+        store.close()
+        shutil.copy(tmp_path / "state.lmdb", tmp_path / f"state of {number}")
+    (tmp_path / "wal" / segment_name(1)).unlink()
+    assert [(gap.first_seq, gap.last_seq) for gap in verified(tmp_path).gaps] == [(1, 1)]
+    (tmp_path / "state of 1").rename(tmp_path / "state.lmdb")
+    assert verified(tmp_path).gaps == []

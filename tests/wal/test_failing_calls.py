@@ -81,6 +81,23 @@ def test_a_directory_that_cannot_be_made_or_locked_is_a_matter_of_the_settings(
         DirectoryLock(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC])
+def test_a_directory_that_the_disk_cannot_make_or_lock_is_a_matter_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", failing(number))
+        with pytest.raises(StorageFailed, match="the disk failed") as made:
+            make_directory(tmp_path / "new")
+    monkeypatch.setattr(os, "open", failing(number))
+    with pytest.raises(StorageFailed, match="the disk failed") as locked:
+        DirectoryLock(tmp_path)
+    assert [(each.value.path, each.value.number) for each in (made, locked)] == [
+        (tmp_path / "new", number),
+        (tmp_path / "LOCK", number),
+    ]
+
+
 def test_whoever_may_not_open_the_lock_cannot_tell_who_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +125,8 @@ USES: dict[str, Callable[[LmdbFile], object]] = {
     "sync": lambda file: file.sync(),
     "read": lambda file: file.read_from(b"", bytes_max=1),
     "used bytes": lambda file: file.used_bytes,
+    "live bytes": lambda file: file.live_bytes,
+    "copy": lambda file: file.copy(file.path.with_name("copy of x.lmdb")),
     "stale readers": lambda file: file.free_stale_readers(),
 }
 
@@ -143,12 +162,34 @@ def test_a_write_that_a_full_disk_cut_short_is_reported_as_that(
     error = lmdb.DiskError("mdb_txn_commit: Input/output error")
     vars(error)["code"] = errno.EIO
     monkeypatch.setattr(file, "_env", FailingEnv(error))
-    with pytest.raises(StorageFailed, match=r"Input/output error$"):
-        file.sync()
+    for room in (lambda _path: MIB * 1024, failing(errno.EACCES)):  # there is some, or nobody knows
+        with monkeypatch.context() as patch:
+            patch.setattr("wal_ingest.wal.lmdb_file.free_disk_bytes", room)
+            with pytest.raises(StorageFailed, match=r"Input/output error$"):
+                file.sync()
     monkeypatch.setattr("wal_ingest.wal.lmdb_file.free_disk_bytes", lambda _path: 0)
     with pytest.raises(StorageFailed, match="Input/output error, as the disk is full") as caught:
         file.sync()
     assert caught.value.number == errno.EIO
+
+
+def test_a_copy_that_cannot_be_written_is_named_with_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LmdbFile(tmp_path / "x.lmdb", map_bytes=MIB)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(StorageFailed, match="No space left") as caught:
+        file.copy(tmp_path / "copy.lmdb")
+    file.close()
+    assert (caught.value.path, caught.value.number) == (tmp_path / "copy.lmdb", errno.ENOSPC)
+
+
+def test_a_file_that_the_disk_cannot_open_is_an_unreadable_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", failing(errno.EIO))
+    with pytest.raises(SectorUnreadable, match="it cannot be read: Input/output error"):
+        verify(tmp_path / "x.lmdb")
 
 
 def test_a_full_map_is_told_apart_and_leaves_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from wal_ingest.errors import NoWal, StorageFailed, WalDamaged
 from wal_ingest.wal.cursor import Cursor, Trouble
 from wal_ingest.wal.entry import Entry
 from wal_ingest.wal.inspect import status
+from wal_ingest.wal.required import Requirement
 from wal_ingest.wal.segment import Ends, read_ends, read_entry
 from wal_ingest.wal.writer import Writer
 
@@ -191,3 +192,25 @@ def test_a_pause_is_told_before_any_trouble(tmp_path: Path) -> None:
     store.close()
     sink = status(tmp_path, now_ns=3 * 10**9).sinks["influxdb"]
     assert (sink.state, sink.reason, sink.state_s) == ("paused", "paused by an operator", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (Requirement(True, absent_since_ns=10**9), ("absent", 2.0)),
+        (Requirement(True, absent_since_ns=10**9, forgotten=True), ("forgotten", 2.0)),
+        (Requirement(False, absent_since_ns=10**9), ("paused", 1.0)),
+        (Requirement(True), ("paused", 1.0)),
+    ],
+    ids=["absent", "forgotten", "absent but optional", "present"],
+)
+def test_that_a_sink_is_absent_is_told_before_its_pause(
+    tmp_path: Path, record: Requirement, expected: tuple[str, float]
+) -> None:
+    store = open_store(tmp_path)
+    store.commit_cursor("influxdb", Cursor())
+    store.state.note_requirements({"influxdb": record})
+    store.state.pause("influxdb", now_ns=2 * 10**9)
+    store.close()
+    sink = status(tmp_path, now_ns=3 * 10**9).sinks["influxdb"]
+    assert (sink.state, sink.state_s) == expected

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,13 +20,17 @@ from msgspec import structs
 
 from tests.model.moments import Killed, Moments
 from tests.rigs.small_letters import small_letters
+from tests.wal.test_failing_calls import failing
 from wal_ingest.errors import DiskFull, NoRoomForLetters, StorageFailed, UnknownFormatVersion, WalDamaged
+from wal_ingest.wal import letter_blocks, letter_files, letter_store
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination
-from wal_ingest.wal.letter_blocks import Block, decode_block, make_blocks
-from wal_ingest.wal.letter_files import LETTERS_DIR
+from wal_ingest.wal.gzip_codec import compress
+from wal_ingest.wal.letter_blocks import MAGIC, Block, BlockRecord, decode_block, make_blocks
+from wal_ingest.wal.letter_files import LETTERS_DIR, LetterFiles, file_name, read_block_bytes
+from wal_ingest.wal.letter_reading import Piece, in_order
 from wal_ingest.wal.letter_room import LetterLimits
-from wal_ingest.wal.letters import id_of
+from wal_ingest.wal.letters import id_of, letter_key, letter_number, letters_prefix
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.space import Reserve
 from wal_ingest.wal.state import State, check_state, read_dead_letters, read_letter_groups
@@ -236,6 +241,10 @@ def test_when_all_are_gone_so_are_their_files_and_an_older_program_can_read_the_
     park(state, letters(5))
     assert list(state.dead_letters(SINK)) == letters(5)
     state.close()
+
+
+def numbered(number: int) -> DeadLetter:
+    return structs.replace(letter(number), number=number)
 
 
 def records(directory: Path) -> dict[bytes, bytes]:
@@ -501,4 +510,159 @@ def test_the_limit_counts_what_blocks_take_and_dropping_makes_room_again(tmp_pat
     state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)], written=False)
     park(state, letters(20, first=parked + 1))
     assert list(state.dead_letters(SINK)) == letters(20, first=parked + 1)
+    state.close()
+
+
+# -- what fails, and what cannot be read -------------------------------------------------------------------
+
+
+def test_letters_that_share_their_reason_and_destination_share_it_in_the_block_too() -> None:
+    first = structs.replace(letter(1), number=1)
+    alike = [structs.replace(first, seq=n, number=n) for n in (1, 2, 3)]
+    [new] = make_blocks(WAL_ID, SINK, alike)
+    assert decode_block(new.data, WAL_ID, new.at(SINK, 1, 0)) == alike
+    apart = [msgspec.json.decode(msgspec.json.encode(each), type=DeadLetter) for each in alike]
+    assert [each.data for each in make_blocks(WAL_ID, SINK, apart)] == [new.data]
+
+
+def test_a_block_from_the_future_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(letter_blocks, "VERSION", 9)
+        [new] = make_blocks(WAL_ID, SINK, [letter(1)])
+    with pytest.raises(ValueError, match="a block has version 9, this program knows 1"):
+        decode_block(new.data, WAL_ID, new.at(SINK, 1, 0))
+
+
+def test_bytes_that_are_no_block_and_a_table_that_is_none_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(letter_blocks, "compress", lambda content: compress(b"!" + content[1:]))
+    [new] = make_blocks(WAL_ID, SINK, [letter(1), letter(2)])
+    with pytest.raises(ValueError, match="the table of a block cannot be read"):
+        decode_block(new.data, WAL_ID, new.at(SINK, 1, 0))
+    with pytest.raises(ValueError, match="there is no block of dead letters"):
+        decode_block(b"!" + new.data[1:], WAL_ID, new.at(SINK, 1, 0))
+
+
+@pytest.mark.parametrize("gone", [{1, 2}, {2}, {3}, {1, 2, 3}], ids=str)
+def test_blocks_that_a_server_removed_before_they_are_due_cost_nothing_of_the_others(gone: set[int]) -> None:
+    made = [new.at(SINK, n, 0) for n in (1, 2, 3) for new in make_blocks(WAL_ID, SINK, [numbered(n)])]
+    removed = set[int]()
+
+    def read(block: Block) -> list[DeadLetter]:
+        if block.first_number in gone:
+            removed.update(gone)
+            raise WalDamaged(Path("x"), "the file is missing")
+        return [numbered(block.first_number)]
+
+    def piece_after(after: int) -> Piece:
+        return Piece(
+            [each for each in made if each.first_number > after and each.first_number not in removed]
+        )
+
+    assert [each.number for each in in_order(piece_after, read)] == sorted({1, 2, 3} - gone)
+
+
+def test_a_file_of_letters_that_cannot_be_looked_at_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LetterFiles(tmp_path)
+    files.append([b"a block"], begin=lambda: 1)
+    files.close()
+    path, stat = files.directory / file_name(1), Path.stat
+    monkeypatch.setattr(Path, "stat", lambda each: failing(errno.EIO)() if each == path else stat(each))
+    with pytest.raises(StorageFailed, match="Input/output error") as counted:
+        LetterFiles(tmp_path)
+    monkeypatch.setattr(os, "open", failing(errno.EMFILE))
+    with pytest.raises(StorageFailed, match="Too many open files") as read:
+        read_block_bytes(files.directory, BlockRecord(1, 0, 9, 1, 1, "", 0))
+    assert [(each.value.path, each.value.number) for each in (counted, read)] == [
+        (path, errno.EIO),
+        (path, errno.EMFILE),
+    ]
+
+
+def test_a_full_disk_is_met_before_a_block_is_written_and_costs_those_before_it_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LetterFiles(tmp_path)
+    begin = count(1).__next__
+    assert files.append([b"first"], begin=begin) == [(1, 0)]
+    with monkeypatch.context() as patch:
+        patch.setattr(letter_files, "hold_space", lambda _fd, _length: errno.ENOSPC)
+        patch.setattr(os, "pwrite", lambda *_arguments: pytest.fail("it was written"))
+        with pytest.raises(DiskFull, match="No space left on device"):
+            files.append([b"second"], begin=begin)
+    assert (files.directory / file_name(1)).read_bytes() == b"first"
+    assert files.append([b"second"], begin=begin) == [(2, 0)]
+    files.close()
+
+
+def test_a_file_that_cannot_be_removed_keeps_its_space_until_a_start_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = LetterFiles(tmp_path)
+    files.append([b"x" * 10_000], begin=lambda: 1)
+    used = files.used_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", failing(errno.EIO))
+        assert not files.give_back(1, [], [])
+    assert files.used_bytes == used > 0
+    again = LetterFiles(tmp_path)
+    assert again.give_back(1, [], [])
+    assert (again.used_bytes, files_of(tmp_path)) == (0, [])
+
+
+def test_letters_at_their_limit_are_refused_before_any_is_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(20))
+    state.close()
+    state = State(tmp_path, now_ns=2, limits=LetterLimits(state.letter_bytes, 0))
+    monkeypatch.setattr(letter_store, "make_blocks", lambda *_arguments: pytest.fail("they were compressed"))
+    with pytest.raises(NoRoomForLetters, match="the limit is"):
+        park(state, letters(20, first=21))
+    state.close()
+
+
+@pytest.mark.parametrize("bad", [1, 2], ids=["the oldest", "one between"])
+@pytest.mark.parametrize("parked_before", [3, 14], ids=["few", "more than a transaction takes"])
+def test_behind_a_record_that_cannot_be_read_new_letters_are_kept_as_records(
+    tmp_path: Path, bad: int, parked_before: int
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(parked_before))
+    state.close()
+    file = LmdbFile(tmp_path / "state.lmdb", map_bytes=1 << 20)
+    file.write([(letter_key(SINK, bad), b"{")])
+    file.close()
+    with small_letters():
+        state = State(tmp_path, now_ns=2)
+        park(state, letters(20, first=100))
+        state.close()
+    kept = {letter_number(key) for key in records(tmp_path) if key.startswith(letters_prefix(SINK))}
+    kept |= set(range(1, bad))  # what was before it may be in a block
+    assert kept == set(range(1, parked_before + 21))
+    state = State(tmp_path, now_ns=3)
+    assert sum(group.points for group in state.letter_groups()) == parked_before + 20
+    state.close()
+
+
+def test_a_block_that_cannot_be_read_keeps_only_its_own_letters_from_being_removed(
+    tmp_path: Path, small: None
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(12, reasons=2))
+    first, second, *_ = [id_of(each) for each in state.dead_letters(SINK)]
+    path = files_of(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[-1 if content.count(MAGIC) == 1 else content.index(MAGIC, 1) - 1] ^= (
+        1  # the first block: 1, 3, 5, 7
+    )
+    path.write_bytes(content)
+    with pytest.raises(WalDamaged, match="cannot be read"):
+        state.remove_letters(SINK, [first], written=False)
+    nobody = second._replace(number=10**6)
+    assert state.remove_letters(SINK, [second, nobody], written=False) == 1
     state.close()

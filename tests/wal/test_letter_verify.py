@@ -19,7 +19,7 @@ from tests.wal.test_damage import flip
 from tests.wal.test_letter_store import SINK, files_of, letter, letters, park
 from tests.wal.test_verify import verified
 from wal_ingest.wal import letter_verify
-from wal_ingest.wal.letter_blocks import Block
+from wal_ingest.wal.letter_blocks import Block, block_key
 from wal_ingest.wal.letter_files import file_numbers
 from wal_ingest.wal.letter_store import read_block
 from wal_ingest.wal.letters import id_of, letter_key
@@ -168,11 +168,13 @@ def test_a_cursor_that_counts_other_letters_than_there_are_is_named(data: Path) 
     assert report.dead_letters.troubles == ["the cursor of influxdb counts 32 dead letters, 31 are recorded"]
 
 
-@pytest.mark.parametrize("how", ["missing", "damaged"])
+@pytest.mark.parametrize("how", ["missing", "damaged", "a record of a block"])
 def test_without_a_state_file_nothing_tells_what_is_in_the_files(data: Path, how: str) -> None:
     state = data / STATE_NAME
     if how == "missing":
         state.unlink()
+    elif how == "a record of a block":
+        edit(data, lambda file: file.write([(block_key(SINK, 1), b"{")]))
     else:
         state.write_bytes(b"not LMDB at all" * 1_000)
     report = verified(data)
@@ -229,6 +231,18 @@ def test_a_file_that_a_server_begins_meanwhile_is_not_one_too_many(
     monkeypatch.setattr("wal_ingest.wal.letter_verify.file_numbers", parking)
     assert letter_verify.verify_letters(data / STATE_NAME, done=lambda _bytes: None).whole
     state.close()
+
+
+def test_a_file_that_a_server_gives_back_meanwhile_is_not_reported(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the directory was read; then its record was removed, and the file."""
+    before = letter_verify.verify_letters(data / STATE_NAME, done=lambda _bytes: None)
+    monkeypatch.setattr(
+        "wal_ingest.wal.letter_verify.file_numbers", lambda directory: [*file_numbers(directory), 10**6]
+    )
+    assert letter_verify.verify_letters(data / STATE_NAME, done=lambda _bytes: None) == before
+    assert before.whole
 
 
 def test_a_count_that_a_server_changes_all_the_time_is_no_trouble(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from wal_ingest.errors import UnknownFormatVersion, WalDamaged
+from wal_ingest.errors import StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
 from wal_ingest.wal.entry import Destination
+from wal_ingest.wal.letter_blocks import block_key
 from wal_ingest.wal.letters import UNREADABLE, id_of
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.lmdb_pages import PageReader
@@ -192,3 +195,53 @@ def test_a_dead_letter_that_is_damaged_is_counted_and_not_given_out(tmp_path: Pa
     with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
         state.remove_letters("influxdb", [id_of(letter(1))._replace(number=1)], written=False)
     state.close()
+
+
+def test_a_dead_letter_that_is_damaged_does_not_hide_those_before_it(tmp_path: Path) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50, 3), [letter(1), letter(2), letter(3)])
+    state.close()
+    overwrite(tmp_path, b"letter/influxdb/%020d" % 2, b"{")
+    found = read_dead_letters(tmp_path / "state.lmdb", "influxdb")
+    assert next(found).number == 1
+    with pytest.raises(WalDamaged, match="a dead letter cannot be read"):
+        next(found)
+
+
+@pytest.mark.parametrize("value", [b"{", b'["x"]'], ids=["no JSON", "another JSON"])
+def test_a_record_of_a_block_that_cannot_be_read_is_damage(tmp_path: Path, value: bytes) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50))
+    state.close()
+    overwrite(tmp_path, block_key("influxdb", 1), value)
+    with pytest.raises(WalDamaged, match="a record cannot be read"):
+        check_state(tmp_path / "state.lmdb")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_state_file_that_cannot_be_written_anew_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    state.commit_cursor("influxdb", Cursor(5, 50))
+    state.close()
+    content = (tmp_path / "state.lmdb").read_bytes()
+    copies = []
+
+    def failing(_file: LmdbFile, path: Path) -> None:
+        path.write_bytes(b"half a copy")
+        copies.append(path)
+        raise StorageFailed(path, os.strerror(number), number=number)
+
+    monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
+    monkeypatch.setattr(LmdbFile, "copy", failing)
+    if number == errno.ENOSPC:  # the next start may have room
+        state = State(tmp_path, now_ns=2)
+        assert state.cursor("influxdb") == Cursor(5, 50)
+        state.close()
+    else:
+        with pytest.raises(StorageFailed, match="Input/output error"):
+            State(tmp_path, now_ns=2)
+    assert len(copies) == 1
+    assert not copies[0].exists()
+    assert (tmp_path / "state.lmdb").read_bytes() == content

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.wal.factories import new_entry, open_store
 from wal_ingest.errors import SectorUnreadable, StorageFailed
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.lmdb_file import verify as verify_pages
+from wal_ingest.wal.page_scan import PageScan
 from wal_ingest.wal.reading import WalReader
 from wal_ingest.wal.salvage import Salvage
 from wal_ingest.wal.segment import segment_name
@@ -105,17 +108,56 @@ def test_the_engine_is_given_no_file_that_cannot_be_read_whole(
         verify_pages(segment)
 
 
+def test_a_disk_that_gives_nothing_any_more_is_no_damage_to_deliver_around(
+    segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From whichever read on it fails: no entry may be passed over that the disk in order still has."""
+    left = 0
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EIO, "Input/output error")
+        return PREAD(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", failing)
+    messages = []
+    for left in count():
+        reads = left
+        try:
+            scan = PageScan(segment, delivering=True)
+        except StorageFailed as exc:
+            messages.append(str(exc))
+            left = reads
+            with contextlib.suppress(StorageFailed):
+                PageScan(segment).close()  # the tools read what there is
+            continue
+        assert left >= 0
+        assert scan.seqs == list(range(1, ENTRIES + 1))
+        scan.close()
+        break
+    assert "no byte of it can be read" in messages[0]
+    assert len(messages) > 3
+    assert all("it cannot be read any more" in message for message in messages[1:])
+
+
 def test_a_meta_page_that_the_engine_cannot_read_is_damage(
     tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(file: LmdbFile, path: Path, **options: object) -> None:
         if path == segment:
-            raise StorageFailed(path, "Input/output error", number=errno.EIO)
+            raise StorageFailed(path, os.strerror(number), number=number)
         made(file, path, **options)  # type: ignore[arg-type]
 
     store = open_store(tmp_path)
     made = LmdbFile.__init__
     monkeypatch.setattr(LmdbFile, "__init__", fails)
+    number = errno.ENOMEM
+    with pytest.raises(StorageFailed, match="Cannot allocate memory"):  # the file is not to blame
+        read_everything(store)
+    assert store.wal.damaged == []
+    number = errno.EIO
     assert len(read_everything(store)) == ENTRIES + 1
     assert len(store.wal.damaged) == 1
     store.close()

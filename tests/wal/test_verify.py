@@ -133,11 +133,14 @@ def test_the_state_file_is_verified_too(data: Path) -> None:
     assert (report.state, report.whole) == ("it is missing", False)
 
 
-def test_a_file_from_a_newer_version_is_refused_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def newer(path: Path) -> None:
+@pytest.mark.parametrize("look", ["read_state", "verify_letters", "check_state"])
+def test_a_file_from_a_newer_version_is_refused_by_name_whoever_meets_it_first(
+    data: Path, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    def newer(path: Path, **_options: object) -> None:
         raise UnknownFormatVersion(path, "state format version 2 is not known")
 
-    monkeypatch.setattr(verifying, "check_state", newer)
+    monkeypatch.setattr(verifying, look, newer)
     with pytest.raises(UnknownFormatVersion, match="version 2"):
         verified(data)
 

@@ -305,9 +305,9 @@ class Delivery:
 
     def _note_settled(self, batch: Batch, settled: Settled) -> None:
         """What became of points, whichever batches they came in: the committer writes it down."""
-        if self._window.settle_parts(batch.parts, settled):
-            self._settled.unpark_all()
-            self._room.unpark_all()
+        self._window.settle_parts(batch.parts, settled)
+        self._settled.unpark_all()
+        self._room.unpark_all()
         self._refresh_state()
 
     async def _commit_often(self) -> None:

@@ -352,10 +352,11 @@ class Finder:
             return []
         batch = await self._writer.run_sync(pick, piece.batch, lines, rest)
         if not alike:
-            found = await self._writer.run_sync(divided, [lines[place] for place in rest])
-            return await self._split(
-                piece.part(batch), [lines[place] for place in rest], found, convicted=convicted, first=True
-            )
+            if len(rest) == 1:
+                return [piece.part(batch, convicted=convicted)]
+            left = [lines[place] for place in rest]
+            found = await self._writer.run_sync(divided, left)
+            return await self._split(piece.part(batch), left, found, convicted=convicted, first=True)
         about = isinstance(refusal, Convicted) or refusal.about_points
         note = f" (as each of {len(decided)} points like it that were written alone)"
         self._park(piece.part(batch), refusal.reason + note, refusal.status, about)
@@ -373,10 +374,11 @@ class Finder:
         counted: bool = False,
         first: bool = False,
     ) -> list[Piece]:
-        """The lines at some places and the others, as two pieces; those at the places last, unless they are `first`."""
+        """The lines at some places and the others, as two pieces; those at the places last, unless they are `first`.
+
+        There are lines of both kinds.
+        """
         rest = others(len(lines), places)
-        if not rest or not places:
-            rest, places, first = list(range(1, len(lines))), [0], True
 
         def cut() -> list[Batch]:
             return [pick(piece.batch, lines, places), pick(piece.batch, lines, rest)]

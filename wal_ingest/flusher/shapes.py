@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from wal_ingest.flusher.outcome import BeyondRetention, Hint, LinesRefused, Named
@@ -285,11 +285,9 @@ def divided(lines: Sequence[bytes]) -> list[int]:
         for place, common in enumerate(shapes_of(lines) if by_shape else map(series_of, lines)):
             groups.setdefault(common, []).append(place)
         if len(groups) > 1:
-            chosen: list[int] = []
-            for places in groups.values():
-                if chosen and len(chosen) + len(places) > half:
-                    break
-                chosen += places
+            # The first groups that are no more than half together; the first one in any case.
+            count = max(1, bisect_right(list(accumulate(map(len, groups.values()))), half))
+            chosen = [place for places in islice(groups.values(), count) for place in places]
             return list(range(half)) if by_shape and repeats(lines) else sorted(chosen)
     return list(range(half))
 

@@ -177,6 +177,7 @@ def _grouped(letters: Sequence[DeadLetter]) -> dict[str, list[DeadLetter]]:
 
 
 def _pieces(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    """The letters, at least one, in pieces of a block each."""
     piece: list[DeadLetter] = []
     size = 0
     reason = ""
@@ -188,8 +189,7 @@ def _pieces(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
         piece.append(letter)
         size += more
         reason = letter.reason
-    if piece:
-        yield piece
+    yield piece
 
 
 def encode_block(wal_id: uuid.UUID, sink: str, letters: Sequence[DeadLetter]) -> bytes:

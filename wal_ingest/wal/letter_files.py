@@ -148,9 +148,8 @@ class LetterFiles:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, keep)
         self.close()
-        if number in self._bytes:
-            with contextlib.suppress(StorageFailed):
-                self._bytes[number] = self._size_of(number)
+        with contextlib.suppress(StorageFailed):
+            self._bytes[number] = self._size_of(number)
 
     def close(self) -> None:
         """Closes the file that is written to."""

@@ -181,11 +181,6 @@ class ScannedSegment:
         self._points_before_known = self._points_after_known = True
 
     @property
-    def entries(self) -> int:
-        """How many entries can be read."""
-        return len(self._scan.seqs)
-
-    @property
     def points(self) -> int:
         """Points of the entries that can be read."""
         return self._scan.points

@@ -181,9 +181,8 @@ def _letters_in(reader: PageReader, sink: str, number: int) -> Iterator[Item]:
 
 def _blocks_in(reader: PageReader, sink: str, number: int) -> Iterator[Block]:
     prefix = blocks_prefix(sink)
-    for key, value in reader.items_from(block_key(sink, number)):
-        if not key.startswith(prefix):
-            return
+    items = reader.items_from(block_key(sink, number))
+    for key, value in itertools.takewhile(lambda item: item[0].startswith(prefix), items):
         try:
             yield decode_record(key, value)
         except (msgspec.DecodeError, ValueError) as exc:

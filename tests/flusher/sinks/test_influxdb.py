@@ -24,7 +24,9 @@ from wal_ingest.errors import ConfigError
 from wal_ingest.flusher.batches import Batch
 from wal_ingest.flusher.outcome import (
     REASON_CHARS_MAX,
+    BeyondRetention,
     Confirmed,
+    Hint,
     LineRefused,
     LinesRefused,
     Misconfigured,
@@ -35,7 +37,8 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.sinks.influxdb import InfluxDBSink
 from wal_ingest.flusher.sinks.influxdb_answers import outcome_of, parse_retry_after
-from wal_ingest.flusher.sinks.influxdb_servers import Server, server_of
+from wal_ingest.flusher.sinks.influxdb_refusals import hint_of
+from wal_ingest.flusher.sinks.influxdb_servers import Server, body_for, is_read_alike, server_of
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.gzip_codec import compress
@@ -334,6 +337,36 @@ INFLUXDB_LIKE = {
 @pytest.mark.parametrize("answer", INFLUXDB_LIKE.values(), ids=INFLUXDB_LIKE)
 def test_a_refusal_in_a_form_of_influxdbs_is_about_points(answer: tuple[dict[str, str], bytes]) -> None:
     assert isinstance(outcome_of(400, *answer, now_ns=0), Rejected)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "hint"),
+    [
+        (
+            "Retention Policy Lower Bound at 2026-01-02T03:04:05.6Z",
+            None,
+            BeyondRetention(1_767_323_045_600_000_000),
+        ),
+        ("Retention Policy Lower Bound at 2026-13-45T03:04:05Z", None, BeyondRetention()),  # no such date
+        (
+            "",
+            {"data": ["m v=1", {"line_number": 2, "error_message": "why"}]},
+            LinesRefused((LineRefused("why", 2),)),
+        ),
+        ("", {"data": ["m v=1"]}, None),
+    ],
+)
+def test_what_cannot_be_read_of_a_refusal_spoils_nothing_of_the_rest(
+    words: str, answer: object, hint: Hint | None
+) -> None:
+    assert hint_of(words, answer) == hint
+
+
+@pytest.mark.parametrize("server", Server)
+def test_a_body_that_is_no_gzip_is_sent_as_it_is_for_the_server_to_refuse(server: Server) -> None:
+    batch = replace(batch_with(ODD), body=b"no gzip")
+    assert is_read_alike(batch)
+    assert body_for(server, batch) == batch.body
 
 
 def test_victoriametrics_plain_refusal_needs_the_evidence_of_neighbours() -> None:
