@@ -107,6 +107,12 @@ def moody() -> Iterator[str]:
 # -- import ---------------------------------------------------------------------------------------------
 
 
+def test_an_import_into_a_directory_without_a_log_says_that_it_made_one(tmp_path: Path) -> None:
+    """The name may be mistyped."""
+    ran = wal("import", "-", data=tmp_path / "dta", stdin=lines(1))
+    assert ran.stdout.endswith(f"taken into a new WAL in {tmp_path / 'dta'}\n".encode())
+
+
 def test_plain_and_gzip_files_and_standard_input_are_taken_alike(tmp_path: Path) -> None:
     plain, packed = tmp_path / "a.lp", tmp_path / "b.lp.gz"
     plain.write_bytes(lines(1))
@@ -114,7 +120,8 @@ def test_plain_and_gzip_files_and_standard_input_are_taken_alike(tmp_path: Path)
     data = tmp_path / "data"
     told = json.loads(wal("import", plain, packed, "--json", "--org", "o", "--bucket", "b", data=data).stdout)
     assert (told["lines"], told["points"]) == (3 * POINTS, 3 * POINTS)
-    assert wal("import", "-", data=data, stdin=lines(4)).returncode == 0
+    again = wal("import", "-", data=data, stdin=lines(4))
+    assert again.stdout.endswith(f"taken into the WAL in {data}\n".encode())
     assert stored_lines(data) == b"".join(lines(number) for number in range(1, 5))
     first = stored(data)[0]
     assert (first.source, first.destination.org, first.destination.bucket) == ("import", "o", "b")
@@ -124,7 +131,7 @@ def test_many_chunks_keep_every_line_and_their_order(tmp_path: Path) -> None:
     every = b"".join(b"cpu,host=web-%d v=%d %d\n" % (n % 99, n, n + 1) for n in range(120_000))
     (tmp_path / "big.lp").write_bytes(every[:-1])  # without the last line feed
     ran = wal("import", tmp_path / "big.lp", data=tmp_path / "data")
-    assert ran.stdout.startswith(b"120,000 points in 120,000 lines taken into the WAL in ")
+    assert ran.stdout.startswith(b"120,000 points in 120,000 lines taken into a new WAL in ")
     assert stored_lines(tmp_path / "data") == every
     assert max(entry.points for entry in stored(tmp_path / "data")) == 1000
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.needs("cc")
 _ROOT = Path(__file__).parents[2]
 _SOURCE = Path(__file__).with_name("faults.c")
 # Each mode of each life begins at another operation, so that all together strike many places.
-_STEP = 48
+_STEP = 96
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from wal_ingest.flusher.batches import Batch, Batcher
 from wal_ingest.flusher.evidence import SCOUT_AT_ONCE_MAX, Evidence
 from wal_ingest.flusher.grace import Grace
 from wal_ingest.flusher.learnt import Learnt, Pattern
+from wal_ingest.flusher.outcome import Misconfigured
 from wal_ingest.flusher.overtaking import UNPROVEN_MAX, Overtaking
 from wal_ingest.flusher.piece import Convicted, Piece
 from wal_ingest.flusher.shapes import Shaped, shape_of
@@ -73,14 +74,20 @@ async def test_a_piece_that_waits_is_divided_at_once_when_another_taught_of_some
         nursery.cancel_scope.cancel()
 
 
-def test_once_many_were_divided_in_vain_a_denied_batch_must_fail_a_few_times_first() -> None:
+@pytest.mark.parametrize(
+    ("status", "divided_before", "failures"),
+    [(403, 0, 0), (403, SCOUT_AT_ONCE_MAX, LEAVE_AFTER), (401, 0, LEAVE_AFTER), (404, 0, LEAVE_AFTER)],
+)
+def test_a_denied_batch_is_divided_at_once_for_a_403_as_long_as_few_were(
+    status: int, divided_before: int, failures: int
+) -> None:
     evidence = Evidence(Learnt(), run_sync=run_inline, now_ns=now_ns)
     piece = Piece(batch_of([b"m v=1 1\n", b"m v=2 2\n"]))
-    evidence.group(piece.batch).scouted_at_once = SCOUT_AT_ONCE_MAX
-    decided = []
-    for piece.suspicion.failures in range(LEAVE_AFTER + 1):
-        decided.append(evidence.scouts_denied(piece))
-    assert decided == [False] * LEAVE_AFTER + [True]
+    evidence.group(piece.batch).scouted_at_once = divided_before
+    outcome = Misconfigured("denied", status, suspect=True)
+    while not evidence.scouts_denied(piece, outcome):
+        piece.suspicion.failures += 1
+    assert piece.suspicion.failures == failures
 
 
 async def test_where_many_are_investigated_no_piece_is_left_nor_takes_a_place_among_the_unproven(

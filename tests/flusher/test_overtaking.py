@@ -246,6 +246,7 @@ async def test_a_token_that_is_refused_for_every_batch_holds_and_parks_nothing(
     assert set(rig.sink.confirmed) == set(rig.log.all_lines())
 
 
+@pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("entries", [1, 4, 30])
 @pytest.mark.parametrize("in_flight_max", [1, 4])
 async def test_a_sink_that_refuses_access_from_the_start_is_holding_all_the_time_and_recovers_at_once(
@@ -253,11 +254,13 @@ async def test_a_sink_that_refuses_access_from_the_start_is_holding_all_the_time
     caplog: pytest.LogCaptureFixture,
     in_flight_max: int,
     entries: int,
+    status: int,
 ) -> None:
     """A wrong token, or a bucket that is missing: the operator must see it, however few points there are."""
     rig = DeliveryRig(in_flight_max=in_flight_max)
     denied = True
-    rig.sink.answer = lambda _lines: DENIED if denied else None
+    refusal = Misconfigured("blocked", status, suspect=True)
+    rig.sink.answer = lambda _lines: refusal if denied else None
     for _ in range(entries):
         rig.log.append(5)
     async with rig.running() as delivery:
@@ -271,7 +274,7 @@ async def test_a_sink_that_refuses_access_from_the_start_is_holding_all_the_time
         assert delivery.status().state is SinkState.IDLE
     assert rig.state.letters == []
     [said] = caplog.records
-    assert said.getMessage() == "fake: everything is kept, nothing is delivered: HTTP 403: blocked"
+    assert said.getMessage() == "fake: everything is kept, nothing is delivered: blocked"
 
 
 async def test_a_destination_that_is_forbidden_is_not_asked_more_often_because_others_pass(

@@ -22,7 +22,7 @@ from wal_ingest.settings import Settings
 from wal_ingest.wal.entry import NewEntry
 from wal_ingest.wal.gzip_codec import compress
 from wal_ingest.wal.recovery import SetAside
-from wal_ingest.wal.store import Store
+from wal_ingest.wal.store import WAL_DIR, Store
 from wal_ingest.wal.writer import Writer
 
 _TEXT = "text/plain; charset=utf-8"
@@ -72,9 +72,11 @@ class DirectDoor:
     def __init__(self, settings: Settings) -> None:
         data_dir = Path(settings.server.data_dir)
         must_not_be_root(data_dir)
+        # Perhaps the name is mistyped, and no server will ever deliver what goes there.
+        is_new = not (data_dir / WAL_DIR).exists()
         self._store = Store(data_dir, settings.wal, now_ns=time.time_ns)
         self._limits = Writer(self._store.wal, settings.wal)
-        self.to = f"the WAL in {data_dir}"
+        self.to = f"{'a new' if is_new else 'the'} WAL in {data_dir}"
         for damaged in self.damaged:
             sys.stderr.write(f"set aside as damaged: {damaged.path}: {damaged.reason}\n")
 

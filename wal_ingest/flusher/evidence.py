@@ -24,6 +24,7 @@ _DENIED_AFTER = 2
 _DENIED_AGAIN_AFTER = 1
 # … and one point soon after a control failed: the sink may refuse access now and then, whatever is written.
 _DENIED_RESTLESS_AFTER = 4
+_FORBIDDEN = 403
 # How often the scout and its pieces are divided at once, as long as nothing was confirmed.
 SCOUT_AT_ONCE_MAX = 20
 
@@ -137,11 +138,15 @@ class Evidence:
             return False
         return self._becomes_scout(piece)
 
-    def scouts_denied(self, piece: Piece) -> bool:
-        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control."""
+    def scouts_denied(self, piece: Piece, outcome: Misconfigured) -> bool:
+        """The same for a 401, 403 or 404 while nothing was confirmed yet that could be a control.
+
+        At once for a 403 only, as firewalls answer: the others are likely about the token or the bucket.
+        """
         if self.group(piece.batch).control is not None:
             return False
-        if not self._at_once(piece) and piece.suspicion.failures < LEAVE_AFTER:
+        at_once = outcome.status == _FORBIDDEN and self._at_once(piece)
+        if not at_once and piece.suspicion.failures < LEAVE_AFTER:
             return False
         return self._becomes_scout(piece)
 

@@ -188,7 +188,7 @@ class SinkWriter:
                 self._progress.retried_writes += 1
                 # The others first: one of them may pass, and then there is something to compare with.
                 left = denied and leave(piece)
-                if left or (denied and self.evidence.scouts_denied(piece)):
+                if left or (denied and self.evidence.scouts_denied(piece, outcome)):
                     if probing:
                         self._patience.release()
                     return None if left else Convicted(outcome.reason, outcome.status)

@@ -172,7 +172,9 @@ class Ingest:
         request_id = client_request_id(scope["headers"])
         if scope["method"] != "POST":
             problem = Problem(405, "points are written with POST")
-            answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=b"POST")
+            # On the native route, GET is for Prometheus.
+            allow = b"GET, HEAD, POST" if dialect is Dialect.NATIVE else b"POST"
+            answer = self._refuse(dialect, problem, scope, request_id, closes=True, allow=allow)
             await answer_early(answer, receive, send)
             return
         hold = Hold(self.budget, source_of(scope))

@@ -170,6 +170,10 @@ async def test_connections_are_reused(fake: FakeInfluxDB) -> None:
         ),
         (Answer(403), Misconfigured("HTTP 403", 403, suspect=True)),
         (
+            Answer(401),
+            Misconfigured("HTTP 401: the token is not accepted (influxdb.token)", 401, suspect=True),
+        ),
+        (
             Answer(404, b'{"error":"database not found: \\"b\\""}'),
             Misconfigured('HTTP 404: database not found: "b"', 404, suspect=True),
         ),

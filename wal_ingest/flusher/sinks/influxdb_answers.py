@@ -67,6 +67,8 @@ def outcome_of(status: int, headers: Mapping[str, str], body: bytes, *, now_ns: 
         )
         return Confirmed() if isinstance(found, Stored) else Misconfigured(plain(found.reason), status)
     said = reason_of(body) or plain(headers.get("x-influxdb-error", ""))
+    if status == 401 and not said:  # so VictoriaMetrics and many proxies answer
+        said = "the token is not accepted (influxdb.token)"
     reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
     if status in (400, 422):
         return _refusal(status, headers, body, said, reason)
