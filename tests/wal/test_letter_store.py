@@ -493,6 +493,32 @@ def test_letters_that_find_no_room_for_a_file_stay_records_in_the_room_that_the_
     state.close()
 
 
+def test_records_move_into_blocks_in_steps_for_which_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a disk was full for long: moving many at once needs more room than all of them take in blocks."""
+    monkeypatch.setattr(letter_store, "RUN_LETTERS", 4_000)
+    free = [1 << 40]
+    state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 30, 1_000), free_bytes=lambda _path: free[0])
+
+    def long_letters(count: int, first: int) -> list[DeadLetter]:
+        return [structs.replace(each, line=noisy(each).line * 12) for each in letters(count, first=first)]
+
+    free[0] = 500
+    count = 0
+    with contextlib.suppress(NoRoomForLetters):
+        while True:
+            park(state, long_letters(500, count + 1))
+            count += 500
+    assert count >= letter_store.RUN_LETTERS
+    assert files_of(tmp_path) == []
+    free[0] = 5 << 20
+    park(state, long_letters(4_000, count + 1))
+    assert files_of(tmp_path) != []
+    assert [each.seq for each in state.dead_letters(SINK)] == list(range(1, count + 4_001))
+    state.close()
+
+
 def test_the_limit_counts_what_blocks_take_and_dropping_makes_room_again(tmp_path: Path) -> None:
     state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 20))
     parked = 0

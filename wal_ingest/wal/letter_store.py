@@ -67,6 +67,8 @@ FORMAT_BLOCKS = b"2"
 # At most so many letters of a sink are records, and so many bytes.
 LOOSE_LETTERS = 1_000
 LOOSE_BYTES = 1 << 20
+# Where the disk has no room to move many records into blocks at once, a quarter is tried, unless they are fewer.
+MOVED_MIN = 1_000
 # Records that are read of one state of the file, and that are counted by their reasons.
 PIECE_LETTERS = 500
 COUNTED_LETTERS = 2_000
@@ -256,7 +258,7 @@ class LetterStore:
         After one that cannot be read, new letters stay records.
         """
         sink = self._sinks[name]
-        while sink.loose > RUN_LETTERS and self._move_some(name):
+        while sink.loose > LOOSE_LETTERS and self._move_some(name):
             pass
         old, old_bytes = self._readable_records(name)
         if len(old) < sink.loose:
@@ -270,19 +272,30 @@ class LetterStore:
         return Change(change.puts, change.deletes, len(numbered), done)
 
     def _move_some(self, name: str) -> bool:
-        """Moves a sink's oldest records into blocks, in a transaction of its own; false where none can be read."""
-        old, old_bytes = self._readable_records(name)
-        if not old:
-            return False
-        change = self._moved(name, old, len(old), old_bytes, limited=False)
-        self._file.write(change.puts, change.deletes)
-        change.done()
-        return True
+        """Moves a sink's oldest records into blocks, in a transaction of its own; false where none can be read.
 
-    def _readable_records(self, name: str) -> tuple[list[DeadLetter], int]:
-        """A sink's oldest records, as many as one transaction takes, up to one that cannot be read; their bytes."""
+        As many as there is room for: what one transaction frees within the state file serves the next.
+        """
+        count = RUN_LETTERS
+        while True:
+            old, old_bytes = self._readable_records(name, count)
+            if not old:
+                return False
+            try:
+                change = self._moved(name, old, len(old), old_bytes, limited=False)
+            except DiskFull:
+                if count < MOVED_MIN:
+                    raise
+                count //= 4
+                continue
+            self._file.write(change.puts, change.deletes)
+            change.done()
+            return True
+
+    def _readable_records(self, name: str, count: int = RUN_LETTERS) -> tuple[list[DeadLetter], int]:
+        """A sink's oldest records, so many at most, up to one that cannot be read; their bytes."""
         found, size = list[DeadLetter](), 0
-        for item in self._records_from(name, 0, RUN_LETTERS):
+        for item in self._records_from(name, 0, count):
             try:
                 found.append(decode_letter(name, *item))
             except msgspec.DecodeError:
