@@ -525,7 +525,7 @@ def test_positions_without_a_checkpoint_that_can_be_read_are_forgotten_for_good(
     file = LmdbFile(tmp_path / "state.lmdb", map_bytes=MIB)
     file.write([] if value is None else [(b"streams", value)], [b"streams"])
     file.close()
-    # A look from outside does not guess which entries are behind it: it tells what was written down.
+    # A reader from outside does not guess which entries come after it: it lists what was written down.
     assert [position.client_id for position in read_streams(tmp_path, clients_max=100)] == ["web-1"]
     store = open_store(tmp_path, clock())
     assert numbers(store) == []
