@@ -96,7 +96,7 @@ def test_the_state_file_gives_back_what_the_letters_took_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (unpacked(tmp_path) / "state.lmdb").stat().st_size
-    monkeypatch.setattr(state_module, "_COMPACT_BYTES", 1 << 20)
+    monkeypatch.setattr(state_module, "_COMPACT_BYTES", 512 << 10)
     state = State(tmp_path, now_ns=1)
     assert before > 2_000_000
     assert state.path.stat().st_size < 100_000
@@ -113,7 +113,7 @@ def test_the_state_file_gives_back_what_the_letters_took_in_it(
 def test_a_start_that_is_killed_at_any_step_neither_loses_nor_doubles_a_letter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_module, "_COMPACT_BYTES", 1 << 20)
+    monkeypatch.setattr(state_module, "_COMPACT_BYTES", 512 << 10)
     moments = Moments()
     with small_letters(loose=300, block=400, run=1_000, file_bytes=20_000):
         try:

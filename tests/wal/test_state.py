@@ -229,6 +229,7 @@ def test_a_state_file_that_cannot_be_written_anew_stays_as_it_is(
     copies = []
 
     def failing(_file: LmdbFile, path: Path) -> None:
+        assert path.stat().st_size == 0
         path.write_bytes(b"half a copy")
         copies.append(path)
         raise StorageFailed(path, os.strerror(number), number=number)

@@ -16,14 +16,15 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import lmdb
 import lmdb.verify
 
 from wal_ingest.errors import SectorUnreadable, StorageFailed, WalDamaged
-from wal_ingest.wal.directory import FILE_MODE, open_unlinked, reason_of
-from wal_ingest.wal.lmdb_pages import read_bytes
+from wal_ingest.wal.directory import FILE_MODE, open_unlinked, reason_of, remove, rename
+from wal_ingest.wal.lmdb_pages import read_bytes, snapshot
 from wal_ingest.wal.space import free_disk_bytes
 
 # 0.9.x, data format 1: what every LMDB tool can read.
@@ -38,6 +39,8 @@ _CHUNK_BYTES = 1 << 20
 _FULL_BYTES = 64 << 10
 # What one transaction of `LmdbFile.records` reads.
 _READ_BYTES = 1 << 20
+
+_NO_GUARD = nullcontext()
 
 # MDB_PANIC is none of these: it says that a write failed before, and nothing of what is on disk.
 _DAMAGE = (
@@ -66,30 +69,46 @@ class LmdbFile:
 
     def __init__(self, path: Path, *, map_bytes: int, readonly: bool = False, lock: bool = True) -> None:
         self.path = path
-        if not readonly and path.is_symlink():
+        self._map_bytes = map_bytes
+        self._readonly = readonly
+        self._lock = lock
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
+        if not self._readonly and path.is_symlink():
             # LMDB itself opens files through links.
             raise StorageFailed(path, reason_of(OSError(errno.ELOOP, "")), number=errno.ELOOP)
         try:
-            if lock:
+            if self._lock:
                 _reserve_lock_file(path)
             self._env = lmdb.open(
                 os.fspath(path),
-                map_size=map_bytes,
+                map_size=self._map_bytes,
                 subdir=False,
-                readonly=readonly,
-                create=not readonly,
-                lock=lock,
+                readonly=self._readonly,
+                create=not self._readonly,
+                lock=self._lock,
                 max_dbs=0,
                 mode=FILE_MODE,
                 lib_version=_LIB_VERSION,
             )
             self._page_bytes = self._env.stat()["psize"]
+            with self._env.begin() as txn:
+                last = txn.id()  # as the lock file has it; `info` says what the file has
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
         except OSError as exc:
             raise StorageFailed(
                 path, f"the lock file cannot be made: {reason_of(exc)}", number=exc.errno or 0
             ) from exc
+        if self._lock and last != snapshot(path, lambda reader: reader.transaction):
+            self._env.close()
+            raise StorageFailed(
+                path,
+                f"another program has {lock_path(path)} open since before this file was put here, and LMDB would read "
+                "an older state: end that program (lsof names it), then start again",
+            )
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -119,13 +138,18 @@ class LmdbFile:
         except lmdb.Error as exc:
             raise self._translated(exc) from exc
 
-    def records(self, prefix: bytes) -> Iterator[Item]:
+    def records(self, prefix: bytes, *, guard: AbstractContextManager[object] = _NO_GUARD) -> Iterator[Item]:
         """The records whose keys begin with a prefix, in order. Raises `StorageFailed`.
 
-        Reads in short transactions, so it may run for long; what is written meanwhile may be among them or not.
+        Reads in short transactions, each under `guard`, so it may run for long; what is written meanwhile may be among
+        them or not.
         """
         key = prefix
-        while items := self.read_from(key, bytes_max=_READ_BYTES):
+        while True:
+            with guard:
+                items = self.read_from(key, bytes_max=_READ_BYTES)
+            if not items:
+                return
             for item in items:
                 if not item[0].startswith(prefix):
                     return
@@ -133,9 +157,10 @@ class LmdbFile:
             key = items[-1][0] + b"\0"
 
     def copy(self, path: Path) -> None:
-        """Writes a copy without the free pages, synced; the caller syncs the directory. Raises `StorageFailed`."""
+        """Writes a copy without the free pages into a new file, or an empty one, synced. Raises `StorageFailed`."""
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            # Not truncated: that would free the space that is held for it.
+            fd = open_unlinked(path, os.O_WRONLY | os.O_CREAT)
             try:
                 self._env.copyfd(fd, compact=True)
                 os.fsync(fd)
@@ -145,6 +170,15 @@ class LmdbFile:
             raise self._translated(exc) from exc
         except OSError as exc:
             raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
+
+    def replace_by(self, path: Path) -> None:
+        """Puts another file in this one's place, and goes on with it. Raises `StorageFailed`: final, it is closed then.
+
+        The caller syncs the directory. No read and no write may be under way in another thread.
+        """
+        self._env.close()
+        put_in_place(path, self.path)
+        self._open()
 
     def sync(self) -> None:
         """Makes durable what a process that was killed may have left in the page cache only."""
@@ -223,6 +257,17 @@ def _is_full(path: Path) -> bool:
 def lock_path(path: Path) -> Path:
     """Where LMDB keeps the lock file of `path`."""
     return path.with_name(path.name + "-lock")
+
+
+def put_in_place(path: Path, target: Path) -> None:
+    """Gives a file that no process has open the name of an LMDB file; the caller syncs the directory.
+
+    An LMDB tool that has the earlier file open keeps its lock file too. It says which transaction was the last one.
+    LMDB would look for that one in the new file, whose transactions count from one again, and find an empty database.
+    Raises `StorageFailed`.
+    """
+    rename(path, target)
+    remove(lock_path(target))
 
 
 def verify(path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wal_ingest.errors import DiskFull, StorageFailed
+from wal_ingest.wal.directory import open_unlinked
 
 _KEEP_SIZE = 1
 _PUNCH_HOLE = 2
@@ -73,13 +74,13 @@ def punch_hole(fd: int, offset: int, length: int) -> int:
 class Reserve:
     """The space held for one file. `hold` is called before each write that may make the file grow."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `StorageFailed` when the file cannot be opened."""
+    def __init__(self, path: Path, *, make: bool = False) -> None:
+        """Opens the file; `make` is for one that is not there yet. Raises `StorageFailed`."""
         self.path = path
         self.held_bytes = 0
         self._possible = True
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._fd = open_unlinked(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0))
         except OSError as exc:
             raise StorageFailed(path, str(exc.strerror), number=exc.errno or 0) from exc
 

@@ -42,7 +42,7 @@ import msgspec
 
 from wal_ingest.errors import DiskFull, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal.cursor import Cursor, DeadLetter, Trouble
-from wal_ingest.wal.directory import remove, rename, sync_directory
+from wal_ingest.wal.directory import remove, sync_directory
 from wal_ingest.wal.extent import KEY_EXTENT, LOST, Extent, LostRange, lost_key
 from wal_ingest.wal.letter_blocks import Block, block_key, blocks_prefix, decode_record
 from wal_ingest.wal.letter_files import LETTERS_DIR
@@ -65,20 +65,23 @@ from wal_ingest.wal.letters import (
     letter_number,
     letters_prefix,
 )
-from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, verify
+from wal_ingest.wal.lmdb_file import Item, LmdbFile, MapFull, put_in_place, verify
 from wal_ingest.wal.lmdb_pages import PageReader, snapshot
 from wal_ingest.wal.required import REQUIRED, Requirement
-from wal_ingest.wal.space import Reserve, free_disk_bytes, is_no_space
+from wal_ingest.wal.space import Reserve, free_disk_bytes, is_no_descriptors, is_no_space
 
 STATE_NAME = "state.lmdb"
 _VERSION = FORMAT_RECORDS
 _VERSIONS = (FORMAT_RECORDS, FORMAT_BLOCKS)
 _MAP_BYTES = 64 << 30  # address space: the dead letters of a very bad month
-# A file with more than this, three quarters of it free pages, is written anew at a start: as after letters that were
-# records became blocks. LMDB itself never gives space back.
-_COMPACT_BYTES = 16 << 20
 # Disk space held beyond what is used: some ten thousand dead letters, or any number of cursors.
 _RESERVE_BYTES = 8 << 20
+# A file that takes this much more than what is in it, and four times as much, is written anew: as after letters that
+# were records became blocks. LMDB itself never gives space back. More than `_hold_space` holds at most (twice the
+# reserve), so a new file is not written anew before something large came and went.
+_COMPACT_BYTES = 2 * _RESERVE_BYTES + (4 << 20)
+# A node at work does so only where little is to be copied and checked: delivery waits meanwhile (20 ms measured).
+_COMPACT_AT_WORK_BYTES = 4 << 20
 _PAGE_BYTES = 4096
 # Where what was set aside is; `store` has the log there.
 _DAMAGED_DIR = "wal/damaged"
@@ -269,11 +272,11 @@ class State:
         self.path = data_dir / STATE_NAME
         self.letter_limits = limits or LetterLimits()
         self._free_bytes = free_bytes
-        new = data_dir / f"{STATE_NAME}.new"
-        remove(new)  # a crash kept it from ever being the state
+        self._new = data_dir / f"{STATE_NAME}.new"
+        remove(self._new)  # a crash kept it from ever being the state
         if not self.path.exists():
-            _make(new, _Node(adopt or uuid.uuid4(), now_ns))
-            rename(new, self.path)
+            _make(self._new, _Node(adopt or uuid.uuid4(), now_ns))
+            put_in_place(self._new, self.path)
         self._mutex = threading.Lock()
         self._open()
         try:
@@ -289,8 +292,7 @@ class State:
             self.streams_seq = view.streams_seq
             self._letters = self._open_letters(now_ns)
             self._letters.pack()
-            if self._is_mostly_free() and self._write_anew(new):
-                self._letters = self._open_letters(now_ns)
+            self._give_back_space(at_work=False)
             self._hold_space()
         except BaseException:
             self._reserve.close()
@@ -317,29 +319,55 @@ class State:
         )
 
     def _is_mostly_free(self) -> bool:
-        return self._file.used_bytes > _COMPACT_BYTES and self._file.live_bytes < self._file.used_bytes // 4
+        taken_bytes, live_bytes = max(self._file.used_bytes, self._reserve.held_bytes), self._file.live_bytes
+        return taken_bytes - live_bytes > _COMPACT_BYTES and live_bytes < taken_bytes // 4
 
-    def _write_anew(self, new: Path) -> bool:
-        """Puts a copy without free pages in the file's place; false where the disk has no room for one.
+    def _give_back_space(self, *, at_work: bool) -> None:
+        """Writes the file anew where it is mostly free; `at_work`, where little is in it only.
 
-        Nothing is written meanwhile, so the copy is the file: a crash before the rename leaves the old one, after it
-        the new one.
+        Nobody reads or writes meanwhile (a node at work holds the mutex), so the copy is the file. A crash before the
+        rename leaves the old one, after it the new one. Where the disk has no room for a copy, the file stays.
+        """
+        live_bytes = self._file.live_bytes
+        if not self._is_mostly_free() or (at_work and live_bytes > _COMPACT_AT_WORK_BYTES):
+            return
+        try:
+            # A node at work must not be without the reserve. A start has room for it once the old file is gone.
+            reserve = self._copy(held_bytes=live_bytes + (_RESERVE_BYTES if at_work else 0))
+        except DiskFull:
+            return
+        self._reserve.close()
+        self._reserve = reserve
+        self._file.replace_by(self._new)
+        sync_directory(self.path.parent)
+
+    def _copy(self, *, held_bytes: int) -> Reserve:
+        """Makes `_new`, a checked copy without free pages; returns the space that it may grow by.
+
+        Raises `DiskFull`, `StorageFailed`; there is no copy then.
         """
         try:
-            self._file.copy(new)
-            check_state(new)
-        except StorageFailed as exc:
-            remove(new)
-            if not is_no_space(exc.number):
+            # A full disk is met here, before anything is copied. The space stays the file's, whatever its name is.
+            reserve = Reserve(self._new, make=True)
+            try:
+                reserve.hold(held_bytes, step=0)
+                self._file.copy(self._new)
+                check_state(self._new)
+            except BaseException:
+                reserve.close()
                 raise
-            return False
-        self._letters.close()
-        self._reserve.close()
-        self._file.close()
-        rename(new, self.path)
-        sync_directory(self.path.parent)
-        self._open()
-        return True
+        except WalDamaged as exc:  # the file itself was checked at the start
+            remove(self._new)
+            raise StorageFailed(self._new, f"the copy is not what was written: {exc}") from exc
+        except StorageFailed as exc:
+            remove(self._new)
+            if is_no_space(exc.number) or is_no_descriptors(exc.number):
+                raise DiskFull(str(exc)) from exc
+            raise
+        except DiskFull:
+            remove(self._new)
+            raise
+        return reserve
 
     def _hold_more(self, more_bytes: int) -> None:
         """Sees to it that letters' records of so many bytes fit in. Raises `DiskFull`: nothing was written then."""
@@ -395,6 +423,8 @@ class State:
             self._hold_space()
             self._cursors[sink] = cursor
             change.done()
+            if letters:  # so that earlier ones may be in blocks now
+                self._give_back_space(at_work=True)
 
     @property
     def letter_bytes(self) -> int:
@@ -471,6 +501,7 @@ class State:
                 self._file.write([record, *change.puts], change.deletes)
                 self._cursors[sink] = cursor
                 change.done()
+                self._give_back_space(at_work=True)
         return change.letters
 
     # -- the log's extent ------------------------------------------------------------------------------
@@ -489,7 +520,7 @@ class State:
 
     def records(self, prefix: bytes) -> Iterator[Item]:
         """The records whose keys begin with a prefix, in order. Reads in short transactions, so it may run for long."""
-        return self._file.records(prefix)
+        return self._file.records(prefix, guard=self._mutex)
 
     def write_if_room(self, puts: Sequence[Item], deletes: Sequence[bytes]) -> bool:
         """Puts and deletes small records in one transaction, where the disk has room beyond what cursors need.
