@@ -7,6 +7,8 @@ import trio.testing
 from msgspec import structs
 
 from tests.flusher.rig import SETTINGS, DeliveryRig
+from tests.flusher.twins import START_NS
+from wal_ingest.flusher.learnt import Pattern
 from wal_ingest.flusher.outcome import (
     BeyondRetention,
     Hint,
@@ -16,6 +18,7 @@ from wal_ingest.flusher.outcome import (
     Outcome,
     Rejected,
 )
+from wal_ingest.flusher.shapes import Shaped, shape_of
 
 FIELD = Named("m", field="n", given="integer")
 
@@ -86,3 +89,28 @@ async def test_points_refused_as_too_old_that_then_pass_are_all_confirmed(
     await rig.deliver_all()
     assert rig.state.letters == []
     assert sorted(rig.sink.confirmed) == sorted(rig.log.all_lines())
+
+
+async def test_good_points_of_a_batch_that_was_under_way_when_its_shape_was_learnt_wait_for_none_of_the_bad_ones(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rig = DeliveryRig()
+    bad = [f'log,host=h{n} message="x" {START_NS + n}\n'.encode() for n in range(5)]
+    good = [f"m,host=h{n} v={n} {START_NS + n}\n".encode() for n in range(5)]
+    async with rig.running() as delivery:
+
+        def answer(lines: list[bytes]) -> Outcome | None:
+            if not set(bad) & set(lines):
+                return None
+            if len(lines) == 10:  # another batch teaches meanwhile
+                pattern = Pattern(rig.sink.group(rig.log.read(0, bytes_max=1)[0]), Shaped(shape_of(bad[0])))
+                delivery._writer.learnt.learn(
+                    pattern, "refused", 400, now_s=trio.current_time(), now_ns=START_NS
+                )
+            return Rejected("refused", 400)
+
+        rig.sink.answer = answer
+        rig.log.append(10, lines=b"".join(bad + good))
+        await rig.state.reached(1)
+    assert [lines for _, lines in rig.sink.writes][:3] == [bad + good, good, bad]
+    assert sorted(letter.line for letter in rig.state.letters) == bad

@@ -187,14 +187,14 @@ class Finder:
                 parts = await self._cut(piece)
         return parts
 
-    async def _cut(self, piece: Piece) -> list[Piece]:
-        """The parts in which what was learnt divides a piece; none where it does not."""
+    async def _cut(self, piece: Piece, *, convicted: bool = False) -> list[Piece]:
+        """The parts in which what was learnt divides a piece, what it does not mean first; none where it does not."""
         learnt, now_ns = self._writer.learnt, self._writer.now_ns()
         patterns = learnt.patterns(piece.batch.group, now_s=trio.current_time())
         apart, rest = await self._writer.run_sync(learnt.cut, piece.batch, patterns, now_ns)
         if not apart or rest is None:
             return []
-        return [piece.part(batch) for batch in (rest, *(batch for _, batch in apart))]
+        return [piece.part(batch, convicted=convicted) for batch in (rest, *(batch for _, batch in apart))]
 
     async def _parts_of(self, piece: Piece, verdict: Verdict) -> list[Piece]:
         """Settles what a verdict decides; gives what is still to be decided, in parts."""
@@ -315,6 +315,9 @@ class Finder:
         return [piece.part(pick(piece.batch, lines, rest))] if rest else []
 
     async def _without_words(self, piece: Piece, lines: Sequence[bytes], refusal: Refusal) -> list[Piece]:
+        # A batch that was under way when its shapes were learnt: its good points wait for none of the others.
+        if parts := await self._cut(piece, convicted=isinstance(refusal, Convicted)):
+            return parts
         shapes = await self._writer.run_sync(lambda: set(shapes_of(lines)))
         if len(shapes) == 1:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):

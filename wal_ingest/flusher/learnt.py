@@ -219,10 +219,20 @@ def _add_repeated(lines: Sequence[bytes], chosen: dict[int, Pattern]) -> None:
 
     A line that was chosen for another cause is refused, or takes all of its time along.
     """
-    shaped = [place for place, pattern in chosen.items() if isinstance(pattern.hint, Shaped)]
-    # Read are only lines that begin and end as one of these: mostly none.
-    ends = {_ends_of(lines[place]) for place in shaped}
-    alike = [place for place, line in enumerate(lines) if _ends_of(line) in ends] if ends else []
+    shaped = {
+        place: pattern.hint.shape for place, pattern in chosen.items() if isinstance(pattern.hint, Shaped)
+    }
+    # This looks at every line of every batch. Read are only those that begin and end as one of these: mostly none.
+    measurements = tuple({shape.measurement for shape in shaped.values()})
+    series = {lines[place].partition(b" ")[0] for place in shaped}
+    times = {lines[place].rpartition(b" ")[2] for place in shaped}
+    alike = [
+        place
+        for place, line in enumerate(lines)
+        if line.startswith(measurements)
+        and line.partition(b" ")[0] in series
+        and line.rpartition(b" ")[2] in times
+    ]
     if len(alike) == len(shaped):
         return
     pattern_of = {_point_of(lines[place]): chosen[place] for place in shaped}
@@ -230,11 +240,6 @@ def _add_repeated(lines: Sequence[bytes], chosen: dict[int, Pattern]) -> None:
         pattern = pattern_of.get(_point_of(lines[place]))
         if pattern is not None:
             chosen[place] = pattern
-
-
-def _ends_of(line: bytes) -> tuple[bytes, bytes]:
-    """What lines of one series and time have in common, and few others."""
-    return line[: line.index(b" ")], line[line.rindex(b" ") :]
 
 
 def _point_of(line: bytes) -> tuple[bytes, int]:
