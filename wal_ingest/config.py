@@ -23,6 +23,7 @@ from msgspec.structs import fields
 
 from wal_ingest.addresses import check_database_url, parse_bind, without_password
 from wal_ingest.errors import ConfigError
+from wal_ingest.points.json_words import value_reason
 from wal_ingest.settings import Settings
 from wal_ingest.units import parse_bytes, parse_seconds
 
@@ -308,7 +309,9 @@ def _converted(field: Field, given: Value) -> Any:
         return msgspec.convert(value, field.type, strict=given.typed)
     except msgspec.ValidationError as exc:
         shown = MASK if field.secret else repr(given.value)
-        raise ConfigError(f"{field.name} = {shown} ({given.place}): {exc}", hint=field.why) from exc
+        raise ConfigError(
+            f"{field.name} = {shown} ({given.place}): {value_reason(str(exc))}", hint=field.why
+        ) from exc
 
 
 def _with_unit(field: Field, text: str) -> Any:

@@ -182,6 +182,8 @@ def test_invalid_lines_may_be_set_aside_with_their_reasons(tmp_path: Path) -> No
         (None, "cannot be read: No such file"),
         (gzip.compress(b"m v=1 1\n", mtime=0)[:-6], "cannot be read"),
         (b"\x1f\x8bnot gzip", "cannot be read"),
+        ("m v=1 1\n".encode("utf-16"), "is UTF-16, and only UTF-8 is read\ntry: iconv -f UTF-16 -t UTF-8"),
+        (gzip.compress("m v=1 1\n".encode("utf-16"), mtime=0), "is UTF-16, and only UTF-8 is read"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
@@ -255,16 +257,27 @@ def test_an_answer_that_no_node_gives_takes_no_points_for_imported(
     assert b"try: the address must be that of a wal-ingest node" in ran.stderr
 
 
+def token_by(way: str, folder: Path) -> tuple[list[str | Path], dict[str, str]]:
+    """Options and environment that give a command the node's token."""
+    (folder / "token").write_text("s3cret\n")
+    by_way: dict[str, list[str | Path]] = {
+        "option": ["--token", "s3cret"],
+        "file": ["--token-file", folder / "token"],
+    }
+    return by_way.get(way, []), {"WAL_INGEST_TOKEN": "s3cret"} if way == "environment" else {}
+
+
+def test_a_byte_order_mark_of_a_file_is_no_part_of_its_first_point(tmp_path: Path) -> None:
+    (tmp_path / "x.lp").write_bytes(b"\xef\xbb\xbfcpu v=1 1\nmem v=2 2\n")
+    ran = wal("import", tmp_path / "x.lp", data=tmp_path / "data")
+    assert ran.returncode == 0, ran.stderr
+    assert stored_lines(tmp_path / "data") == b"cpu v=1 1\nmem v=2 2\n"
+
+
 @pytest.mark.parametrize("way", ["option", "file", "environment"])
 def test_a_protected_server_takes_an_import_with_its_token(moody: str, tmp_path: Path, way: str) -> None:
     Moody.token = "s3cret"
-    (tmp_path / "token").write_text("s3cret\n")
-    by_way: dict[str, list[str | Path]] = {
-        "option": ["--token", "s3cret"],
-        "file": ["--token-file", tmp_path / "token"],
-    }
-    options = by_way.get(way, [])
-    env = {"WAL_INGEST_TOKEN": "s3cret"} if way == "environment" else {}
+    options, env = token_by(way, tmp_path)
     ran = wal("import", "-", "--url", moody, *options, data=tmp_path / "data", stdin=lines(1), env=env)
     assert ran.returncode == 0, ran.stderr
     assert Moody.taken
@@ -425,6 +438,30 @@ def test_a_running_server_takes_what_is_salvaged(damaged: Path, tmp_path: Path) 
         assert ran.returncode == 0, ran.stderr
         last = stored(damaged)[-1]
         assert (last.lines(), last.destination.bucket) == (lines(3), "metrics")
+
+
+@pytest.mark.parametrize("way", ["option", "file", "environment"])
+def test_a_protected_server_takes_what_is_salvaged_with_its_token(
+    damaged: Path, moody: str, tmp_path: Path, way: str
+) -> None:
+    Moody.token = "s3cret"
+    refused = wal("salvage", "--all", "--url", moody, data=damaged)
+    assert (refused.returncode, Moody.taken) == (1, [])
+    assert (
+        b"try: give the node's write token with --token, --token-file or WAL_INGEST_TOKEN" in refused.stderr
+    )
+    options, env = token_by(way, tmp_path)
+    ran = wal("salvage", "--all", "--url", moody, *options, data=damaged, env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert [taken for _path, taken in Moody.taken] == [lines(3)]
+
+
+def test_an_answer_that_no_node_gives_takes_no_points_for_salvaged(damaged: Path, moody: str) -> None:
+    Moody.moods, Moody.says = [200], b"<html><title>Login</title>"
+    ran = wal("salvage", "--all", "--url", moody, data=damaged)
+    assert ran.returncode == 1
+    assert b'HTTP 200 with an HTML page titled "Login"' in ran.stderr
+    assert not list((damaged / "wal/damaged").glob("*.salvaged.json"))
 
 
 def test_a_refused_salvage_leaves_no_note(damaged: Path, moody: str) -> None:

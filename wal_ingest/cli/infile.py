@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, cast
 
 from wal_ingest.errors import WalIngestError
+from wal_ingest.points.text import UTF_16_MARKS
 
 STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -49,6 +50,10 @@ class InFile:
             self.begin: bytes = self._file.peek(4096)  # type: ignore[attr-defined]
         except (OSError, EOFError, zlib.error) as exc:
             raise self._unreadable(exc) from exc
+        if self.begin.startswith(UTF_16_MARKS):
+            error = UnreadableFile(f"{name} is UTF-16, and only UTF-8 is read")
+            error.hint = f"iconv -f UTF-16 -t UTF-8 {name} > NEW_FILE"
+            raise error
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes; none at the end."""

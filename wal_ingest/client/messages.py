@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from wal_ingest.points.json_words import json_reason
+
 SUBPROTOCOL = "wal-ingest.v1"
 
 
@@ -70,7 +72,7 @@ def read_message(text: str | bytes) -> Welcome | Ack | Refusal:
     try:
         message: Welcome | Ack | Refusal = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ValueError(f"not a message of {SUBPROTOCOL}: {exc}") from exc
+        raise ValueError(f"not a message of {SUBPROTOCOL}: {json_reason(exc)}") from exc
     return message
 
 

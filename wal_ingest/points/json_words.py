@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 _NAMES = {
     "str": "a string",
@@ -18,9 +20,15 @@ _NAMES = {
 _Words = Callable[[re.Match[str]], str]
 
 
+_BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+
+
 def _types(names: str) -> str:
-    each = list(dict.fromkeys(_NAMES.get(name.strip(), name.strip()) for name in names.split("|")))
-    return each[0] if len(each) == 1 else f"{', '.join(each[:-1])} or {each[-1]}"
+    return _either(list(dict.fromkeys(_NAMES.get(name.strip(), name.strip()) for name in names.split("|"))))
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 _VALUES: tuple[tuple[re.Pattern[str], _Words], ...] = (
@@ -34,6 +42,16 @@ _VALUES: tuple[tuple[re.Pattern[str], _Words], ...] = (
         lambda found: f"the name {found[1]!r} is not known here",
     ),
     (re.compile(r"(?:Integer|Number) (?:value )?out of range"), lambda _: "the number is out of range"),
+    (re.compile(r"Invalid enum value '(.*?)'", re.DOTALL), lambda found: f"{found[1]!r} is not known here"),
+    (re.compile(r"Expected `\w+` of length >= 1\b"), lambda _: "it must not be empty"),
+    (
+        re.compile(r"Expected `\w+` (>=|<=|>|<) (\S+)"),
+        lambda found: f"it must be {_BOUNDS[found[1]]} {found[2].removesuffix('.0')}",
+    ),
+    (
+        re.compile(r"matching regex '\^\(([\w|]+)\)\$'"),
+        lambda found: f"it must be {_either(found[1].split('|'))}",
+    ),
 )
 
 _MALFORMED = (
@@ -48,6 +66,22 @@ _MALFORMED = (
     ("utf-8", "invalid UTF-8"),
     ("out of range", "a number that is out of range"),
 )
+
+
+_FIELD = re.compile(r" - at `\$\.(\w+)`$")
+
+
+def json_reason(exc: Exception) -> str:
+    """What is wrong with JSON that msgspec did not decode, and in which field of the outermost object."""
+    if isinstance(exc, RecursionError):
+        return "the JSON is nested too deep"
+    if isinstance(exc, UnicodeDecodeError):
+        return "the JSON holds invalid UTF-8"
+    words = str(exc)
+    if not isinstance(exc, msgspec.ValidationError):
+        return malformed_reason(words)
+    field = _FIELD.search(words)
+    return f"{field[1]}: {value_reason(words)}" if field is not None else value_reason(words)
 
 
 def value_reason(words: str) -> str:

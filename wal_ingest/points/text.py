@@ -15,8 +15,8 @@ from wal_ingest.errors import BadRequest
 from wal_ingest.points.utf8 import first_invalid_byte
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_MARKS = (BYTE_ORDER_MARK, *_UTF16_MARKS)
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = (BYTE_ORDER_MARK, *UTF_16_MARKS)
 
 # `str.translate` does some 20 MB/s and holds the interpreter's lock: so many bytes at a time take a few milliseconds.
 _PIECE_BYTES = 64 * 1024
@@ -26,7 +26,7 @@ def without_mark(body: bytes) -> bytes:
     """The body without a UTF-8 byte order mark. Raises BadRequest for a body that is marked as UTF-16."""
     if not body.startswith(_MARKS):
         return body
-    if body.startswith(_UTF16_MARKS):
+    if body.startswith(UTF_16_MARKS):
         raise BadRequest("the body is UTF-16: send it as UTF-8")
     return body[len(BYTE_ORDER_MARK) :]
 

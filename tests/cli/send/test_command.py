@@ -447,3 +447,37 @@ def test_a_csv_cell_with_a_line_break_arrives_as_one_point(to: str, node: Servic
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["points"] == 2
     assert b'%s note="a\nb",v=1' % name.encode() in stored_lines(node.data_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.lp", "m v=1 1\n".encode("utf-16"), "x.lp is UTF-16, and only UTF-8 is read\ntry: iconv"),
+        ("x.csv", "at,v\n1,1\n".encode("utf-16"), "x.csv is UTF-16, and only UTF-8 is read\ntry: iconv"),
+        (
+            "x.csv",
+            b"at,v\r1,1\r2,2\r",
+            "x.csv: line 1: a carriage return within a line, and lines end with a line feed\ntry: tr ",
+        ),
+        ("x.csv", b"at,v\n1," + b"a" * 140_000, "x.csv: line 2: a cell has more than 131072 characters"),
+        ("x.json", b'[{"a":1},', "x.json: the JSON is malformed: it is cut short\ntry: "),
+        ("x.json", b"[1,]", "x.json: the JSON is malformed: a comma where nothing follows"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused_in_plain_words(
+    to: str, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    ran = send(tmp_path / name, "--to", to, "--measurement", "odd", "--time", "at", "--precision", "ns")
+    assert ran.returncode == 1
+    assert words in ran.stderr
+
+
+def test_a_byte_order_mark_of_a_file_is_no_part_of_its_first_point(
+    to: str, node: Service, tmp_path: Path
+) -> None:
+    name = "marked" + to[:2]
+    (tmp_path / "x.lp").write_bytes(b"\xef\xbb\xbf%s v=1 1\n" % name.encode())
+    ran = send(tmp_path / "x.lp", "--to", to)
+    assert ran.returncode == 0, ran.stderr
+    assert of(node, name) == [b"%s v=1 1" % name.encode()]

@@ -144,16 +144,20 @@ async def test_a_refused_frame_is_answered_while_nothing_else_is_to_be_stored() 
         (b'{"number":5,"encoding":"gzip"}\n' + LINE, 5, 400, "the body is not gzip"),
         (b'{"number":5,"encoding":"gzip"}\n' + gzip.compress(LINE, mtime=0)[:-1], 5, 400, "cut short"),
         (b'{"number":5,"encoding":"zstd"}\n' + LINE, 5, 400, "the body is not zstd"),
-        (b'{"number":5,"compression":"gzip"}\n' + LINE, 5, 400, "unknown field `compression`"),
+        (b'{"number":5,"compression":"gzip"}\n' + LINE, 5, 400, "the name 'compression' is not known here"),
+        (b'{"number":5,"precision":"h"}\n' + LINE, 5, 400, "precision: 'h' is not known here"),
+        (b'{"number":"5"}\n' + LINE, None, 400, "number: a string where an integer is needed"),
+        (b'{"number":5,}\n' + LINE, None, 400, "the JSON is malformed: a comma where nothing follows"),
+        (b'\xef\xbb\xbf{"number":0}\n' + LINE, 0, 400, "number 0 is not from 1 to 2^53-1"),
         (b'{"number":5}\n' + LINE.decode().encode("utf-16"), 5, 400, "UTF-16"),
         (b'{"number":5,"format":"json"}\n' + b"[" * 5_000, 5, 400, ""),
         (b'{"number":5,"format":"json"}\n' + LINE, 5, 400, ""),
         (b'{"number":0}\n' + LINE, 0, 400, "number 0 is not from 1 to 2^53-1"),
-        (b'{"x":' + b"[" * 1_018 + b"\n" + LINE, None, 400, "unknown field"),
+        (b'{"x":' + b"[" * 1_018 + b"\n" + LINE, None, 400, "is not known here"),
         (LINE, None, 400, "header line"),
         (b"", None, 400, "header line"),
     ],
-    ids=map(str, range(1, 16)),
+    ids=map(str, range(1, 20)),
 )
 async def test_what_is_wrong_with_a_frame_is_said_and_the_stream_goes_on(
     sent: bytes, number: int | None, status: int, reason: str

@@ -17,6 +17,7 @@ import msgspec
 
 from wal_ingest.cli.grouping import join_records, record_ends
 from wal_ingest.cli.infile import InFile, UnreadableFile, whole_lines
+from wal_ingest.points.json_words import json_reason
 from wal_ingest.settings import ServerSettings
 
 RUN_BYTES_MAX = 4 << 20
@@ -149,7 +150,7 @@ def cut_json(file: InFile, start: Place, *, objects_max: int) -> Iterator[Run]:
         else:
             objects = [msgspec.json.decode(text, type=msgspec.Raw)]
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        error = UnreadableFile(f"{file.name} is no JSON: {exc}")
+        error = UnreadableFile(f"{file.name}: {json_reason(exc)}")
         error.hint = "for an object a line say --format ndjson"
         raise error from exc
     for first in range(start.records, len(objects), objects_max):
@@ -211,7 +212,16 @@ def _parsed(name: str, run: Run, delimiter: str) -> tuple[list[list[str]], list[
             rows.append(row)
             ends.append(reader.line_num)
     except csv.Error as exc:
-        raise UnreadableFile(f"{name}: line {run.start.records + reader.line_num}: {exc}") from exc
+        line = run.start.records + reader.line_num
+        # Only these two are possible here, and their texts are for programmers.
+        if "field limit" in str(exc):
+            why = f"a cell has more than {csv.field_size_limit()} characters"
+            raise UnreadableFile(f"{name}: line {line}: {why}") from exc
+        error = UnreadableFile(
+            f"{name}: line {line}: a carriage return within a line, and lines end with a line feed"
+        )
+        error.hint = f"tr '\\r' '\\n' < {name} > NEW_FILE"
+        raise error from exc
     return rows, ends
 
 

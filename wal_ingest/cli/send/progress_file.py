@@ -17,6 +17,7 @@ from msgspec import Struct
 from wal_ingest.cli.infile import STDIN
 from wal_ingest.cli.send.ledger import Mark
 from wal_ingest.errors import ConfigError, StorageFailed
+from wal_ingest.points.json_words import json_reason
 from wal_ingest.wal.directory import sync_directory
 
 _VERSION = 1
@@ -84,7 +85,9 @@ class ProgressFile:
         except OSError as exc:
             raise ConfigError(f"{self.path} cannot be read: {exc.strerror}") from exc
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{self.path} is no progress of wal-ingest send: {exc}", hint=other) from exc
+            raise ConfigError(
+                f"{self.path} is no progress of wal-ingest send: {json_reason(exc)}", hint=other
+            ) from exc
         if progress.version != _VERSION:
             raise ConfigError(
                 f"{self.path} has version {progress.version}, which is not known here", hint=other

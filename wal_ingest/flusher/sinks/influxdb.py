@@ -17,7 +17,6 @@ became of the points is unknown until they are written again.
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ from wal_ingest.flusher.outcome import (
 )
 from wal_ingest.flusher.sinks.influxdb_answers import checks_of, outcome_of
 from wal_ingest.flusher.sinks.influxdb_servers import Server, body_for, is_read_alike, server_of
+from wal_ingest.flusher.sinks.transport_words import transport_reason
 from wal_ingest.settings import InfluxDBSettings
 from wal_ingest.wal.entry import Destination, Entry
 
@@ -52,11 +52,6 @@ if TYPE_CHECKING:
 _ANSWER_BYTES_MAX = 64 * 1024
 # Prepared request lines, one for each destination; emptied when there are more.
 _PATHS_MAX = 1_024
-# What urllib3 puts in front of the operating system's own words: the address, once more.
-_POOL_WORDS = re.compile(
-    r"^(?:<[^>]*>|HTTPS?Connection(?:Pool)?\([^)]*\)): "
-    r"(?:Failed to establish a new connection: (?:\[Errno \d+\] )?)?"
-)
 # The socket's time-outs come first; this much later a write is given up even when the answer trickles in.
 _OVERDUE_S = 1.0
 
@@ -246,14 +241,15 @@ class InfluxDBSink:
                     answer.release_conn()
         except errors.SSLError as exc:
             if isinstance(exc.args[0] if exc.args else None, ssl.SSLCertVerificationError):
-                return Misconfigured(self._clean(f"{self._settings.url}: {exc}"))
-            return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
+                return Misconfigured(self._clean(f"{self._settings.url}: {transport_reason(exc)}"))
+            return Unavailable(transport_reason(exc), suspect=True)
         except (errors.NewConnectionError, errors.ConnectTimeoutError) as exc:
             # Nothing was sent: it cannot have been about this batch.
-            why = _POOL_WORDS.sub("", str(exc))
-            return Unavailable(self._clean(f"{self._settings.url} cannot be reached: {why}"))
+            return Unavailable(
+                self._clean(f"{self._settings.url} cannot be reached: {transport_reason(exc)}")
+            )
         except (errors.HTTPError, OSError) as exc:
-            return Unavailable(self._clean(f"{type(exc).__name__}: {exc}"), suspect=True)
+            return Unavailable(transport_reason(exc), suspect=True)
         if self._token and self._token in said:  # a server that quotes the request back
             said = said.replace(self._token, b"***")
         if answer.status >= 300 and not _has_a_whole_head(answer.headers):

@@ -14,6 +14,7 @@ from wal_ingest.http.answers import Problem
 from wal_ingest.http.requests import ENCODINGS, Format
 from wal_ingest.points import Precision
 from wal_ingest.points.encoding import SPOKEN
+from wal_ingest.points.json_words import json_reason
 from wal_ingest.points.text import BYTE_ORDER_MARK
 from wal_ingest.points.times import TimeGuess
 from wal_ingest.stream_numbers import NUMBER_MAX, highest_after
@@ -116,7 +117,7 @@ def read_frame(message: bytes) -> Frame:
     try:
         header = _decode(line)
     except _UNREADABLE as exc:
-        raise BadHeader(str(exc), _number_in(line)) from None
+        raise BadHeader(json_reason(exc), _number_in(line)) from None
     if not 1 <= header.number <= NUMBER_MAX:
         # The answer's JSON has room for 64 bits.
         number = header.number if abs(header.number) < 1 << 63 else None
