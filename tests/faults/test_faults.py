@@ -5,7 +5,7 @@ truncating, reserving, renaming, removing, reading, whoever asks for it, Python 
 with the first operation failing, then the second, … until one comes through untouched, and what each leaves on disk
 is opened again and compared with what senders were told.
 
-`make test` strikes every forty-eighth operation, another one in each mode; `make proof` strikes all. Run one by hand
+`make test` strikes every ninety-sixth operation, another one in each mode; `make proof` strikes all. Run one by hand
 with `python -m tests.faults.driver`.
 """
 

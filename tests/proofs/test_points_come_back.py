@@ -24,17 +24,19 @@ def _an_hour_ago() -> int:
     return (time.time_ns() - HOUR_NS) // MS * MS
 
 
-# How many requests of 1,000 points are sent: every shape by every client in each run, more in the long one.
-REQUESTS = pytest.mark.parametrize("requests", [96, pytest.param(200, marks=pytest.mark.slow)])
+# How many requests of how many points are sent: every shape by every client in each run, more in the long one.
+REQUESTS = pytest.mark.parametrize(
+    ("requests", "points"), [(96, 400), pytest.param(200, 1_000, marks=pytest.mark.slow)]
+)
 
 
 def _send_all(service: Service, plan: Plan, requests: int) -> Load:
-    """Requests of 1,000 points from four clients, every one of them answered 2xx."""
+    """Requests from four clients, every one of them answered 2xx."""
     with Load(service.port, plan, clients=4, requests=requests // 4) as load:
         load.wait(s_max=100)
     refused = [one for one in load.sent if not one.acked]
     assert not refused, f"{refused[0].status} {refused[0].reply!r} for client {refused[0].client}"
-    assert points_of(load.sent) == requests * 1_000
+    assert points_of(load.sent) == requests * plan.points
     return load
 
 
@@ -55,9 +57,9 @@ def _wait_for_an_empty_wal(service: Service) -> dict[str, Any]:
 @pytest.mark.needs("victoria-metrics")
 @REQUESTS
 def test_points_in_every_form_come_back_out_of_victoria_metrics_all_and_equal(
-    victoria_metrics: VictoriaMetrics, tmp_path: Path, requests: int
+    victoria_metrics: VictoriaMetrics, tmp_path: Path, requests: int, points: int
 ) -> None:
-    plan = Plan(f"comeback{requests}", _an_hour_ago(), points=1000, shapes=EVERY_SHAPE)
+    plan = Plan(f"comeback{requests}", _an_hour_ago(), points=points, shapes=EVERY_SHAPE)
     settings = to_influxdb(victoria_metrics.url)
     with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
         load = _send_all(service, plan, requests)
@@ -74,17 +76,17 @@ def test_points_in_every_form_come_back_out_of_victoria_metrics_all_and_equal(
     )
     account = account_victoria_metrics(victoria_metrics.values(*plan.matches), load.sent)
     account.check()
-    assert (account.acked, account.found) == (requests * 1_000, expected)
+    assert (account.acked, account.found) == (requests * points, expected)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.needs("influxdb")
 @REQUESTS
 def test_points_come_back_out_of_influxdb_with_their_nanoseconds_and_types(
-    influxdb: InfluxDB, tmp_path: Path, requests: int
+    influxdb: InfluxDB, tmp_path: Path, requests: int, points: int
 ) -> None:
     bucket = influxdb.fresh_database()
-    plan = Plan("rich", _an_hour_ago(), points=1000, shapes=EVERY_SHAPE, rich=True)
+    plan = Plan("rich", _an_hour_ago(), points=points, shapes=EVERY_SHAPE, rich=True)
     settings = to_influxdb(influxdb.url, bucket=bucket)
     with Service(tmp_path / "data", logs=tmp_path, settings=settings) as service:
         load = _send_all(service, plan, requests)
@@ -98,7 +100,7 @@ def test_points_come_back_out_of_influxdb_with_their_nanoseconds_and_types(
     ]
     for account in accounts:
         account.check()
-    assert sum(account.found for account in accounts) == requests * 1_000
+    assert sum(account.found for account in accounts) == requests * points
     types = {"value": "float", "text": "string", "flag": "boolean", "whole": "integer"}
     assert influxdb.field_types(bucket, "rich") == types
     assert influxdb.field_types(bucket, "rich_json")["text"] == "string"

@@ -21,6 +21,7 @@ from tests.rigs.small_letters import small_letters
 from tests.wal.test_letter_store import SINK, check_whole, files_of, letters, noisy, park
 from wal_ingest.errors import StorageFailed
 from wal_ingest.wal import letter_store
+from wal_ingest.wal import state as state_module
 from wal_ingest.wal.cursor import DeadLetter
 from wal_ingest.wal.letter_room import LetterLimits
 from wal_ingest.wal.letters import id_of
@@ -46,7 +47,14 @@ def drop_all(state: State) -> None:
 
 
 @pytest.fixture
-def many_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of what is held and given back; `proofs/test_letters_fill_the_disk.py` has the real figures."""
+    for name in ("_RESERVE_BYTES", "_COMPACT_BYTES", "_COMPACT_AT_WORK_BYTES"):
+        monkeypatch.setattr(state_module, name, getattr(state_module, name) // 8)
+
+
+@pytest.fixture
+def many_records(small_limits: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Letters stay records, as on a disk that has no room for their blocks."""
     monkeypatch.setattr(letter_store, "LOOSE_LETTERS", 1_000_000)
     monkeypatch.setattr(letter_store, "LOOSE_BYTES", 1 << 40)
@@ -57,29 +65,28 @@ def test_a_node_at_work_gives_back_what_dropped_records_took(tmp_path: Path) -> 
     state = State(tmp_path, now_ns=1)
     state.note_requirements({SINK: Requirement(required=True)})
     before = taken_bytes(state)
-    park(state, long_letters(40_000))
-    assert taken_bytes(state) > before + 24 * MIB
+    park(state, long_letters(5_000))
+    assert taken_bytes(state) > before + 3 * MIB
     drop_all(state)
-    assert taken_bytes(state) < before + 4 * MIB
+    assert taken_bytes(state) < before + MIB // 2
     # Room for cursors and letters is held as before, and everything else is still there.
-    assert taken_bytes(state) >= 8 * MIB
+    assert taken_bytes(state) >= MIB
     assert state.requirements() == read_state(state.path).requirements == {SINK: Requirement(required=True)}
     assert not (tmp_path / "state.lmdb.new").exists()
-    park(state, letters(3, first=50_000))
+    park(state, letters(3, first=6_000))
     assert (
-        list(state.dead_letters(SINK))
-        == list(read_dead_letters(state.path, SINK))
-        == letters(3, first=50_000)
+        list(state.dead_letters(SINK)) == list(read_dead_letters(state.path, SINK)) == letters(3, first=6_000)
     )
     state.close()
     state = State(tmp_path, now_ns=2)
     cursor = state.cursor(SINK)
     assert cursor is not None
-    assert (cursor.parked, cursor.expired, cursor.unaccounted) == (3, 40_000, 0)
-    assert list(state.dead_letters(SINK)) == letters(3, first=50_000)
+    assert (cursor.parked, cursor.expired, cursor.unaccounted) == (3, 5_000, 0)
+    assert list(state.dead_letters(SINK)) == letters(3, first=6_000)
     state.close()
 
 
+@pytest.mark.usefixtures("small_limits")
 def test_a_node_at_work_gives_back_what_records_took_that_are_in_blocks_now(tmp_path: Path) -> None:
     free = [1 << 40]
     state = State(tmp_path, now_ns=1, limits=LetterLimits(1 << 30, 1_000), free_bytes=lambda _path: free[0])
@@ -87,31 +94,31 @@ def test_a_node_at_work_gives_back_what_records_took_that_are_in_blocks_now(tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(letter_store, "LOOSE_LETTERS", 1_000_000)
         patch.setattr(letter_store, "LOOSE_BYTES", 1 << 40)
-        for first in range(1, 40_000, 500):
+        for first in range(1, 5_000, 500):
             park(state, long_letters(500, first))
     assert files_of(tmp_path) == []
-    park(state, long_letters(500, 40_001))
+    park(state, long_letters(500, 5_001))
     assert files_of(tmp_path) != []
-    assert taken_bytes(state) < before + 4 * MIB
-    assert [each.seq for each in state.dead_letters(SINK)] == list(range(1, 40_501))
+    assert taken_bytes(state) < before + MIB // 2
+    assert [each.seq for each in state.dead_letters(SINK)] == list(range(1, 5_501))
     state.close()
 
 
 @pytest.mark.usefixtures("many_records")
 def test_whoever_reads_meanwhile_reads_on(tmp_path: Path) -> None:
     state = State(tmp_path, now_ns=1)
-    park(state, long_letters(40_000))
-    kept = list(state.dead_letters(SINK))[-1_000:]
+    park(state, long_letters(5_000))
+    kept = list(state.dead_letters(SINK))[-100:]
     inside, outside = state.dead_letters(SINK), read_dead_letters(state.path, SINK)
     records = state.records(b"letter/")
     assert next(inside) == next(outside)
     next(records)
-    ids = [id_of(each) for each in state.dead_letters(SINK)][:-1_000]
+    ids = [id_of(each) for each in state.dead_letters(SINK)][:-100]
     before = state.path.stat().st_ino
     state.remove_letters(SINK, ids, written=False)
     assert state.path.stat().st_ino != before
-    assert list(inside)[-1_000:] == list(outside)[-1_000:] == kept
-    assert len(list(records)) > 1_000
+    assert list(inside)[-100:] == list(outside)[-100:] == kept
+    assert len(list(records)) > 100
     state.close()
 
 
@@ -228,16 +235,16 @@ def test_a_state_file_put_back_by_hand_is_not_used_while_an_lmdb_tool_has_the_ot
 def test_a_file_with_much_in_it_waits_for_the_next_start(tmp_path: Path) -> None:
     """A copy of it would hold up delivery."""
     state = State(tmp_path, now_ns=1)
-    park(state, long_letters(60_000))
+    park(state, long_letters(7_500))
     ids = [id_of(each) for each in state.dead_letters(SINK)]
     before = state.path.stat().st_ino
-    state.remove_letters(SINK, ids[:-6_000], written=False)
+    state.remove_letters(SINK, ids[:-750], written=False)
     assert state.path.stat().st_ino == before
     state.close()
     state = State(tmp_path, now_ns=2)
     assert state.path.stat().st_ino != before
-    assert taken_bytes(state) < 32 * MIB
-    assert len(list(state.dead_letters(SINK))) == 6_000
+    assert taken_bytes(state) < 4 * MIB
+    assert len(list(state.dead_letters(SINK))) == 750
     state.close()
 
 
