@@ -5,22 +5,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import pwd
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
+from tests.rigs.service import Service
+from tests.wal.factories import Clock, open_store
 from wal_ingest.acts import Act
-from wal_ingest.control import CONTROL_NAME, Command, NoControl, ask, serve_control
+from wal_ingest.control import CONTROL_NAME, READ_ONLY, Command, NoControl, ask, serve_control
 from wal_ingest.errors import ConfigError, OperatorNeeded, WalIngestError
+from wal_ingest.http.stream.streams import Streams
+from wal_ingest.service.commands import node_commands
+from wal_ingest.service.log_reader import LogReader
+from wal_ingest.settings import Settings
+from wal_ingest.wal.cursor import Cursor, DeadLetter
+from wal_ingest.wal.entry import Destination, Mark, NewEntry
+from wal_ingest.wal.letters import id_of
 
 T = TypeVar("T")
 
@@ -66,6 +77,70 @@ async def test_a_command_is_logged_as_a_warning_with_who_gave_it_what_and_how_ma
     assert [str(act) for act in acts] == [
         f"sink skip (sink=x, ids=2, far={'y' * 100}) by {user} (uid {os.getuid()}, pid {os.getpid()}): {came}"
     ]
+
+
+Asked = tuple[str, dict[str, Any], dict[str, Any]]
+# What each command of an operator is asked, and what the log says came of it.
+OPERATED: list[Asked] = [
+    ("sink.pause", {"sink": "archive"}, {}),
+    ("sink.resume", {"sink": "archive"}, {}),
+    ("sink.skip", {"sink": "influxdb", "through_seq": 2}, {"cursor_seq": 2, "expired_points": 1}),
+    ("sink.forget", {"sink": "old"}, {"cursor_seq": 2, "expired_points": 1}),
+    ("letters.remove", {"sink": "influxdb", "ids": 1, "written": False}, {"removed": 1}),
+    ("stream.forget", {"client_id": "web-17"}, {"last_number": 1, "last_seq": 2, "was_connected": False}),
+]
+
+
+def test_all_that_an_operator_changes_on_a_node_is_a_warning_and_an_event_on_the_page(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    store = open_store(data_dir, Clock(time.time_ns()))
+    for mark in (None, Mark("web-17", 1, 0)):
+        store.wal.commit([[NewEntry(b"m f=1 1\n", 1, time.time_ns(), mark=mark)]])
+    refused = DeadLetter("influxdb", 1, b"m f=1 1\n", "refused", 400, 5, Destination())
+    store.commit_cursor("influxdb", Cursor(1, 1, parked=1), [refused])
+    store.commit_cursor("old", Cursor(1, 1, confirmed=1))
+    [letter] = store.state.dead_letters("influxdb")
+    store.close()
+    settings = {
+        "influxdb.url": "http://127.0.0.1:9",
+        "influxdb.bucket": "b",
+        "archive.enabled": "on",
+        "log.level": "warning",
+    }
+    with Service(data_dir, logs=tmp_path, settings=settings) as service:
+        for command, arguments, _outcome in OPERATED:
+            # The log and the page have the number of ids alone.
+            given = arguments | {"ids": [id_of(letter)]} if "ids" in arguments else arguments
+            ask(data_dir, command, **given)
+        events = json.loads(service.get("/status.json"))["events"]
+        assert service.stop() == 0
+    lines = [json.loads(line) for line in (tmp_path / "serve-1.err").read_text().splitlines()]
+    logged = [line for line in lines if "operator" in line["event"]]
+    user, uid, pid = pwd.getpwuid(os.getuid()).pw_name, os.getuid(), os.getpid()
+    assert [(line["command"], line["arguments"], line["outcome"]) for line in logged] == OPERATED
+    assert {(line["level"], line["user"], line["uid"], line["pid"]) for line in logged} == {
+        ("warning", user, uid, pid)
+    }
+    shown = [event["message"] for event in reversed(events) if event["kind"] == "operator"]
+    assert len(shown) == len(OPERATED)
+    for message, (command, _arguments, _outcome) in zip(shown, OPERATED, strict=True):
+        assert message.startswith(f"{command.replace('.', ' ')} (")
+        assert f" by {user} (uid {uid}, pid {pid}): " in message
+
+
+def test_every_command_that_changes_something_is_among_them(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    commands = node_commands(
+        store,
+        cast("LogReader", None),
+        [],
+        Settings(),
+        streams=cast("Streams", None),
+        odd_times=dict,
+        changed=lambda: None,
+    )
+    store.close()
+    assert {command for command, *_ in OPERATED} == set(commands) - READ_ONLY
 
 
 async def in_thread(work: Callable[[], T]) -> T:

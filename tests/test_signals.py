@@ -172,6 +172,46 @@ def test_a_sender_that_comes_during_the_start_waits_and_is_not_refused(tmp_path:
             process.end()
 
 
+def test_a_sender_that_comes_during_the_start_is_answered_after_recovery(tmp_path: Path) -> None:
+    """Recovery waits for standard input here, so that the request is there before the log is."""
+    port, data_dir = free_port(), tmp_path / "data"
+    may_go_on, go_on = os.pipe()
+    script = (
+        "import sys\n"
+        "import wal_ingest.service as service\n"
+        "from wal_ingest.cli import main\n"
+        "class Slow(service.Store):\n"
+        "    def __init__(self, *arguments, **options):\n"
+        "        sys.stdin.readline()\n"
+        "        super().__init__(*arguments, **options)\n"
+        "service.Store = Slow\n"
+        "main()\n"
+    )
+    out = tmp_path / "out"
+    with out.open("wb") as stdout:
+        node = subprocess.Popen(
+            [sys.executable, "-c", script, "serve", "--bind", f"127.0.0.1:{port}", "--data-dir", data_dir],
+            stdin=may_go_on,
+            stdout=stdout,
+            env=environment({}),
+        )
+    os.close(may_go_on)
+    try:
+        wait_until(lambda: _connects(port), "the port listens", every_s=0.005)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as sender:
+            head = f"POST /write HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(POINT)}\r\n\r\n"
+            sender.sendall(head.encode() + POINT)
+            assert out.read_text() == ""
+            os.write(go_on, b"\n")
+            assert sender.recv(1000).startswith(b"HTTP/1.1 204")
+        node.terminate()
+        assert node.wait(15) == 0
+    finally:
+        node.kill()
+        node.wait()
+        os.close(go_on)
+
+
 def _connects(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()

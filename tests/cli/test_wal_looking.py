@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.node_dir import make_node_dir
 from tests.rigs.forked import quick_command
 from tests.rigs.prepared import ENTRIES, POINTS, START_NS, lines, prepare
 from tests.rigs.processes import wait_until
@@ -327,6 +328,33 @@ def test_verification_of_damage_needs_an_operator(data: Path) -> None:
     ):
         assert words in ran.stdout
     assert ran.stdout.endswith(b"1,000 points lost in what is listed above\n")
+
+
+@pytest.mark.parametrize(
+    ("gone", "lost"),
+    [
+        ([0], ["seqs 1 to 2"]),
+        ([1], ["seqs 3 to 4"]),
+        ([2], ["seqs 5 to 6"]),
+        ([0, 1], ["seqs 1 to 4"]),
+        ([1, 2], ["seqs 3 to 6"]),
+        ([0, 2], ["seqs 1 to 2", "seqs 5 to 6"]),
+        ([0, 1, 2], ["seqs 1 to 6"]),
+    ],
+)
+def test_verification_names_what_missing_segments_held(
+    tmp_path: Path, gone: list[int], lost: list[str]
+) -> None:
+    data = make_node_dir(tmp_path / "data", [b"m v=1 1\n" * 5] * 6, sealed_after=(2, 4))
+    files = segments(data)
+    for index in gone:
+        files[index].unlink()
+    ran = wal("verify", data=data)
+    assert ran.returncode == 3
+    said = ran.stdout.decode().splitlines()
+    found = [line.partition(" (")[0] for line in said if line.startswith("lost: ")]
+    assert sorted(found) == [f"lost: {each}" for each in lost]
+    assert "everything is whole" not in said
 
 
 def test_an_export_is_the_points_in_gzip(data: Path, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.http.rig import NOW_NS, ask, front
+from tests.http.rig import NOW_NS, ask, front, running, within
 from tests.http.test_refusals import Noted
 from wal_ingest.errors import BodyTooSlow
 from wal_ingest.http import answers
 from wal_ingest.http.requests import Dialect
 from wal_ingest.settings import ServerSettings
+from wal_ingest.wal.entry import Destination
 
 T = 1_763_800_000_000_000_000
 GOOD = b"good v=1 %d\n" % T
@@ -127,6 +128,36 @@ async def test_times_are_read_in_the_unit_that_the_client_means(target: str, tim
     whole = front()
     assert (await ask(whole.app, "POST", target, b"m f=1 %d\n" % time)).status == 204
     assert whole.wal.lines == b"m f=1 %d\n" % stored
+
+
+@pytest.mark.parametrize("length", ["chunked", "of known length"])
+async def test_influxdb_3_clients_send_gzip_with_and_without_a_length_and_a_bearer_token(length: str) -> None:
+    settings = ServerSettings(write_token="right")
+    whole = front(settings)
+    body = gzip.compress(GOOD)
+    with within(5):
+        async with running(whole.app, settings) as server:
+            for token, status in (("wrong", 401), ("right", 204)):
+                peer = await server.connect()
+                await peer.send(v3_request(body, token, chunked=length == "chunked"))
+                assert (await peer.answer()).status == status
+    [[entry]] = whole.wal.appends
+    assert (entry.lines, entry.destination) == (GOOD, Destination("o", "d"))
+
+
+def v3_request(body: bytes, token: str, *, chunked: bool) -> bytes:
+    """A write as InfluxDB 3's clients send it; chunked, the body is cut in the middle."""
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    lines = [
+        "POST /api/v3/write_lp?org=o&db=d&precision=nanosecond HTTP/1.1",
+        "Host: x",
+        "Content-Encoding: gzip",
+        f"Authorization: Bearer {token}",
+        length,
+    ]
+    parts = [body[:10], body[10:], b""]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    return "\r\n".join([*lines, "", ""]).encode() + (chunks if chunked else body)
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,9 @@ async def test_write_routes_take_post_only(target: str, method: str) -> None:
         ("/api/v2/write", Destination()),
         ("/write?db=d", Destination("", "d")),
         ("/write?db=d&rp=week&u=me&p=secret", Destination("", "d/week")),
+        ("/api/v3/write_lp?db=d", Destination("", "d")),
+        ("/api/v3/write_lp?org=o&db=d%20e&precision=nanosecond", Destination("o", "d e")),
+        ("/api/v3/write_lp?org=&db=d&no_sync=true", Destination("", "d")),
         ("/metrics", Destination()),
     ],
 )

@@ -12,6 +12,7 @@ import structlog.testing
 from tests.http.rig import LINE, ask, front
 from wal_ingest.errors import WalFull
 from wal_ingest.http.refusals import LINES_PER_S, RefusalLog
+from wal_ingest.settings import ServerSettings
 
 ROUTES = ["/metrics", "/api/v2/write", "/write"]
 OURS = re.compile(r"[0-9a-f]{16}")
@@ -185,6 +186,15 @@ async def test_an_observer_is_told_of_every_answer_once() -> None:
         ("/api/v2/write", "accepted", 0, 10),
     ]
     assert noted.appends == [0.5]
+
+
+async def test_a_wrong_token_has_a_metric_label_of_its_own() -> None:
+    noted = Noted()
+    whole = front(ServerSettings(write_token="right"), observer=noted)
+    await ask(whole.app, "POST", "/write", LINE, {"Authorization": "Bearer wrong"})
+    await ask(whole.app, "POST", "/write", b"nonsense", {"Authorization": "Bearer right"})
+    assert noted.answers == [("/write", "unauthorized", 0, 0), ("/write", "invalid", 0, 0)]
+    assert [reason for _route, reason, *_ in noted.refusals] == ["unauthorized", "malformed"]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,13 @@ def test_the_node_of_the_compose_file_is_built_from_here_and_given_real_settings
     assert float(node["stop_grace_period"].removesuffix("s")) > FIELDS["server.stop_s_max"].default
 
 
+def test_every_container_comes_back_after_any_end_but_an_operators() -> None:
+    """`on-failure` would leave a node down that was stopped in order by a restart of the machine."""
+    assert {name: service["restart"] for name, service in SERVICES.items()} == dict.fromkeys(
+        SERVICES, "unless-stopped"
+    )
+
+
 def test_the_parts_of_the_compose_file_know_each_other() -> None:
     node, database = SERVICES["wal-ingest"]["environment"], SERVICES["influxdb"]["environment"]
     assert node["INFLUXDB_URL"] == "http://influxdb:8086"

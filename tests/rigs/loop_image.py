@@ -85,6 +85,11 @@ def mounted(image: Path, where: Path, *, options: str) -> Iterator[Path]:
         shutil.rmtree(where)
 
 
+def remount_read_only(where: Path) -> None:
+    """Makes a mounted file system read-only, as the kernel does with one that has failed."""
+    _run("mount", "-o", "remount,ro", str(where))
+
+
 def _run(*command: str) -> str:
     program = find_program(command[0])
     assert program is not None, f"{command[0]} is missing"

@@ -17,19 +17,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from typer.testing import CliRunner
 
 from tests.model.moments import Killed, Moments
 from tests.rigs.small_letters import small_letters
 from tests.wal.test_failing_calls import failing
+from wal_ingest.cli import app
 from wal_ingest.errors import DiskFull, NoRoomForLetters, StorageFailed, UnknownFormatVersion, WalDamaged
 from wal_ingest.wal import letter_blocks, letter_files, letter_store
 from wal_ingest.wal.cursor import Cursor, DeadLetter
 from wal_ingest.wal.entry import Destination
 from wal_ingest.wal.gzip_codec import compress
-from wal_ingest.wal.letter_blocks import MAGIC, Block, BlockRecord, decode_block, make_blocks
+from wal_ingest.wal.letter_blocks import MAGIC, Block, BlockRecord, decode_block, decode_record, make_blocks
 from wal_ingest.wal.letter_files import LETTERS_DIR, LetterFiles, file_name, read_block_bytes
 from wal_ingest.wal.letter_reading import Piece, in_order
 from wal_ingest.wal.letter_room import LetterLimits
+from wal_ingest.wal.letter_store import read_block
 from wal_ingest.wal.letters import id_of, letter_key, letter_number, letters_prefix
 from wal_ingest.wal.lmdb_file import LmdbFile
 from wal_ingest.wal.space import Reserve
@@ -692,3 +695,31 @@ def test_a_block_that_cannot_be_read_keeps_only_its_own_letters_from_being_remov
     nobody = second._replace(number=10**6)
     assert state.remove_letters(SINK, [second, nobody], written=False) == 1
     state.close()
+
+
+def test_showing_one_of_many_letters_reads_no_more_than_its_own_block(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path, now_ns=1)
+    for first in range(1, 400, 40):
+        park(state, letters(40, first=first, reasons=1))
+    state.close()
+    read: list[int] = []
+    records: list[bytes] = []
+
+    def counted_block(directory: Path, wal_id: uuid.UUID, block: Block) -> list[DeadLetter]:
+        found = read_block(directory, wal_id, block)
+        read.extend(each.number for each in found)
+        return found
+
+    def counted_record(key: bytes, value: bytes) -> Block:
+        records.append(key)
+        return decode_record(key, value)
+
+    monkeypatch.setattr("wal_ingest.wal.state.read_block", counted_block)
+    monkeypatch.setattr("wal_ingest.wal.state.decode_record", counted_record)
+    shown = CliRunner().invoke(app, ["dead-letters", "show", "--limit", "1", "--data-dir", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert letter(1).line.decode() in shown.output
+    assert 1 in read
+    assert (len(read), len(records)) <= (4, 2)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.flusher.twins import START_NS, lines_of, run_inline
+from tests.flusher.twins import START_NS, MemoryLog, lines_of, run_inline
 from wal_ingest.errors import ArchiveBroken, OperatorNeeded
-from wal_ingest.flusher.batches import Batch
+from wal_ingest.flusher.batches import Batch, Batcher
 from wal_ingest.flusher.outcome import Confirmed, Misconfigured, Unavailable
+from wal_ingest.flusher.replay.archive import ArchiveSource
+from wal_ingest.flusher.replay.places import Unit
 from wal_ingest.flusher.sinks.archive import ArchiveSink
 from wal_ingest.flusher.sinks.archive_position import (
     FILES_MAX,
@@ -129,6 +131,20 @@ async def test_two_crashes_at_the_same_length_keep_both_tails(tmp_path: Path) ->
             file.write(tail)
         await write(tmp_path, position=position)
     assert sorted(aside(tmp_path).values()) == [b"one", b"two"]
+
+
+async def test_points_with_line_feeds_in_strings_come_back_one_by_one(tmp_path: Path) -> None:
+    texts = ["a\nb", "\n", "a\nm n=1i 1\n# no comment\n", "plain", '\\"\n\\"', "\r\n\n"]
+    points = [f'log,n={n} text="{text}" {START_NS + n}\n'.encode() for n, text in enumerate(texts * 40)]
+    log = MemoryLog()
+    # A small entry is not compressed yet when it comes to the archive, a large one is.
+    for part in (points[:4], points[4:200], points[200:]):
+        log.append(len(part), lines=b"".join(part))
+    sink = sink_in(tmp_path)
+    batcher = Batcher(sink.group, points_max=100_000)
+    await write(tmp_path, *batcher.add(log.entries), *batcher.flush())
+    source = ArchiveSource(tmp_path / "archive", HOUR, HOUR, points_max=1)
+    assert [unit.entry.lines() for unit in source.items() if isinstance(unit, Unit)] == points
 
 
 async def test_a_file_of_a_later_hour_that_was_never_confirmed_is_moved_aside(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ async def test_elsewhere_there_is_no_websocket(path: str) -> None:
         assert await peer.end() == b""
 
 
+@pytest.mark.parametrize("path", ["/stream/", "//stream", "//stream//"])
+async def test_doubled_and_final_slashes_of_the_path_do_not_matter(path: str) -> None:
+    async with node() as whole:
+        client = await whole.open("client_id=a", path=path)
+        assert (await client.next())["type"] == "welcome"
+        await client.send(1)
+        assert (await client.next())["type"] == "ack"
+        assert whole.wal.lines == LINE
+        await client.hang_up()
+
+
 async def test_compression_of_the_connection_is_never_agreed_to() -> None:
     async with node() as whole:
         for offer in (
