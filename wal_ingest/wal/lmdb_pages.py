@@ -133,10 +133,10 @@ class PageReader:
     def items_from(self, key: bytes) -> Iterator[Item]:
         """Items with keys from `key` on, in order."""
         if self._root != NO_ROOT:
-            yield from self._walk(self._root, key, 1)
+            yield from self._walk(self._root, key, self._depth)
 
-    def _walk(self, number: int, key: bytes, depth: int) -> Iterator[Item]:
-        if depth > min(self._depth, _DEPTH_MAX):
+    def _walk(self, number: int, key: bytes, depth_left: int) -> Iterator[Item]:
+        if not 0 < depth_left <= _DEPTH_MAX:
             raise self._damaged("the tree is deeper than it says")
         page = self._page(number, BRANCH | LEAF)
         offsets = self._nodes(page)
@@ -149,7 +149,7 @@ class PageReader:
         starts = [b"", *(self._key(page, offset) for offset in offsets[1:])]
         for index, offset in enumerate(offsets):
             if index + 1 == len(offsets) or starts[index + 1] > key:
-                yield from self._walk(self._child(page, offset), key, depth + 1)
+                yield from self._walk(self._child(page, offset), key, depth_left - 1)
 
     def whatever_from(self, key: bytes) -> Iterator[Found | Unreadable]:
         """As `items_from`, but goes on behind damage, and says where it met it.
@@ -197,22 +197,38 @@ class PageReader:
             raise self._damaged(
                 f"its meta pages, of transactions {first[4]} and {second[4]}, do not follow each other"
             )
-        self._page_size, self._depth, self._root, self.last_page, self.transaction = max(
-            first, second, key=lambda meta: meta[4]
-        )
-        # Asked last: a commit makes the file longer before a meta page says so.
+        newest = max(first, second, key=lambda meta: meta[4])
+        self._page_size, self._depth, self._root, self.last_page, self.transaction = newest[:5]
+        # Read last: a commit makes the file longer before a meta page says so.
         size = os.fstat(self._fd).st_size
-        if size < self.used_bytes:
+        # LMDB does not write a page that one transaction took and gave back. Where it is the last one, the file ends
+        # before it, and nothing is missing.
+        if size < self.used_bytes and not self._are_free(size // self._page_size, *newest[5:]):
             raise self._damaged(f"the file has {size} bytes, its last page ends at {self.used_bytes}")
 
-    def _meta(self, data: bytes) -> tuple[int, int, int, int, int]:
+    def _are_free(self, first_page: int, depth: int, root: int) -> bool:
+        """Whether all pages from one on are in the tree of free pages."""
+        if root == NO_ROOT:
+            return False
+        free: set[int] = set()
+        # A value is how many pages there are, and their numbers; its key is the transaction that freed them.
+        try:
+            for _transaction, value in self._walk(root, b"", depth):
+                free.update(struct.unpack(f"={len(value) // 8}Q", value[: len(value) // 8 * 8])[1:])
+        except WalDamaged:
+            return False  # the missing pages say more
+        return free.issuperset(range(first_page, self.last_page + 1))
+
+    def _meta(self, data: bytes) -> tuple[int, int, int, int, int, int, int]:
+        """The page size; the tree's depth and root; the last page; the transaction; the free tree's depth and root."""
         magic, version, _address, _map_bytes = META.unpack_from(data)
-        page_size = TREE.unpack_from(data, 24)[0]
+        free = TREE.unpack_from(data, 24)
+        page_size = free[0]
         tree = TREE.unpack_from(data, 72)
         last_page, transaction = META_END.unpack_from(data, 120)
         if magic != MAGIC or version != DATA_VERSION or page_size not in PAGE_SIZES:
             raise self._damaged("a meta page is not LMDB's")
-        return page_size, tree[2], tree[7], last_page, transaction
+        return page_size, tree[2], tree[7], last_page, transaction, free[2], free[7]
 
     def _page(self, number: int, kinds: int) -> bytes:
         if not 2 <= number <= self.last_page:
