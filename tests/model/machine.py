@@ -318,6 +318,8 @@ class StoreMachine(RuleBasedStateMachine):
         """A start whose settings lack a sink, or name it again."""
         name = self.sinks[which].name
         self._live(self._abandon)
+        if self.store is not None:
+            return  # killed on the way: the life that followed began with the settings as they were
         if name in self.absent:
             self.absent.discard(name)
         elif not self.absent:  # one sink at least is always on
