@@ -120,9 +120,11 @@ def content_of(whole: bytes, path: Path) -> dict[bytes, bytes]:
     return content(copy)
 
 
-def test_a_state_file_that_lacks_its_last_page_in_use_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("commits", [0, 1, 2])
+def test_a_state_file_that_lacks_its_last_page_in_use_is_refused(tmp_path: Path, commits: int) -> None:
     state = State(tmp_path, now_ns=1)
-    state.commit_cursor("influxdb", Cursor(7, 70))
+    for seq in range(commits):
+        state.commit_cursor("influxdb", Cursor(seq, seq))
     state.close()
     path = tmp_path / STATE_NAME
     os.truncate(path, path.stat().st_size - PAGE)
