@@ -46,6 +46,7 @@ from wal_ingest.flusher.parking import letters_of
 from wal_ingest.flusher.piece import Convicted, Piece, Refusal, Verdict
 from wal_ingest.flusher.shapes import (
     by_time,
+    common_shape,
     divided,
     reasons_by_place,
     repeats,
@@ -318,14 +319,14 @@ class Finder:
         # A batch that was under way when its shapes were learnt: its good points wait for none of the others.
         if parts := await self._cut(piece, convicted=isinstance(refusal, Convicted)):
             return parts
-        shapes = await self._writer.run_sync(lambda: set(shapes_of(lines)))
-        if len(shapes) == 1:
+        shape = await self._writer.run_sync(common_shape, lines)
+        if shape is not None:
             if isinstance(refusal, Rejected) and refusal.hint is None and refusal.dropped == len(lines):
                 self._park(piece, refusal.reason, refusal.status, refusal.about_points)
                 return []
-            if not shapes & piece.passed:
+            if shape not in piece.passed:
                 known = self._writer.evidence.convictions.of_shape(
-                    piece.batch.group, next(iter(shapes)), refusal.reason, refusal.status
+                    piece.batch.group, shape, refusal.reason, refusal.status
                 )
                 if len(lines) >= (_SAMPLES_OF_KNOWN if known else _SAMPLED_POINTS_MIN):
                     return await self._sampled(

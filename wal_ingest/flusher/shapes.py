@@ -24,6 +24,8 @@ _TYPE_OF_LAST = {b"i": "integer", b"u": "unsigned"}
 _BOOLEAN_STARTS = b"tTfF"
 # Lines of one shape that are read before a pattern of it is made.
 _PATTERN_AFTER = 16
+# Making a pattern costs as much as reading so many lines.
+_PATTERN_LINES_MIN = 20
 # How a field's value begins, by its type.
 _ESCAPES = frozenset(b",= \\")
 _VALUES = {
@@ -125,9 +127,11 @@ def shapes_of(lines: Sequence[bytes]) -> Iterator[Shape]:
 
 def common_shape(lines: Sequence[bytes]) -> Shape | None:
     """The shape that all lines have; None where they have several."""
-    shapes = shapes_of(lines)
-    first = next(shapes)
-    return first if all(shape == first for shape in shapes) else None
+    first = shape_of(lines[0])
+    if len(lines) < _PATTERN_LINES_MIN:
+        return first if all(shape_of(line) == first for line in lines[1:]) else None
+    match = _shape_pattern(first).match
+    return first if all(match(line) or shape_of(line) == first for line in lines) else None
 
 
 def type_of(value: bytes) -> str:
@@ -221,8 +225,10 @@ def _is_named(line: bytes, measurement: bytes, needle: bytes, hint: Named) -> bo
 
 
 def _shaped(lines: Sequence[bytes], hint: Shaped) -> list[int]:
-    match = _shape_pattern(hint.shape).match
-    return [place for place, line in enumerate(lines) if match(line)]
+    shape, match = hint.shape, _shape_pattern(hint.shape).match
+    # Most lines of a batch are of other measurements: a beginning is compared in a third of the time of a match.
+    start = shape.measurement + (b"," if shape.tags else b" ")
+    return [place for place, line in enumerate(lines) if line.startswith(start) and match(line)]
 
 
 @lru_cache(maxsize=256)
