@@ -133,10 +133,10 @@ class PageReader:
     def items_from(self, key: bytes) -> Iterator[Item]:
         """Items with keys from `key` on, in order."""
         if self._root != NO_ROOT:
-            yield from self._walk(self._root, key, self._depth)
+            yield from self._walk(self._root, key, min(self._depth, _DEPTH_MAX))
 
     def _walk(self, number: int, key: bytes, depth_left: int) -> Iterator[Item]:
-        if not 0 < depth_left <= _DEPTH_MAX:
+        if depth_left < 1:
             raise self._damaged("the tree is deeper than it says")
         page = self._page(number, BRANCH | LEAF)
         offsets = self._nodes(page)
@@ -213,7 +213,7 @@ class PageReader:
         free: set[int] = set()
         # A value is how many pages there are, and their numbers; its key is the transaction that freed them.
         try:
-            for _transaction, value in self._walk(root, b"", depth):
+            for _transaction, value in self._walk(root, b"", min(depth, _DEPTH_MAX)):
                 free.update(struct.unpack(f"={len(value) // 8}Q", value[: len(value) // 8 * 8])[1:])
         except WalDamaged:
             return False  # the missing pages say more
