@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -302,28 +302,33 @@ LIVES = {"one by one": one_by_one, "many": many, "removing": removing}
 def test_a_kill_between_any_two_steps_leaves_just_the_letters_that_the_cursor_counts(
     tmp_path: Path, life: str
 ) -> None:
+    assert moments_killed(tmp_path, LIVES[life]) > 15
+
+
+def moments_killed(folder: Path, act: Callable[[State], None]) -> int:
+    """Kills a process at each step of what it does with its state, and checks what is on disk; returns how many."""
     moments = Moments()
     try:
         for moment in count(1):
-            before, after = tmp_path / f"{moment}", tmp_path / f"{moment}-killed"
+            before, after = folder / f"{moment}", folder / f"{moment}-killed"
             before.mkdir()
             moments.born(before, after)
             state = State(before, now_ns=1)
             moments.kill_after(moment)
             with contextlib.suppress(Killed):
-                LIVES[life](state)
+                act(state)
             struck = moments.dead
             moments.kill_after(None)
             moments.dead = False
             state.close()
             if not struck:
-                break
+                return moment - 1
             check_whole(after)
             shutil.rmtree(before)
             shutil.rmtree(after)
     finally:
         moments.close()
-    assert moment > 15
+    raise AssertionError("the loop ends by its return")
 
 
 def check_whole(directory: Path) -> None:

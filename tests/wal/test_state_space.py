@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from tests.model.moments import Killed, Moments
 from tests.rigs.small_letters import small_letters
-from tests.wal.test_letter_store import SINK, check_whole, files_of, letters, noisy, park
+from tests.wal.test_letter_store import SINK, check_whole, files_of, letters, moments_killed, noisy, park
 from wal_ingest.errors import StorageFailed
 from wal_ingest.wal import letter_store
 from wal_ingest.wal import state as state_module
@@ -51,6 +47,15 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An eighth of what is held and given back; `proofs/test_letters_fill_the_disk.py` has the real figures."""
     for name in ("_RESERVE_BYTES", "_COMPACT_BYTES", "_COMPACT_AT_WORK_BYTES"):
         monkeypatch.setattr(state_module, name, getattr(state_module, name) // 8)
+
+
+@pytest.fixture
+def ten_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """A state with ten letters, whose file is written anew whenever letters go."""
+    monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
+    state = State(tmp_path, now_ns=1)
+    park(state, letters(10))
+    return state
 
 
 @pytest.fixture
@@ -250,11 +255,9 @@ def test_a_file_with_much_in_it_waits_for_the_next_start(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_where_there_is_no_room_for_a_copy_the_file_stays_until_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, ten_letters: State, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
-    state = State(tmp_path, now_ns=1)
-    park(state, letters(10))
+    state = ten_letters
     before = state.path.stat().st_ino
 
     def failing(_file: LmdbFile, path: Path) -> None:
@@ -272,11 +275,9 @@ def test_where_there_is_no_room_for_a_copy_the_file_stays_until_there_is(
 
 
 def test_a_node_at_work_that_cannot_hold_room_for_cursors_in_a_copy_keeps_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ten_letters: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
-    state = State(tmp_path, now_ns=1)
-    park(state, letters(10))
+    state = ten_letters
     before = state.path.stat().st_ino
     monkeypatch.setattr("wal_ingest.wal.space._hold", lambda _fd, _length: errno.ENOSPC)
     drop_all(state)
@@ -287,11 +288,9 @@ def test_a_node_at_work_that_cannot_hold_room_for_cursors_in_a_copy_keeps_the_fi
 
 
 def test_a_copy_that_is_not_what_was_written_never_takes_the_place_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ten_letters: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
-    state = State(tmp_path, now_ns=1)
-    park(state, letters(10))
+    state = ten_letters
     copy = LmdbFile.copy
 
     def damaging(file: LmdbFile, path: Path) -> None:
@@ -314,30 +313,11 @@ def test_a_kill_at_any_step_leaves_just_the_letters_that_the_cursor_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(State, "_is_mostly_free", lambda _state: True)
-    moments = Moments()
+
+    def drop_some(state: State) -> None:
+        park(state, letters(3))
+        park(state, letters(5, first=4))
+        state.remove_letters(SINK, [id_of(each) for each in state.dead_letters(SINK)][::2], written=False)
+
     with small_letters():
-        try:
-            for moment in count(1):
-                before, after = tmp_path / f"{moment}", tmp_path / f"{moment}-killed"
-                before.mkdir()
-                moments.born(before, after)
-                state = State(before, now_ns=1)
-                moments.kill_after(moment)
-                with contextlib.suppress(Killed):
-                    park(state, letters(3))
-                    park(state, letters(5, first=4))
-                    state.remove_letters(
-                        SINK, [id_of(each) for each in state.dead_letters(SINK)][::2], written=False
-                    )
-                struck = moments.dead
-                moments.kill_after(None)
-                moments.dead = False
-                state.close()
-                if not struck:
-                    break
-                check_whole(after)
-                shutil.rmtree(before)
-                shutil.rmtree(after)
-        finally:
-            moments.close()
-    assert moment > 15
+        assert moments_killed(tmp_path, drop_some) > 15
