@@ -309,6 +309,24 @@ def test_a_copy_that_is_not_what_was_written_never_takes_the_place_of_the_file(
     check_whole(tmp_path)
 
 
+def test_after_a_new_name_that_could_not_be_synced_nothing_is_written_any_more(
+    tmp_path: Path, ten_letters: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the name may be that of the old file again, and what was written to the new one is gone."""
+
+    def failing(path: Path) -> None:
+        raise StorageFailed(path, "the directory could not be synced", number=errno.EIO)
+
+    monkeypatch.setattr("wal_ingest.wal.state.sync_directory", failing)
+    with pytest.raises(StorageFailed, match="could not be synced"):
+        drop_all(ten_letters)
+    monkeypatch.undo()
+    with pytest.raises(StorageFailed):
+        park(ten_letters, letters(1, first=20))
+    ten_letters.close()
+    check_whole(tmp_path)
+
+
 def test_a_kill_at_any_step_leaves_just_the_letters_that_the_cursor_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

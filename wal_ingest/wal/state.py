@@ -338,8 +338,14 @@ class State:
             return
         self._reserve.close()
         self._reserve = reserve
-        self._file.replace_by(self._new)
-        sync_directory(self.path.parent)
+        try:
+            self._file.replace_by(self._new)
+            sync_directory(self.path.parent)
+        except BaseException:
+            # After a power cut the name may be the old file's. Nothing may be written to the new one, whichever
+            # caller gets this error: every later use fails as well.
+            self._file.close()
+            raise
 
     def _copy(self, *, held_bytes: int) -> Reserve:
         """Makes `_new`, a checked copy without free pages; returns the space that it may grow by.
